@@ -1,0 +1,60 @@
+"""Writing files so that a reader, or a run after a crash, sees the old content or the new, never half of it."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from .errors import UserError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+    """Open a new file beside ``path``; when the block ends well, flush it to disk and rename it over ``path``.
+
+    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is as it was and the new file is gone.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(beside, mode, **encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
+    """What to raise for ``error`` while writing ``path``: a :class:`UserError` where the user can mend it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left to write {path}: free some disk space or choose another folder")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")
+    return error
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Create the folder ``path`` (and its parents) unless it is there, and return it.
+
+    Raises:
+        UserError: it cannot be created, or something that is no folder stands in its place.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path} cannot be a folder: a file stands in the way; choose another name") from None
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return path

@@ -1,0 +1,48 @@
+"""Text: target tokens for training, and the normalisation that a word error rate is counted under."""
+
+import re
+from typing import Literal
+
+from whisper.tokenizer import Tokenizer
+
+Normalization = Literal["diacritics", "full", "none"]
+NORMALIZATIONS: tuple[Normalization, ...] = ("diacritics", "full", "none")
+
+# What Experiment 2A's evaluation stripped: tanwin, harakat, shadda and sukun are U+064B to U+0652 in one run.
+_DIACRITICS = re.compile("[\u064b-\u0652]")
+
+# `full` strips besides: superscript alef, tatweel, every other combining sign of the mushaf (small high letters,
+# pause marks, maddah, hamza above and below), end-of-ayah and rub-el-hizb signs, and punctuation.
+_MARKS = re.compile(
+    "[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_FOLDED = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي", "ی": "ي", "ة": "ه"})
+
+
+def normalize(text: str, normalization: Normalization) -> str:
+    """Return ``text`` as it is compared: the same for reference and hypothesis, words separated by one space.
+
+    ``none`` only evens out white space; ``diacritics`` removes harakat, tanwin, shadda and sukun (U+064B–U+0652);
+    ``full`` also removes superscript alef, tatweel, punctuation and Qur'anic marks, and folds the variants of alef,
+    ya and ta marbuta.
+    """
+    if normalization == "diacritics":
+        text = _DIACRITICS.sub("", text)
+    elif normalization == "full":
+        text = _PUNCTUATION.sub(" ", _MARKS.sub("", text)).translate(_FOLDED)
+    elif normalization != "none":
+        raise ValueError(f"unknown normalization {normalization!r}: choose from {', '.join(NORMALIZATIONS)}")
+    return " ".join(text.split())
+
+
+def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens the decoder is taught: sot, language, transcribe, notimestamps, text, eot.
+
+    The text is encoded with a leading space, as Whisper's own decoding writes it.
+    """
+    return [
+        *tokenizer.sot_sequence_including_notimestamps,
+        *tokenizer.encode(" " + text.strip()),
+        tokenizer.eot,
+    ]
