@@ -1,0 +1,151 @@
+"""The loss, its normalisation over a step, and what is trained."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_whisper
+
+from whisper_quran.dataset import Batch
+from whisper_quran.device import Precision
+from whisper_quran.objective import Objective
+from whisper_quran.optim import build_optimizer, parameter_groups, schedule
+from whisper_quran.training import checkpoint_activations, training_step
+
+CPU = torch.device("cpu")
+PROMPT = 4
+
+
+def make_batch(texts: list[list[int]], seed: int) -> Batch:
+    """Clips of noise whose texts are ``texts`` (token ids), as the dataset would collate them."""
+    length = max(map(len, texts)) + PROMPT
+    tokens = torch.full((len(texts), length), 50257)
+    positions, targets = [], []
+    for row, text in enumerate(texts):
+        whole = [50258, 50272, 50359, 50363, *text, 50257]
+        tokens[row, : len(whole) - 1] = torch.tensor(whole[:-1])
+        positions += [row * length + i for i in range(PROMPT - 1, len(whole) - 1)]
+        targets += whole[PROMPT:]
+    # One noise a text, so that a clip is the same in whatever batch it stands.
+    audio = torch.stack(
+        [
+            torch.randint(-9000, 9000, (8000,), generator=torch.Generator().manual_seed(seed + i))
+            for i in range(len(texts))
+        ]
+    ).to(torch.int16)
+    return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets))
+
+
+def test_the_loss_is_the_cross_entropy_of_whispers_own_logits_over_text_and_eot():
+    model = make_whisper()
+    batch = make_batch([[10, 11, 12], [20], [30, 31, 32, 33, 34]], seed=0)
+    mel = torch.randn(3, 80, 3000)
+    loss = Objective(model, train_encoder=False)(mel, batch.tokens, batch.positions, batch.targets)
+    logits = model(mel, batch.tokens).flatten(0, 1)
+    labels = torch.full((len(logits),), -100)
+    labels[batch.positions] = batch.targets
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+    assert batch.target_tokens == 3 + 1 + 5 + 3
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_accumulating_4_by_4_is_the_update_of_a_batch_of_16(train_encoder):
+    """Texts of 1 to 16 tokens: a mean of micro-batch means would differ in the second digit."""
+    texts = [list(range(100, 101 + n)) for n in range(16)]
+    original = make_whisper()
+    updated = []
+    for size in (16, 4):
+        model = copy.deepcopy(original)
+        objective = Objective(model, train_encoder)
+        optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+        batches = [make_batch(texts[start : start + size], seed=start) for start in range(0, 16, size)]
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        training_step(objective, batches, optimizer, scaler, Precision("fp32", ""), CPU, 80, clip_grad=1.0)
+        updated.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+    start = torch.cat([p.detach().flatten() for p in original.parameters() if p.requires_grad or train_encoder])
+    if not train_encoder:
+        start = torch.cat([p.detach().flatten() for p in original.decoder.parameters()])
+    whole, parts = (weights - start for weights in updated)
+    assert (whole - parts).norm() / whole.norm() < 1e-5
+
+
+def test_a_frozen_encoder_has_no_gradient_no_state_and_does_not_move():
+    model = make_whisper()
+    before = copy.deepcopy(model.state_dict())
+    objective = Objective(model, train_encoder=False)
+    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    batch = make_batch([[10, 11], [12]], seed=0)
+    training_step(objective, [batch], optimizer, scaler, Precision("fp32", ""), CPU, 80, clip_grad=1.0)
+    assert not objective.encode(torch.randn(1, 80, 3000)).requires_grad
+    held = {id(parameter) for parameter in optimizer.state}
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith("encoder.")
+        assert torch.equal(parameter, before[name]) == frozen, name
+        assert (id(parameter) in held) != frozen
+        assert parameter.requires_grad != frozen
+
+
+def test_no_decay_on_biases_and_layernorm_and_every_parameter_once():
+    model = make_whisper(layers=2)
+    objective = Objective(model, train_encoder=True)
+    decayed, spared = (group["params"] for group in parameter_groups(objective, 0.01))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(decayed) + len(spared) == len(names)
+    for parameter in spared:
+        name = names[id(parameter)]
+        assert name.endswith("bias") or "_ln." in name or ".ln" in name, name
+    assert all(not names[id(p)].endswith("bias") and "ln" not in names[id(p)] for p in decayed)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    model = make_whisper()
+    objective = Objective(model, train_encoder=True)
+    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    before = copy.deepcopy(model.state_dict())
+    batch = make_batch([[10, 11]], seed=0)
+    hook = model.decoder.ln.register_forward_hook(lambda *args: args[-1] * float("nan"))
+    loss, norm = training_step(objective, [batch], optimizer, scaler, Precision("fp32", ""), CPU, 80, clip_grad=1.0)
+    hook.remove()
+    assert loss != loss and norm != norm
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    training_step(objective, [batch], optimizer, scaler, Precision("fp32", ""), CPU, 80, clip_grad=1.0)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    batch = make_batch([[10, 11, 12], [13]], seed=0)
+    mel = torch.randn(2, 80, 3000)
+    gradients = []
+    for recompute in (False, True):
+        model = make_whisper(layers=2)
+        objective = Objective(model, train_encoder=True)
+        if recompute:
+            checkpoint_activations(model)
+        objective(mel, batch.tokens, batch.positions, batch.targets).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_the_schedule_warms_up_then_falls_to_nothing():
+    rates = [schedule(step, warmup_steps=2, total_steps=10) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+    assert schedule(0, warmup_steps=0, total_steps=1) == 1.0
+    assert schedule(5, warmup_steps=20, total_steps=10) > 0
+
+
+def test_bf16_autocast_stays_near_fp32():
+    model = make_whisper()
+    objective = Objective(model, train_encoder=False)
+    batch = make_batch([[10, 11, 12], [13]], seed=0)
+    mel = torch.randn(2, 80, 3000)
+    losses = []
+    for name in ("fp32", "bf16"):
+        with Precision(name, "").autocast(CPU):
+            losses.append(objective(mel, batch.tokens, batch.positions, batch.targets).item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]

@@ -1,0 +1,423 @@
+"""The report, opened as a reader opens it: from disk, in a headless Chromium."""
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whisper_quran.metrics import ErrorCounts, count_errors
+from whisper_quran.report import word_edits, write_report
+
+FATIHA = [
+    "بسم الله الرحمن الرحيم",
+    "الحمد لله رب العالمين",
+    "الرحمن الرحيم",
+    "مالك يوم الدين",
+    "إياك نعبد وإياك نستعين",
+    "اهدنا الصراط المستقيم",
+    "صراط الذين أنعمت عليهم غير المغضوب عليهم ولا الضالين",
+]
+IKHLAS = ["قل هو الله أحد", "الله الصمد", "لم يلد ولم يولد", "ولم يكن له كفوا أحد"]
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+HOSTILE = '</script><script>window.hacked=1</script><img/src=x onerror="window.hacked=1">\u2028"\'&amp;{{script}}'
+
+
+# ---- evaluations to report on
+
+
+def prediction(model: str, reciter: str, surah: int | str, ayah: int | str, reference: str, hypothesis: str) -> dict:
+    errors = count_errors(reference, hypothesis)
+    return {
+        "model": model,
+        "reciter": reciter,
+        "sorah": surah,
+        "ayah": ayah,
+        "duration": 1.5 + len(reference.split()),
+        "reference": reference,
+        "hypothesis": hypothesis,
+        "hits": errors.hits,
+        "substitutions": errors.substitutions,
+        "deletions": errors.deletions,
+        "insertions": errors.insertions,
+        "wer": errors.wer,
+    }
+
+
+def summarize(predictions: list[dict], **extra: Any) -> dict:
+    """What results.json holds for these predictions."""
+    rows = []
+    for model, reciter in dict.fromkeys((row["model"], row["reciter"]) for row in predictions):
+        some = [row for row in predictions if (row["model"], row["reciter"]) == (model, reciter)]
+        total = sum((count_errors(row["reference"], row["hypothesis"]) for row in some), start=ErrorCounts())
+        counts = {name: getattr(total, name) for name in ("words", "hits", "substitutions", "deletions", "insertions")}
+        audio = sum(row["duration"] for row in some)
+        rows.append(
+            {"model": model, "reciter": reciter, "ayat": len(some), "skipped": 0, **counts, "wer": total.wer}
+            | {"cer": total.cer, "audio_s": audio, "wall_s": audio / 50, "rtf": 0.02, "parameters": 39_000_000}
+        )
+    return {"rows": rows, "environment": {"device": "cpu", "torch": "2.11"}, **extra}
+
+
+def misheard(reference: str, rate: float, chance: random.Random) -> str:
+    """``reference`` as a model of that error rate might write it: letters mistaken, words dropped, doubled, swapped."""
+    words = []
+    for word in reference.split():
+        kind = chance.random() / rate
+        if kind < 0.6:
+            words.append(word.replace("ص", "س") if "ص" in word else word[:-1] + "ن")
+        elif kind < 0.8:
+            words += [word, word]
+        elif kind >= 1:
+            words.append(word)
+    if len(words) > 1 and chance.random() < rate / 2:
+        words[0], words[1] = words[1], words[0]
+    return " ".join(words)
+
+
+def two_models_two_reciters() -> list[dict]:
+    """A poor model and a good one, each with errors whose place is known."""
+    heard = {
+        ("tiny", "Husary"): {(1, 7): "سراط الذين أنعمت غير المغضوب عليهم ولا الضالين آمين", (112, 2): "الله السمد"},
+        ("tiny", "Minshawy"): {(1, 6): "اهدنا السراط المستقيم", (112, 1): ""},
+        ("best.pt", "Minshawy"): {(1, 6): "اهدنا السراط المستقيم"},
+    }
+    return [
+        prediction(model, reciter, surah, ayah, text, heard.get((model, reciter), {}).get((surah, ayah), text))
+        for model in ("tiny", "best.pt")
+        for reciter in ("Husary", "Minshawy")
+        for surah, texts in ((1, FATIHA), (112, IKHLAS))
+        for ayah, text in enumerate(texts, start=1)
+    ]
+
+
+# ---- the browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Write a report and open it; at the end, no page has logged a complaint or asked for anything but its file."""
+    complaints: list[str] = []
+    requests: list[str] = []
+    contexts = []
+
+    def open_report(predictions: list[dict], results: dict | None = None, **options: Any) -> Any:
+        path = tmp_path / "report.html"
+        write_report(path, predictions, results or summarize(predictions))
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_report
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("file:") or not url.endswith("/report.html")] == []
+
+
+def wait_until(page: Any, condition: str) -> None:
+    """Wait for a condition in the page. (Playwright's own wait evaluates text there, which the page forbids.)"""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never came true: {condition}")
+
+
+def listed(page: Any) -> list[str]:
+    """The recordings in a short list, as "surah:ayah, reciter", once they are all drawn."""
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    wait_until(page, "!document.querySelector('.chunk:empty')")
+    return page.locator("article").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
+
+
+def search(page: Any, query: str, number: int) -> None:
+    page.fill("#by-query", query)
+    wait_until(page, f"document.querySelector('#status').textContent.startsWith('{number} of')")
+
+
+# ---- without a browser
+
+
+def test_edits_rebuild_the_hypothesis_and_count_as_jiwer_counts() -> None:
+    chance = random.Random(0)
+    for _ in range(4000):
+        reference, hypothesis = (
+            " ".join(chance.choices("ابجدهو", k=chance.randrange(least, 12))) for least in (chance.randrange(2), 0)
+        )
+        kinds = dict.fromkeys("=~-+", 0)
+        expected, heard = iter(reference.split()), []
+        for edit in word_edits(reference, hypothesis).split():
+            kind, rest = edit[0], edit[1:]
+            number = int(rest) if kind in "=-" else 1
+            kinds[kind] += number
+            passed = [next(expected) for _ in range(number if kind != "+" else 0)]
+            heard += passed if kind == "=" else [rest] if kind in "~+" else []
+        heard += (rest := list(expected))
+        assert heard == hypothesis.split()
+        counts = count_errors(reference, hypothesis)
+        assert kinds["="] + len(rest) == counts.hits
+        assert (kinds["~"], kinds["-"], kinds["+"]) == (counts.substitutions, counts.deletions, counts.insertions)
+
+
+def test_a_report_made_again_from_the_files_is_the_same(tmp_path: Path) -> None:
+    predictions = two_models_two_reciters()
+    results = summarize(predictions)
+    write_report(tmp_path / "report.html", predictions, results)
+    with open(tmp_path / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, predictions[0])
+        writer.writeheader()
+        writer.writerows(predictions)
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        write_report(tmp_path / "again.html", csv.DictReader(file), json.loads(json.dumps(results)))
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
+
+
+def test_texts_that_are_not_the_counted_ones_are_refused(tmp_path: Path) -> None:
+    predictions = two_models_two_reciters()
+    predictions[0]["hypothesis"] += " آمين"
+    with pytest.raises(ValueError, match=r"tiny, Husary, 1:1: counted 0 errors, but the texts differ by 1"):
+        write_report(tmp_path / "report.html", predictions, summarize(two_models_two_reciters()))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is shown
+
+
+def test_the_table_has_every_rate_and_marks_the_best_of_each_column(open_report: Callable[..., Any]) -> None:
+    predictions = two_models_two_reciters()
+    results = summarize(predictions)
+    page = open_report(predictions, results)
+    rows = page.locator("#table tbody tr")
+    rates = [rows.nth(model).locator(".rate").all_inner_texts() for model in (0, 1)]
+    by_model = [results["rows"][:2], results["rows"][2:]]
+    for model in (0, 1):
+        errors = sum(row["substitutions"] + row["deletions"] + row["insertions"] for row in by_model[model])
+        fractions = [row["wer"] for row in by_model[model]] + [errors / sum(row["words"] for row in by_model[model])]
+        assert rates[model] == [f"{100 * fraction:.2f} %" for fraction in fractions]
+    assert page.locator("td.best").count() == 3
+    assert rows.nth(1).locator("td.best").count() == 3
+    # CER over all reciters: both read the same text here, so it is the mean of theirs.
+    cer = sum(row["cer"] for row in by_model[0]) / 2
+    assert rows.nth(0).locator("td small").nth(2).inner_text() == f"CER {100 * cer:.2f} %"
+    assert "39 M" in rows.nth(0).inner_text() and "50× real time" in rows.nth(0).inner_text()
+
+
+def test_words_are_aligned_from_right_to_left_with_each_error_in_its_place(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    page.select_option("#by-model", label="tiny")
+    page.select_option("#by-reciter", label="Husary")
+    search(page, "1:7", 1)
+    assert listed(page) == ["1:7, Husary"]
+    text = page.locator("article .text").first
+    assert text.get_attribute("dir") == "rtl"
+    assert text.locator(".s").inner_text().split() == ["صراط", "سراط"]
+    assert text.locator(".d").inner_text() == "عليهم"
+    assert text.locator(".i").inner_text() == "آمين"
+    assert "1\u00a0substitution, 1\u00a0deletion, 1\u00a0insertion" in page.locator("article").first.inner_text()
+    reference, heard = (text.locator(".s span").nth(row).bounding_box() for row in (0, 1))
+    deleted, inserted = (text.locator(kind).bounding_box() for kind in (".d", ".i"))
+    assert heard["y"] >= reference["y"] + reference["height"] - 1
+    assert reference["x"] > deleted["x"] + deleted["width"] > inserted["x"] + inserted["width"]
+    # Without colour: a wave below, brackets, a plus.
+    style = "(node, [part, name]) => getComputedStyle(node, part)[name]"
+    assert "wavy" in text.locator(".s span").nth(1).evaluate(style, [None, "textDecorationStyle"])
+    assert text.locator(".d").evaluate(style, ["::before", "content"]) == '"["'
+    assert text.locator(".i").evaluate(style, ["::before", "content"]).startswith('"+')
+
+
+def test_sorting_and_filters(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    assert page.locator("#status").inner_text() == "22\u00a0recitations"
+    # Most errors: an ayah that was not heard at all has four, 1:7 three, 1:6 one of each model.
+    assert listed(page)[:3] == ["112:1, Minshawy", "1:7, Husary", "1:6, Minshawy"]
+    page.select_option("#by-sort", "wer")
+    assert listed(page)[:4] == ["112:1, Minshawy", "1:6, Minshawy", "112:2, Husary", "1:7, Husary"]
+    page.select_option("#by-sort", "order")
+    assert listed(page)[:3] == ["1:1, Husary", "1:1, Minshawy", "1:2, Husary"]
+    page.select_option("#by-sort", "duration")
+    assert listed(page)[0].startswith("1:7")
+    page.select_option("#by-reciter", label="Husary")
+    page.select_option("#by-surah", "112")
+    assert sorted(listed(page)) == [f"112:{ayah}, Husary" for ayah in (1, 2, 3, 4)]
+    assert page.locator("#status").inner_text() == "4 of 22\u00a0recitations"
+    page.select_option("#by-model", label="best.pt")
+    assert page.locator("#errors li").count() == 0
+
+
+def test_search_finds_what_was_read_what_was_heard_and_a_number(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    for query, found in {
+        "السِّراط": ["1:6, Minshawy"],  # heard only; vowel signs make no difference
+        "انعمت": ["1:7, Husary", "1:7, Minshawy"],  # nor does the hamza of an alef
+        "no such word": [],
+        "112:3": ["112:3, Husary", "112:3, Minshawy"],
+    }.items():
+        search(page, query, len(found))
+        assert sorted(listed(page)) == found
+        assert ("Nothing fits" in page.locator("#ayat").inner_text()) == (not found)
+
+
+def test_a_common_error_leads_to_the_places_where_it_happens_by_keyboard_alone(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    first = page.locator("#errors button").first
+    assert first.locator("b").inner_text() == "2"
+    assert first.locator("bdi").all_inner_texts() == ["الصراط", "السراط"]
+    assert first.get_attribute("title") == "tiny: 1\nbest.pt: 1"
+    first.focus()
+    page.keyboard.press("Enter")
+    assert listed(page) == ["1:6, Minshawy"]
+    assert first.get_attribute("aria-pressed") == "true"
+    assert first.evaluate("button => button === document.activeElement")
+    page.locator("#chip").focus()
+    page.keyboard.press("Enter")
+    assert len(listed(page)) == 22
+    assert page.locator("#chip").is_hidden()
+
+
+def test_the_surah_chart_tells_figures_and_filters(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    chart = page.locator("#charts figure").first
+    said = chart.locator(".plot").get_attribute("aria-label")
+    assert f"tiny: Surah 1 \u2068الفاتحة\u2069 {100 * 4 / (2 * 29):.1f} %" in said
+    box = chart.locator(".plot").bounding_box()
+    chart.locator(".plot").click(position={"x": 38 + 120 * 1.5, "y": box["height"] / 2})
+    assert page.locator("#by-surah").input_value() == "112"
+    assert "Surah 112" in chart.locator(".readout").inner_text()
+    assert {name.split(":")[0] for name in listed(page)} == {"112"}
+
+
+def test_recordings_that_are_not_the_quran_have_no_surahs(open_report: Callable[..., Any]) -> None:
+    page = open_report(
+        [
+            prediction("tiny", "jfk", "", "a/speech 2.flac", "ask not what your country", "ask what your country"),
+            prediction("tiny", "jfk", "", "a/speech 10.flac", "can do for you", "can do for you"),
+            prediction("tiny", "jfk", "", "a/silence.flac", "", "thank you"),
+        ]
+    )
+    page.select_option("#by-sort", "order")
+    assert listed(page) == ["a/silence.flac, jfk", "a/speech 2.flac, jfk", "a/speech 10.flac, jfk"]
+    assert page.locator("#charts h3").all_inner_texts() == ["WER by length, words", "WER by length, seconds"]
+    assert page.locator("#by-surah").count() == 0
+    assert page.locator(".text").nth(1).get_attribute("dir") == "ltr"
+    assert "3\u00a0recordings" in page.locator("#subtitle").inner_text()
+
+
+def test_what_was_left_out_is_listed_with_its_reason_even_where_nothing_is_left(
+    open_report: Callable[..., Any],
+) -> None:
+    nothing = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions", "audio_s", "wall_s"), 0)
+    rates = dict.fromkeys(("wer", "cer", "rtf"), float("nan"))
+    row = {"model": "tiny", "reciter": "Husary", "ayat": 0, "skipped": 1} | nothing | rates
+    skipped = [{"file": "Husary/001001.mp3", "reason": "empty file"}]
+    page = open_report([], {"rows": [row], "environment": {"device": "cpu"}, "skipped": skipped})
+    page.locator("summary").click()
+    assert page.locator("#skipped td").all_inner_texts() == ["Husary/001001.mp3", "empty file"]
+    assert page.locator(".rate").inner_text() == "–"
+
+
+def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[..., Any]) -> None:
+    name, word = f"runs/{HOSTILE}", HOSTILE.replace(" ", "").replace("\u2028", "")
+    predictions = [
+        prediction(name, HOSTILE, 1, 1, FATIHA[0], f"{word} الله الرحمن الرحيم"),
+        prediction(name, HOSTILE, 1, 2, f"الحمد {word}", "الحمد"),
+        prediction("tiny", HOSTILE, 1, 2, f"الحمد {word}", f"الحمد {word} {word}"),
+    ]
+    skipped = [{"file": HOSTILE, "reason": HOSTILE}]
+    page = open_report(
+        predictions,
+        summarize(predictions, skipped=skipped, normalization=HOSTILE) | {"environment": {HOSTILE: HOSTILE}},
+    )
+    page.locator("summary").click()
+    page.locator("#errors button").first.click()
+    search(page, "window.hacked", 1)
+    listed(page)
+    page.locator(".plot").first.hover()
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.querySelectorAll('img, #data ~ script ~ script').length") == 0
+    assert page.locator("tbody th").first.text_content() == name
+    assert page.locator("#skipped td").last.text_content() == HOSTILE
+    assert word in page.locator("article .s, article .d").first.text_content()
+
+
+def test_the_page_allows_no_script_but_its_own(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    predictions = two_models_two_reciters()
+    write_report(path, predictions, summarize(predictions))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(
+        text.replace("<main>", "<main><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>")
+    )
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    assert page.locator("#table tbody tr").count() == 2
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
+# ---- at full size
+
+
+@pytest.fixture(scope="module")
+def whole_quran(quran: Path) -> list[dict]:
+    """6,236 ayat heard by two models."""
+    with open(quran / "metadata" / "ayah_text_clear.csv", newline="", encoding="utf-8-sig") as file:
+        ayat = list(csv.DictReader(file))
+    chance = random.Random(0)
+    return [
+        prediction(model, "Minshawy", row["sorah"], row["ayah"], row["text"], misheard(row["text"], rate, chance))
+        for model, rate in (("small", 0.35), ("best.pt", 0.06))
+        for row in ayat
+    ]
+
+
+def test_the_whole_quran_twice_holds_few_nodes_wherever_one_scrolls(
+    open_report: Callable[..., Any], whole_quran: list[dict], tmp_path: Path
+) -> None:
+    page = open_report(whole_quran)
+    assert len(whole_quran) == 12_472
+    assert (tmp_path / "report.html").stat().st_size < 3_000_000
+    # The counts of every row, as the page adds them up, are those of jiwer.
+    counted = page.evaluate("""data.rows.map(([,,, , edits]) => {
+        const run = countEdits(edits); return [run.substitutions, run.deletions, run.insertions]; })""")
+    assert counted == [[row["substitutions"], row["deletions"], row["insertions"]] for row in whole_quran]
+    nodes = "document.querySelectorAll('*').length"
+    page.select_option("#by-sort", "order")
+    for part in (0, 0.25, 0.5, 0.75, 1, 1):
+        page.evaluate(f"window.scrollTo(0, {part} * document.body.scrollHeight)")
+        page.wait_for_timeout(150)
+        assert page.evaluate(nodes) < 12_000
+    wait_until(page, "[...document.querySelectorAll('article')].at(-1)?.ariaLabel === '114:6, Minshawy'")
+    assert page.locator("article").count() < 200
+
+
+def test_it_fits_a_phone_and_paper(open_report: Callable[..., Any], whole_quran: list[dict]) -> None:
+    page = open_report(whole_quran, viewport={"width": 360, "height": 740}, is_mobile=True)
+    page.locator("#ayat").scroll_into_view_if_needed()
+    wait_until(page, "document.querySelector('article')")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("article").count() == 20
+    assert page.locator("#print-note").is_visible() and not page.locator("#filters").is_visible()
+    assert page.locator("#ayat").bounding_box()["height"] < 60_000

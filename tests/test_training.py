@@ -1,0 +1,253 @@
+"""`python train.py` on real recordings, from the command line to the checkpoints."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+from conftest import make_whisper
+
+import train as command
+from whisper_quran.checkpoint import save_checkpoint
+from whisper_quran.errors import run_command
+from whisper_quran.training import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """A folder with a small multilingual Whisper, an English-only one, and a cache that the tests share."""
+    folder = tmp_path_factory.mktemp("workshop")
+    save_checkpoint(folder / "model.pt", make_whisper(state=128, layers=2))
+    save_checkpoint(folder / "model.en.pt", make_whisper(n_vocab=51864))
+    return folder
+
+
+@pytest.fixture
+def run(quran, workshop, monkeypatch, capsys):
+    """Run `train.py` with options, in this process; return (exit code, stdout, stderr)."""
+
+    def run(*options: object) -> tuple[int, str, str]:
+        defaults = {
+            "--data": quran,
+            "--model": workshop / "model.pt",
+            "--cache": workshop / "cache",
+            "--train-reciters": "Yasser_Salama_hadr",
+            "--valid-reciters": "AbdulWadood_Haneef",
+            "--surahs": "1:1",
+            "--batch-size": 4,
+            "--epochs": 2,
+            "--precision": "fp32",
+            "--device": "cpu",
+        }
+        given = [str(option) for option in options]
+        rest = [str(x) for pair in defaults.items() if pair[0] not in given for x in pair]
+        monkeypatch.setattr(sys, "argv", ["train.py", *given, *rest])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            run_command(command.main)
+        out, err = capsys.readouterr()
+        return exit.value.code, out, err
+
+    return run
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_on_real_recordings_leaves_what_the_contract_names(run, quran, workshop, tmp_path):
+    code, out, err = run("--out", tmp_path / "run", "--epochs", 3)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    for name in ("config.json", "metrics.jsonl", "results.md", "loss.png", "skipped.csv", "state.pt", "best.pt"):
+        assert (folder / name).stat().st_size > 0, name
+    assert sorted(path.name for path in folder.glob("epoch-*.pt")) == ["epoch-000.pt", "epoch-001.pt", "epoch-002.pt"]
+    assert not list(folder.glob(".*"))
+
+    rows = rows_of(folder)
+    trained = [row for row in rows if row["event"] == "train"]
+    valid = [row for row in rows if row["event"] == "valid"]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in valid] == [-1, 0, 1, 2]
+    assert {"event", "epoch", "step", "loss", "lr", "clips_per_s"} <= trained[0].keys()
+    assert {"event", "epoch", "reciter", "loss", "wer", "cer", "ayat"} <= valid[0].keys()
+    assert valid[-1]["ayat"] == 7 and valid[-1]["reciter"] == "AbdulWadood_Haneef"
+    assert valid[-1]["loss"] < valid[0]["loss"]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+
+    table = (folder / "results.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table] == ["epoch", "---", "vanilla", "0", "1", "2"]
+    assert table[0] in out and "the encoder is frozen" in out and "fp32: as asked" in out
+    with open(folder / "skipped.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["file", "reason"]]
+
+
+def test_checkpoints_are_whispers_own(run, quran, workshop, tmp_path):
+    code, _, err = run("--out", tmp_path / "run", "--epochs", 1, "--no-vanilla")
+    assert code == 0, err
+    saved = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert set(saved) == {"dims", "model_state_dict"}
+    state = saved["model_state_dict"]
+    model = whisper.load_model(str(tmp_path / "run" / "best.pt"), device="cpu")
+    assert list(state) == list(model.state_dict())
+    assert all(value.dtype == torch.float16 for value in state.values())
+    before = torch.load(workshop / "model.pt", weights_only=True)["model_state_dict"]
+    assert all(torch.equal(state[name], before[name]) for name in state if name.startswith("encoder."))
+    assert not torch.equal(state["decoder.ln.weight"], before["decoder.ln.weight"])
+    audio = quran / "audio" / "AbdulWadood_Haneef" / "001001.mp3"
+    assert isinstance(model.transcribe(str(audio), language="ar", fp16=False, sample_len=20)["text"], str)
+
+
+def test_a_run_that_stopped_after_an_epoch_resumes_to_the_same_weights(run, tmp_path, monkeypatch):
+    options = ("--epochs", 3, "--no-vanilla")
+    assert run("--out", tmp_path / "whole", *options)[0] == 0
+
+    validate = Run.validate
+
+    def cut_off(self: Run, epoch: int) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        validate(self, epoch)
+
+    monkeypatch.setattr(Run, "validate", cut_off)
+    assert run("--out", tmp_path / "cut", *options)[0] == 130
+    monkeypatch.setattr(Run, "validate", validate)
+    assert run("--out", tmp_path / "cut", *options)[0] == 2
+    code, _, err = run("--out", tmp_path / "cut", *options, "--resume")
+    assert code == 0, err
+
+    whole, cut = (torch.load(tmp_path / name / "epoch-002.pt")["model_state_dict"] for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    timing = {"clips_per_s", "data_wait", "seconds"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in timing} for row in rows_of(tmp_path / n)] for n in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_resuming_with_options_that_change_the_run_is_refused(run, tmp_path):
+    assert run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1)[0] == 0
+    code, _, err = run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1, "--lr", "1e-3", "--resume")
+    assert code == 2 and "--lr was 0.0005, now 0.001" in err
+
+
+def test_resume_where_nothing_is_saved_starts_the_run(run, tmp_path):
+    code, _, err = run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1, "--resume")
+    assert code == 0, err
+    assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path):
+    audio = tmp_path / "data" / "audio" / "R"
+    audio.mkdir(parents=True)
+    odd = quran / "odd"
+    for number, name in enumerate(
+        ["damaged_frames", "mono_8kHz", "stereo_48kHz", "truncated", "empty", "noise_bytes"], 1
+    ):
+        (audio / f"001{number:03}.mp3").symlink_to(odd / f"{name}.mp3")
+    code, out, err = run(
+        "--data", tmp_path / "data", "--text", quran / "metadata" / "ayah_text_clear.csv", "--train-reciters", "R",
+        "--valid-reciters", "R", "--out", tmp_path / "run", "--epochs", 1, "--no-vanilla",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "in both splits" in out
+    with open(tmp_path / "run" / "skipped.csv", newline="") as file:
+        skipped = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
+    assert set(skipped) == {"001005.mp3", "001006.mp3", "001007.*"}
+    assert "soundfile" in skipped["001006.mp3"] and "ffmpeg" in skipped["001006.mp3"]
+
+
+def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
+    manifest = tmp_path / "clips.csv"
+    folder = quran / "audio" / "Yasser_Salama_hadr"
+    lines = [f"{folder / f'00100{n}.mp3'},some text {n}" for n in range(1, 5)]
+    manifest.write_text("\n".join(["audio,text", *lines, "gone.mp3,never"]) + "\n")
+    argv = ["--manifest", manifest, "--out", tmp_path / "run", "--epochs", 1]
+    argv += ["--train-reciters", "clips", "--valid-reciters"]
+    code, out, err = run_without(run, argv, "--surahs")
+    assert code == 0, err
+    assert "WER is not measured" in out and (tmp_path / "run" / "best.pt").exists()
+    assert "no such file" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def run_without(run, argv, *left_out):
+    """`run`, without defaults of the fixture that do not go with ``argv``."""
+    main = command.main
+
+    def without() -> None:
+        for name in left_out:
+            at = sys.argv.index(name)
+            del sys.argv[at : at + 2]
+        main()
+
+    command.main = without
+    try:
+        return run(*argv)
+    finally:
+        command.main = main
+
+
+BAD = [
+    (["--data", "{tmp}/nowhere"], "no folder {tmp}/nowhere"),
+    (["--data", "{tmp}"], "no recitations in {tmp}"),
+    (["--text", "{tmp}/none.csv"], "no file {tmp}/none.csv"),
+    (["--text", "{tmp}/columns.csv"], "lacks the columns"),
+    (["--text", "{tmp}/utf16.csv"], "is not UTF-8"),
+    (["--text", "{tmp}/empty.csv"], "lacks the columns"),
+    (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, Yasser_Salama_hadr"),
+    (["--valid-reciters", "Yasser_Salama"], "did you mean Yasser_Salama_hadr"),
+    (["--surahs", "200:300"], "--surahs 200:300"),
+    (["--surahs", "50:51"], "nothing left to train on"),
+    (["--max-duration", "0.5"], "nothing left to train on"),
+    (["--model", "{tmp}/columns.csv"], "columns.csv"),
+    (["--model", "{tmp}/none.pt"], "none.pt"),
+    (["--model", "enormous"], "enormous"),
+    (["--model", "{workshop}/model.en.pt"], "English-only"),
+    (["--language", "klingon"], "--language klingon"),
+    (["--precision", "fp16"], "--precision fp16 needs a GPU"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--lr", "-1"], "--lr"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--device", "toaster"], "--device toaster"),
+    (["--out", "{tmp}/columns.csv"], "columns.csv"),
+    (["--cache", "{tmp}/columns.csv"], "columns.csv"),
+    (["--manifest", "{tmp}/none.csv"], "none.csv"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), BAD, ids=[" ".join(options) for options, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2(run, workshop, tmp_path, options, says):
+    (tmp_path / "columns.csv").write_text("surah,verse\n1,1\n")
+    (tmp_path / "utf16.csv").write_text("sorah,ayah,text\n1,1,نص\n", encoding="utf-16")
+    (tmp_path / "empty.csv").touch()
+    places = {"tmp": tmp_path, "workshop": workshop}
+    options = [option.format(**places) for option in options]
+    if "--out" not in options:
+        options += ["--out", tmp_path / "run"]
+    code, _, err = run(*options)
+    assert code == 2
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert says.format(**places) in lines[0]
+
+
+def test_the_command_line_itself(tmp_path):
+    """A real process: help without torch, and a mistake without a traceback."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def train(*options: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "train.py"), *options]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    help = train("--help")
+    assert help.returncode == 0 and "--train-reciters" in help.stdout and "--demo" in help.stdout
+    wrong = train("--data", "nowhere")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: no folder nowhere"), wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1

@@ -1,0 +1,162 @@
+"""From decoded recordings to batches on their way to the device.
+
+A clip travels as raw int16: 30 s of padding and the log-mel are made on the device, for the whole batch
+(:mod:`.features`). Nothing here decodes audio, so one background thread keeps ahead of any GPU: a batch of 16 clips of
+10 s is 5 MB to copy.
+
+Shuffling depends on the seed and the epoch alone, and a step's clips are one slice of that order. Accumulation only
+cuts the slice into micro-batches, so that 4 × 4 sees exactly the clips that a batch of 16 sees.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from whisper.audio import N_SAMPLES
+from whisper.tokenizer import Tokenizer
+
+from .audio import SAMPLE_RATE
+from .corpus import Ayah, Skipped
+from .features import collate
+from .recordings import Recordings
+from .text import target_tokens
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An ayah that can be trained on. ``samples`` is its length at 16 kHz; ``tokens`` run from sot to eot."""
+
+    ayah: Ayah
+    samples: int
+    tokens: tuple[int, ...]
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+
+def build_examples(
+    ayat: Iterable[Ayah], recordings: Recordings, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
+) -> tuple[list[Example], list[Skipped]]:
+    """Keep the ayat that fit the model: at most ``max_duration`` seconds (and 30), and the decoder's context.
+
+    Ayat that ``recordings`` does not hold are left to ``recordings.skipped``.
+    """
+    limit = min(int(max_duration * SAMPLE_RATE), N_SAMPLES)
+    examples, skipped = [], []
+    for ayah in ayat:
+        if ayah.audio not in recordings:
+            continue
+        samples = recordings.length(ayah.audio)
+        tokens = target_tokens(tokenizer, ayah.text)
+        if samples > limit:
+            reason = f"longer than {limit / SAMPLE_RATE:g} s"
+        elif len(tokens) - 1 > n_text_ctx:
+            reason = f"text longer than the decoder's {n_text_ctx} tokens"
+        else:
+            examples.append(Example(ayah, samples, tuple(tokens)))
+            continue
+        skipped.append(Skipped(str(ayah.audio), reason))
+    return examples, skipped
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips with what the decoder is taught, as plain tensors.
+
+    The loss covers text and eot: ``positions`` are where, in the flattened (batch × length) decoder output, the next
+    token is taught, and ``targets`` which token it is. Prompt and padding are in neither, so the output layer, a third
+    of the decoder's work, is never computed for them.
+    """
+
+    audio: Tensor  # (batch, samples of the longest clip) int16, zero-padded
+    tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
+    positions: Tensor  # (target_tokens,) int64
+    targets: Tensor  # (target_tokens,) int64
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    @property
+    def target_tokens(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = (self.audio, self.tokens, self.positions, self.targets)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+def make_batch(examples: Sequence[Example], recordings: Recordings, prompt: int, pin: bool = False) -> Batch:
+    """Collate ``examples``; the first ``prompt`` tokens of each (sot … notimestamps) are given, not taught.
+
+    ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
+    """
+    length = max(len(example.tokens) for example in examples) - 1
+    tokens = torch.full((len(examples), length), examples[0].tokens[-1])
+    positions, targets = [], []
+    for row, example in enumerate(examples):
+        taught = example.tokens[prompt:]
+        tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
+        positions.append(torch.arange(len(taught)) + row * length + prompt - 1)
+        targets.append(torch.tensor(taught))
+    audio = collate([recordings.read(example.ayah.audio) for example in examples], pin=pin)
+    text = (tokens, torch.cat(positions), torch.cat(targets))
+    return Batch(audio, *(tensor.pin_memory() if pin else tensor for tensor in text))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The shuffled order of ``count`` examples, from ``seed`` and ``epoch`` alone."""
+    # Seeds of neighbouring epochs must not collide with those of neighbouring seeds: mix them far apart.
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """``items`` in runs of ``size``; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def prefetch(items: Iterable[T], depth: int = 3) -> Iterator[T]:
+    """Iterate over ``items`` in a background thread that stays up to ``depth`` items ahead.
+
+    An exception of ``items`` is raised here, in its place. The thread ends when the consumer stops early.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: object) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,68 @@
+"""From audio to Whisper's log-mel spectrogram: many clips at once, each as if it were alone.
+
+``whisper.log_mel_spectrogram`` clamps to the loudest value of everything it is given, so that on a batch a clip's
+features depend on its neighbours. Here the loudest value is each clip's own, and the result is that of
+``whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))``.
+
+Most ayat are far shorter than Whisper's 30 seconds. A frame of padding has a known value (the clamp's floor), so the
+Fourier transforms stop where the audio does.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, mel_filters
+
+# The constants of whisper.log_mel_spectrogram: smallest power, decades below the loudest that are kept.
+_MIN_LOG = -10.0
+_RANGE = 8.0
+
+
+def collate(clips: Sequence[np.ndarray], pin: bool = False) -> Tensor:
+    """Put int16 clips (each (n,)) into one int16 tensor (batch, longest), zeros on the right.
+
+    ``pin`` takes page-locked memory, from which a GPU copies without waiting.
+    """
+    longest = max(len(clip) for clip in clips)
+    batch = torch.zeros((len(clips), longest), dtype=torch.int16, pin_memory=pin)
+    rows = batch.numpy()
+    for row, clip in zip(rows, clips, strict=True):
+        row[: len(clip)] = clip
+    return batch
+
+
+def log_mel(audio: Tensor, n_mels: int) -> Tensor:
+    """Compute Whisper's features of every clip: float32 (batch, n_mels, 3000), on the device of ``audio``.
+
+    Args:
+        audio: (batch, n) 16 kHz samples, int16 or float32 in [-1, 1), zeros on the right; n <= 480,000 (30 s).
+        n_mels: 80 or 128, as the model's ``dims.n_mels`` says.
+    """
+    batch, length = audio.shape
+    if length > N_SAMPLES:
+        raise ValueError(f"{length} samples are more than the {N_SAMPLES} (30 s) that Whisper takes")
+    # Past this many frames every window, the mirrored edge of the last one included, sees nothing but padding.
+    frames = min(N_FRAMES, -(-(length + N_FFT) // HOP_LENGTH))
+    mel = torch.empty((batch, n_mels, N_FRAMES), device=audio.device)
+    # A CPU is faster clip by clip (the intermediate results stay in its cache), a GPU all at once.
+    for clips, out in zip(audio.split(1), mel.split(1), strict=True) if audio.device.type == "cpu" else [(audio, mel)]:
+        _log_mel(clips, frames, out)
+    return mel
+
+
+def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
+    """Fill ``out`` (batch, n_mels, 3000): ``frames`` frames from the audio, the floor of each clip after them."""
+    padded = torch.zeros((len(audio), frames * HOP_LENGTH), device=audio.device)
+    padded[:, : audio.shape[1]] = audio
+    if audio.dtype == torch.int16:
+        padded /= 32768
+    window = torch.hann_window(N_FFT, device=audio.device)
+    spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :-1]
+    power = spectrum.real.square() + spectrum.imag.square()
+    log_power = (mel_filters(audio.device, out.shape[1]) @ power).clamp_(min=10**_MIN_LOG).log10_()
+    floor = (log_power.amax(dim=(1, 2), keepdim=True) - _RANGE).clamp_(min=_MIN_LOG)
+    torch.maximum(log_power, floor, out=out[..., :frames])
+    out[..., frames:] = floor
+    out.add_(4.0).div_(4.0)

@@ -1,0 +1,35 @@
+"""The optimiser: AdamW without decay on biases and LayerNorm, linear warmup, then linear decay to zero."""
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """The trainable parameters of ``model`` as AdamW groups: decayed, and (biases and LayerNorm's) not decayed."""
+    spared = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, nn.LayerNorm)
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p not in spared], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p in spared], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float, eps: float) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, in its fused form: one pass over the weights a step."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, eps=eps, fused=True)
+
+
+def schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The fraction of the peak learning rate at optimiser step ``step``, counted from 0.
+
+    Rises linearly to 1 over ``warmup_steps``, then falls linearly; it would reach 0 at ``total_steps``, the first
+    step that is not taken, so no step is wasted at a rate of zero.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return max(0, total_steps - step) / max(1, total_steps - warmup_steps)

@@ -1,0 +1,491 @@
+"use strict";
+// The page draws itself from the data beside this script. Everything shown is made with textContent and attributes and
+// nothing is parsed as HTML, so that the data may hold any text.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const SURAHS = `,الفاتحة,البقرة,آل عمران,النساء,المائدة,الأنعام,الأعراف,الأنفال,التوبة,يونس,هود,يوسف,الرعد,إبراهيم,
+الحجر,النحل,الإسراء,الكهف,مريم,طه,الأنبياء,الحج,المؤمنون,النور,الفرقان,الشعراء,النمل,القصص,العنكبوت,الروم,لقمان,السجدة,
+الأحزاب,سبأ,فاطر,يس,الصافات,ص,الزمر,غافر,فصلت,الشورى,الزخرف,الدخان,الجاثية,الأحقاف,محمد,الفتح,الحجرات,ق,الذاريات,
+الطور,النجم,القمر,الرحمن,الواقعة,الحديد,المجادلة,الحشر,الممتحنة,الصف,الجمعة,المنافقون,التغابن,الطلاق,التحريم,الملك,
+القلم,الحاقة,المعارج,نوح,الجن,المزمل,المدثر,القيامة,الإنسان,المرسلات,النبأ,النازعات,عبس,التكوير,الانفطار,المطففين,
+الانشقاق,البروج,الطارق,الأعلى,الغاشية,الفجر,البلد,الشمس,الليل,الضحى,الشرح,التين,العلق,القدر,البينة,الزلزلة,العاديات,
+القارعة,التكاثر,العصر,الهمزة,الفيل,قريش,الماعون,الكوثر,الكافرون,النصر,المسد,الإخلاص,الفلق,الناس`.split(/,\s*/);
+// A model is a colour and a shape, so that it is known without the colour: circle, square, triangles, diamond, plus.
+const SHAPES = ["M5 0a5 5 0 1 0 .01 0z", "M.8 .8h8.4v8.4h-8.4z", "M5 0l5 9.4h-10z", "M5-.6l5.6 5.6-5.6 5.6-5.6-5.6z",
+  "M0 .6h10l-5 9.4z", "M3 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z"];
+const WORD_BINS = [1, 4, 7, 11, 16, 21, 31, 51];
+const SECOND_BINS = [0, 5, 10, 15, 20, 30, 60, 120];
+const COMMONEST = 60; // errors listed of each kind
+const CHUNK = 20; // recordings that come into the page together
+
+const $ = id => document.getElementById(id);
+const sum = numbers => numbers.reduce((a, b) => a + b, 0);
+const count = n => n.toLocaleString("en");
+const plural = (n, noun) => `${count(n)}\u00a0${noun}${n === 1 ? "" : "s"}`;
+const percent = (fraction, digits = 1) => Number.isFinite(fraction) ? `${(100 * fraction).toFixed(digits)} %` : "–";
+const color = model => `var(--model-${model % SHAPES.length})`;
+const shape = model => SHAPES[(model + Math.floor(model / SHAPES.length)) % SHAPES.length];
+const direction = text => /[\u0590-\u08ff\ufb1d-\ufefc]/.test(text) ? "rtl" : "ltr";
+
+function element(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "style") Object.assign(node.style, value);
+    else if (typeof value === "function") node[name] = value;
+    else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.flat().filter(child => child !== undefined && child !== null && child !== false));
+  return node;
+}
+const h = (tag, attributes = {}, ...children) => element(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  element(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+const mark = model => svg("svg", {class: "mark", viewBox: "-1 -1 12 12", "aria-hidden": "true"},
+  svg("path", {d: shape(model), style: {fill: color(model)}}));
+// Long names of models and reciters may break after a slash or an underscore.
+const breakable = name => h("bdi", {}, name.split(/(?<=[/_])/).flatMap(part => [part, h("wbr")]));
+const named = model => h("span", {class: "name"}, mark(model), breakable(data.models[model]));
+
+// ---- the data: a recording is one reciter's one ayah, with a run for each model that heard it
+
+const ayat = data.ayat.map(([surah, name, reference]) => ({surah, name, words: reference ? reference.split(" ") : []}));
+const quran = ayat.some(ayah => ayah.surah);
+const noun = quran ? "recitation" : "recording";
+const rtl = ayat.some(ayah => direction(ayah.words.join(" ")) === "rtl");
+const place = ayah => ayah.surah ? `${ayah.surah}:${ayah.name}` : ayah.name;
+const surahName = surah => SURAHS[surah] ?? "";
+const recordings = readRecordings();
+
+function readRecordings() {
+  const naturally = new Intl.Collator("en", {numeric: true}).compare;
+  const inOrder = [...ayat].sort((a, b) => a.surah - b.surah || naturally(a.name, b.name));
+  inOrder.forEach((ayah, order) => { ayah.order = order; });
+  const found = new Map();
+  for (const [model, reciter, index, seconds, edits] of data.rows) {
+    const key = reciter * ayat.length + index, ayah = ayat[index];
+    if (!found.has(key)) found.set(key, {reciter, ayah, seconds, words: ayah.words.length, runs: []});
+    found.get(key).runs[model] = {edits, ...countEdits(edits)};
+  }
+  return [...found.values()].sort((a, b) => a.ayah.order - b.ayah.order || a.reciter - b.reciter);
+}
+
+function countEdits(edits) {
+  const counts = {"~": 0, "-": 0, "+": 0, "=": 0};
+  for (const edit of edits ? edits.split(" ") : []) counts[edit[0]] += edit[0] === "-" ? +edit.slice(1) : 1;
+  const {"~": substitutions, "-": deletions, "+": insertions} = counts;
+  return {substitutions, deletions, insertions, errors: substitutions + deletions + insertions};
+}
+
+/** The alignment in reading order: [kind, words of the reference, words heard]. Neighbours are one, unless stacked. */
+function align(words, edits) {
+  const parts = [];
+  let at = 0;
+  const add = (kind, length, heard) => {
+    const last = parts.at(-1), expected = words.slice(at, at += length);
+    if (last?.[0] === kind && kind !== "~") {
+      last[1].push(...expected);
+      last[2].push(...heard);
+    } else parts.push([kind, expected, heard]);
+  };
+  for (const edit of edits ? edits.split(" ") : []) {
+    const kind = edit[0], rest = edit.slice(1);
+    if (kind === "~") add(kind, 1, [rest]);
+    else if (kind === "+") add(kind, 0, [rest]);
+    else add(kind, +rest, []);
+  }
+  if (at < words.length) add("=", words.length - at, []);
+  return parts;
+}
+
+/** The errors of one run: {name, expected, heard}. Two errors that are alike have one name. */
+function errorsOf(recording, model) {
+  return align(recording.ayah.words, recording.runs[model].edits).flatMap(([kind, expected, heard]) => {
+    if (kind === "~") return {name: `~ ${expected[0]} ${heard[0]}`, expected: expected[0], heard: heard[0]};
+    if (kind === "-") return expected.map(word => ({name: `- ${word}`, expected: word}));
+    return heard.map(word => ({name: `+ ${word}`, heard: word}));
+  });
+}
+
+/** Text as it is searched: without vowel signs and tatweel, and with one alef, one ya, and no ta marbuta. */
+function fold(text) {
+  const bare = text.normalize("NFD").replace(/[\p{M}\u0640]/gu, "").toLowerCase();
+  return bare.replace(/ٱ/g, "ا").replace(/[ىی]/g, "ي").replace(/ة/g, "ه");
+}
+
+/** What a search looks through: the ayah's number, the reference, and what each model heard; made when first asked for. */
+function searchable(recording) {
+  const {ayah, runs} = recording;
+  const heard = run => align(ayah.words, run.edits).flatMap(([kind, expected, heard]) => kind === "=" ? expected : heard);
+  return recording.searchable ??= fold([place(ayah), ayah.words.join(" "),
+    ...runs.filter(run => run.errors).map(run => heard(run).join(" "))].join("\n"));
+}
+
+// ---- the table
+
+function drawTable() {
+  const all = data.reciters.length > 1, quality = [];
+  for (const [number, model] of data.models.entries()) {
+    const cells = data.reciters.map(name => data.results.find(row => row.model === model && row.reciter === name));
+    const heard = recordings.filter(recording => recording.runs[number]);
+    const total = name => sum(cells.map(cell => cell?.[name] ?? 0));
+    const share = name => total(name) / total("words");
+    const rates = cells.map(cell => ({wer: cell?.wer, cer: cell?.cer}));
+    if (all) {
+      // A CER over all reciters weighs each by the characters of its references.
+      const characters = data.reciters.map((_, reciter) => sum(heard.filter(recording => recording.reciter === reciter)
+        .map(recording => [...recording.ayah.words.join(" ")].length)));
+      rates.push({wer: share("substitutions") + share("deletions") + share("insertions"),
+        cer: sum(cells.map((cell, reciter) => (cell?.cer ?? 0) * characters[reciter])) / sum(characters)});
+    }
+    quality.push({number, rates, share, rtf: total("wall_s") / total("audio_s"),
+      parameters: cells.find(cell => cell?.parameters)?.parameters,
+      right: heard.filter(recording => !recording.runs[number].errors).length / heard.length});
+  }
+  const columns = [...data.reciters.map(breakable), ...(all ? ["All reciters"] : [])];
+  const rateOf = (line, column) => line.rates[column].wer ?? NaN;
+  const lowest = columns.map((_, column) =>
+    Math.min(...quality.map(line => rateOf(line, column)).filter(Number.isFinite)));
+  const highest = Math.max(...quality.flatMap(line => line.rates.map(({wer}) => wer ?? 0)));
+  const sized = quality.some(line => line.parameters);
+  const right = quran ? "Ayat all right" : "All right";
+  const heads = [...columns, "Substituted", "Deleted", "Inserted", right, ...(sized ? ["Parameters"] : []), "RTF"];
+  $("table").append(
+    h("thead", {}, h("tr", {}, ["Word error rate", ...heads].map(head => h("th", {scope: "col"}, head)))),
+    h("tbody", {}, quality.map(line => h("tr", {},
+      h("th", {scope: "row"}, named(line.number)),
+      line.rates.map(({wer, cer}, column) => {
+        const best = quality.length > 1 && wer === lowest[column];
+        const width = `${highest ? 100 * (wer ?? 0) / highest : 0}%`;
+        return h("td", best ? {class: "best", title: "the lowest of this column"} : {},
+          h("div", {class: "rate"}, percent(wer, 2)), h("small", {}, `CER ${percent(cer, 2)}`),
+          h("div", {class: "bar"}, h("i", {style: {width, background: color(line.number)}})));
+      }),
+      ["substitutions", "deletions", "insertions"].map(name => h("td", {}, percent(line.share(name)))),
+      h("td", {}, percent(line.right)),
+      sized && h("td", {}, line.parameters ? `${(line.parameters / 1e6).toFixed(line.parameters < 1e7 ? 1 : 0)} M` : "–"),
+      h("td", {title: "seconds of computing for a second of audio"},
+        line.rtf > 0 ? [`${+line.rtf.toPrecision(2)}`, h("small", {}, `${+(1 / line.rtf).toPrecision(3)}× real time`)]
+          : "–")))));
+}
+
+// ---- filters: the charts and the commonest errors follow model, reciter and surah; the list follows all of them
+
+const state = {model: "", reciter: "", surah: "", query: "", sort: "errors", error: ""};
+const SORTS = {
+  errors: ["Most errors first", (a, b) => b.errors - a.errors || b.wer - a.wer],
+  wer: ["Highest WER first", (a, b) => b.wer - a.wer || b.errors - a.errors],
+  order: [quran ? "Order of the mushaf" : "Order of names", () => 0],
+  duration: ["Longest first", (a, b) => b.recording.seconds - a.recording.seconds],
+};
+
+function drawFilters() {
+  const surahs = [...new Set(ayat.map(ayah => ayah.surah))].sort((a, b) => a - b);
+  const choose = (name, label, options) => options.length > 1 && h("select", {
+    id: `by-${name}`, "aria-label": label, onchange: event => update({[name]: event.target.value}),
+  }, options.map(([value, text]) => h("option", {value}, text)));
+  const anyOf = (all, names) => names.length > 1 ? [["", all], ...names] : [];
+  let typing;
+  const search = h("input", {
+    id: "by-query", type: "search", dir: "auto", "aria-label": "Search the reference and what was heard",
+    placeholder: quran ? "Search words, or 2:255" : "Search words or names",
+    oninput: () => { clearTimeout(typing); typing = setTimeout(() => update({query: search.value}), 120); },
+  });
+  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: () => update({error: ""})});
+  $("filters").onsubmit = event => event.preventDefault();
+  $("filters").append(...[
+    choose("model", "Model", anyOf("All models", data.models.map((name, model) => [model, name]))),
+    choose("reciter", "Reciter", anyOf("All reciters", data.reciters.map((name, reciter) => [reciter, name]))),
+    choose("surah", "Surah", anyOf("All surahs", surahs.map(surah => [surah, `${surah} ${surahName(surah)}`]))),
+    choose("sort", "Sort by", Object.entries(SORTS).map(([value, [text]]) => [value, text])),
+    search, chip, h("output", {id: "status", role: "status"})].filter(Boolean));
+}
+
+function update(change) {
+  Object.assign(state, change);
+  const models = [...data.models.keys()].filter(model => state.model === "" || model === +state.model);
+  const heard = recordings.filter(({reciter, runs}) =>
+    (state.reciter === "" || reciter === +state.reciter) && models.some(model => runs[model]));
+  const inSurah = heard.filter(({ayah}) => state.surah === "" || ayah.surah === +state.surah);
+  if (["model", "reciter", "surah"].some(name => name in change)) {
+    drawCharts(heard, inSurah, models);
+    drawErrors(inSurah, models);
+  }
+  const query = fold(state.query.trim());
+  const listed = inSurah
+    .filter(recording => !query || searchable(recording).includes(query))
+    .filter(recording => !state.error || models.some(model =>
+      recording.runs[model]?.errors && errorsOf(recording, model).some(({name}) => name === state.error)))
+    .map(recording => {
+      const runs = models.map(model => recording.runs[model]).filter(Boolean), errors = sum(runs.map(run => run.errors));
+      return {recording, errors, wer: errors / (recording.words * runs.length || 1)};
+    })
+    .sort(SORTS[state.sort][1]);
+  drawAyat(listed.map(({recording}) => recording), models);
+  const everything = plural(recordings.length, noun);
+  $("status").textContent = listed.length === recordings.length ? everything : `${count(listed.length)} of ${everything}`;
+  if ($("by-surah")) $("by-surah").value = state.surah;
+  showChosenError();
+}
+
+function showChosenError() {
+  for (const button of $("errors").querySelectorAll("button"))
+    button.setAttribute("aria-pressed", button.dataset.error === state.error);
+  const arrow = direction(state.error) === "rtl" ? " ← " : " → ";
+  $("chip").hidden = !state.error;
+  $("chip").replaceChildren(h("bdi", {class: "ar"}, state.error.slice(2).replace(" ", arrow)), " ×");
+  $("chip").setAttribute("aria-label", `Only ${state.error.slice(2).replace(" ", " heard as ")}: show all again`);
+}
+
+// ---- the charts
+
+function drawCharts(heard, inSurah, models) {
+  const length = quran ? "WER by ayah length" : "WER by length";
+  const pick = surah => update({surah: state.surah === `${surah}` ? "" : `${surah}`});
+  const surahs = tallied(heard, ({ayah}) => ayah.surah)
+    .map(column => ({...column, tick: `${column.key}`, label: `Surah ${column.key} \u2068${surahName(column.key)}\u2069`}));
+  const words = binned(inSurah, WORD_BINS, "words", recording => recording.words, 1);
+  const seconds = binned(inSurah, SECOND_BINS, "s", recording => recording.seconds, 0);
+  $("charts").replaceChildren(...[
+    quran && chart("WER by surah", surahs, models, {wide: true, pick, picked: +state.surah}),
+    chart(`${length}, words`, words, models, {}),
+    chart(`${length}, seconds`, seconds, models, {})].filter(Boolean));
+  for (const drawn of $("charts").children) drawn.draw();
+}
+
+/** A column for each value of `keyOf`: errors and words of each model, added up over the recordings. */
+function tallied(list, keyOf) {
+  const columns = new Map();
+  for (const recording of list) {
+    const key = keyOf(recording);
+    if (!columns.has(key)) {
+      const zeros = () => data.models.map(() => 0);
+      columns.set(key, {key, recordings: 0, errors: zeros(), words: zeros()});
+    }
+    const column = columns.get(key);
+    column.recordings++;
+    recording.runs.forEach((run, model) => {
+      column.errors[model] += run.errors;
+      column.words[model] += recording.words;
+    });
+  }
+  return [...columns.values()].sort((a, b) => a.key - b.key);
+}
+
+/** Columns by length. `step` is 1 where lengths are whole: the bin from 4 to below 7 is then named 4–6. */
+function binned(list, bins, unit, lengthOf, step) {
+  const columns = tallied(list.filter(recording => lengthOf(recording) >= bins[0]),
+    recording => bins.findLastIndex(least => lengthOf(recording) >= least));
+  return columns.map(column => {
+    const low = bins[column.key], next = bins[column.key + 1];
+    const tick = next === undefined ? `${low}+` : `${low}–${next - step}`;
+    return {...column, tick, label: `${tick} ${unit}`};
+  });
+}
+
+function chart(title, columns, models, options) {
+  const readout = h("p", {class: "readout small"}), box = h("div");
+  const tell = column => readout.replaceChildren(...(column ? [`${column.label} · ${plural(column.recordings, noun)}`,
+    ...models.flatMap(model => [mark(model), percent(column.errors[model] / column.words[model])])]
+    : options.pick ? [h("span", {class: "hint"}, "Point for figures, click to filter")] : []));
+  const figure = h("figure", {class: options.wide ? "card wide" : "card"},
+    h("figcaption", {class: "caption"}, h("h3", {}, title), readout), box);
+  figure.draw = width => {
+    tell();
+    box.replaceChildren(plot(title, columns, models, width ?? Math.max(box.clientWidth, 240), tell, options));
+  };
+  return figure;
+}
+
+/** An SVG as wide as its place: `wide` is a dot for each model in many columns, otherwise lines over a few bins. */
+function plot(title, columns, models, width, tell, {wide, pick, picked}) {
+  const height = wide ? 230 : 200, left = 38, top = 14, bottom = height - (wide ? 20 : 44);
+  const band = Math.min((width - left - 4) / Math.max(columns.length, 1), 120);
+  const rates = columns.map(column => models.map(model => column.errors[model] / column.words[model]));
+  // Invented words can carry a rate far beyond 100 %: such dots stay on the top line, and the readout has the figure.
+  const highest = Math.min(1, Math.max(.01, ...rates.flat().filter(Number.isFinite)));
+  const step = [.002, .005, .01, .02, .05, .1, .2].find(size => highest / size <= 5);
+  const lines = Math.ceil(highest / step - 1e-9), limit = lines * step;
+  const x = column => left + (column + .5) * band;
+  const y = rate => bottom - Math.min(rate, limit) / limit * (bottom - top);
+  const most = Math.max(...columns.map(column => column.recordings));
+  const cursor = svg("rect", {class: "cursor", y: top, height: bottom - top, width: band, visibility: "hidden"});
+  const parts = [cursor];
+  for (let line = 0; line <= lines; line++) parts.push(
+    svg("line", {class: "grid", x1: left, x2: width - 4, y1: y(line * step), y2: y(line * step)}),
+    svg("text", {x: left - 7, y: y(line * step) + 4, "text-anchor": "end"}, percent(line * step, step < .01 ? 1 : 0)));
+  const every = [1, 2, 5, 10, 20, 50].find(number => number * band >= 30) ?? 100;
+  columns.forEach((column, number) => {
+    const finite = rates[number].filter(Number.isFinite);
+    if (wide && columns.length > 20 ? number === 0 || column.key % every === 0 : number % Math.ceil(34 / band) === 0)
+      parts.push(svg("text", {x: x(number), y: height - 5, "text-anchor": "middle"}, column.tick));
+    if (wide && finite.length > 1) parts.push(svg("line", {class: "grid", "stroke-width": band < 6 ? 1 : 2,
+      x1: x(number), x2: x(number), y1: y(Math.min(...finite)), y2: y(Math.max(...finite))}));
+    const share = 14 * column.recordings / most;
+    if (!wide) parts.push(
+      svg("rect", {class: "count", x: x(number) - band * .3, width: band * .6, y: height - 20 - share, height: share}));
+  });
+  const scale = Math.max(3.5, Math.min(wide ? 7 : 9, band * .8)) / 10;
+  models.forEach((model, index) => {
+    const points = columns.map((_, number) => [x(number), y(rates[number][index])]).filter(([, at]) => Number.isFinite(at));
+    if (!wide) parts.push(svg("polyline", {points: points.join(" "), fill: "none", "stroke-width": 1.5,
+      style: {stroke: color(model)}}));
+    for (const [cx, cy] of points) parts.push(svg("path", {d: shape(model), style: {fill: color(model)},
+      transform: `translate(${cx} ${cy}) scale(${scale}) translate(-5 -5)`}));
+  });
+  const point = column => {
+    cursor.setAttribute("visibility", column ? "visible" : "hidden");
+    if (column) cursor.setAttribute("x", left + columns.indexOf(column) * band);
+    tell(column);
+  };
+  const resting = columns.find(column => column.key === picked);
+  const under = event => columns[Math.floor((event.clientX - drawn.getBoundingClientRect().left - left) / band)];
+  const said = models.map((model, index) => `${data.models[model]}: ` +
+    columns.map((column, number) => `${column.label} ${percent(rates[number][index])}`).join(", "));
+  const drawn = svg("svg", {
+    class: "plot", role: "img", "aria-label": [title, ...said].join(". "), viewBox: `0 0 ${width} ${height}`, height,
+    style: {cursor: pick ? "pointer" : ""}, onpointermove: event => point(under(event) ?? resting),
+    onpointerleave: () => point(resting), onclick: event => pick && under(event) && pick(under(event).key),
+  }, parts);
+  if (resting) point(resting);
+  return drawn;
+}
+
+// ---- the commonest errors
+
+function drawErrors(list, models) {
+  const found = new Map();
+  for (const recording of list) for (const model of models) if (recording.runs[model]?.errors) {
+    for (const error of errorsOf(recording, model)) {
+      if (!found.has(error.name)) found.set(error.name, {...error, times: 0, by: data.models.map(() => 0)});
+      found.get(error.name).times++;
+      found.get(error.name).by[model]++;
+    }
+  }
+  const sorted = [...found.values()].sort((a, b) => b.times - a.times);
+  const kinds = {"~": ["Substitutions", rtl ? "heard ← reference" : "reference → heard"],
+    "-": ["Deletions", "not heard"], "+": ["Insertions", "heard, not in the reference"]};
+  $("errors").replaceChildren(...Object.entries(kinds).map(([kind, [title, explanation]]) => {
+    const errors = sorted.filter(({name}) => name[0] === kind), most = errors[0]?.times;
+    return h("div", {class: "card"},
+      h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
+      h("ol", {}, errors.slice(0, COMMONEST).map(error => h("li", {}, errorButton(error, models, most)))),
+      !errors.length && h("p", {class: "small"}, "none"));
+  }));
+}
+
+function errorButton({name, expected, heard, times, by}, models, most) {
+  const dir = direction(expected ?? heard);
+  return h("button", {
+    type: "button", "data-error": name, title: models.map(model => `${data.models[model]}: ${count(by[model])}`).join("\n"),
+    onclick: () => update({error: state.error === name ? "" : name}),
+  },
+  h("span", {class: "tally"}, h("b", {}, count(times)), h("span", {}, models.filter(model => by[model]).map(model =>
+    h("i", {style: {width: `${100 * by[model] / most}%`, background: color(model)}})))),
+  h("span", {class: "words", dir}, expected && h("bdi", {}, expected),
+    expected && heard && h("span", {class: "arrow", role: "img", "aria-label": "heard as"}, dir === "rtl" ? "←" : "→"),
+    heard && h("bdi", {}, heard)));
+}
+
+// ---- the ayat
+
+const part = (kind, label, ...children) =>
+  h("span", {class: kind, role: "group", "aria-label": label, title: label}, ...children);
+const substituted = (expected, heard) => part("s", "substitution", h("span", {}, expected), h("span", {}, heard));
+const deleted = words => part("d", plural(words.length, "deletion"), words.join(" "));
+const inserted = words => part("i", plural(words.length, "insertion"), words.join(" "));
+
+function aligned({ayah}, {edits}) {
+  const draw = {"=": expected => expected.join(" "), "-": deleted, "+": (_, heard) => inserted(heard),
+    "~": ([expected], [heard]) => substituted(expected, heard)};
+  return h("p", {class: "text", dir: ayah.words.length ? direction(ayah.words.join(" ")) : "auto"},
+    align(ayah.words, edits).flatMap(([kind, expected, heard]) => [draw[kind](expected, heard), " "]));
+}
+
+function article(recording, models) {
+  const {ayah, runs, words, seconds} = recording, reciter = data.reciters[recording.reciter];
+  return h("article", {"aria-label": `${place(ayah)}, ${reciter}`},
+    h("div", {class: "where"},
+      h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", h("bdi", {class: "ar"}, surahName(ayah.surah))] : null),
+      h("div", {}, breakable(reciter)), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`)),
+    h("div", {}, models.filter(model => runs[model]).map(model => {
+      const run = runs[model];
+      const kinds = ["substitution", "deletion", "insertion"].filter(kind => run[`${kind}s`])
+        .map(kind => plural(run[`${kind}s`], kind)).join(", ");
+      return h("div", {class: "run"},
+        h("div", {class: "counts"}, named(model),
+          run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
+        run.errors || models.length === 1 ? aligned(recording, run) : null);
+    })));
+}
+
+// Only the chunks near the window hold their ayat; the others keep their height, so that the page scrolls as a whole.
+let watcher;
+function drawAyat(list, models) {
+  watcher?.disconnect();
+  watcher = new IntersectionObserver(
+    entries => { for (const {target, isIntersecting} of entries) target.fill(isIntersecting); }, {rootMargin: "1500px 0px"});
+  const chunks = [];
+  for (let at = 0; at < list.length; at += CHUNK) {
+    const some = list.slice(at, at + CHUNK), chunk = h("div", {class: "chunk"});
+    chunk.style.height = `${sum(some.map(({words}) => 80 + 3 * words * models.length))}px`;
+    chunk.fill = wanted => {
+      if (wanted === chunk.hasChildNodes()) return;
+      chunk.style.height = wanted ? "" : `${chunk.offsetHeight}px`;
+      chunk.replaceChildren(...(wanted ? some.map(recording => article(recording, models)) : []));
+    };
+    chunks.push(chunk);
+  }
+  $("ayat").replaceChildren(...(chunks.length ? chunks : [h("p", {class: "soft"}, "Nothing fits these filters.")]));
+  for (const chunk of chunks) watcher.observe(chunk);
+  const printed = count(Math.min(list.length, CHUNK));
+  $("print-note").textContent = `The first ${printed} of ${count(list.length)}; all are in predictions.csv.`;
+}
+
+// ---- what is drawn once
+
+function drawFrame() {
+  const seconds = sum(recordings.map(recording => recording.seconds));
+  const audio = seconds < 3600 ? `${(seconds / 60).toFixed(1)} minutes` : `${(seconds / 3600).toFixed(1)} hours`;
+  const compared = {diacritics: "without diacritics", none: "as they are",
+    full: "without diacritics, marks and variants of letters"}[data.normalization];
+  $("title").textContent = data.models.length > 1 ? "What the models heard" : "What the model heard";
+  document.title = `${$("title").textContent}: ${data.models.join(", ")}`;
+  $("subtitle").textContent = [plural(data.models.length, "model"), plural(data.reciters.length, "reciter"),
+    plural(recordings.length, noun), `${audio} of audio`, ...(compared ? [`words compared ${compared}`] : [])].join(" · ");
+  $("legend").append(...(data.models.length > 1 ? data.models.map((_, model) => named(model)) : []));
+  const [word, other] = rtl ? ["كلمة", "كلمات"] : ["word", "ward"];
+  $("key").append(...[
+    [substituted(word, other), "the reference above, what was heard below"],
+    [deleted([word]), "not heard"],
+    [inserted([word]), "heard, not in the reference"],
+  ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, sample), meaning)));
+  if (data.skipped.length) {
+    const table = h("table"), number = plural(data.skipped.length, "recording");
+    const fill = () => table.hasChildNodes() || table.append(...data.skipped.map(({file, reason}) =>
+      h("tr", {}, h("td", {}, file), h("td", {}, reason))));
+    $("skipped").append(h("details", {class: "small", ontoggle: fill},
+      h("summary", {}, `${number} left out and counted nowhere, with the reasons`), table));
+  }
+  const facts = {rates: "errors of the whole column divided by the words (CER: characters) of its references",
+    ...(compared ? {words: `compared ${compared}`} : {}), ...data.environment};
+  $("measured").append(...Object.entries(facts).flatMap(([name, value]) =>
+    [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]));
+}
+
+drawFrame();
+drawTable();
+drawFilters();
+update(state);
+
+let widthDrawn = innerWidth;
+window.addEventListener("resize", () => {
+  if (innerWidth === widthDrawn) return;
+  widthDrawn = innerWidth;
+  for (const drawn of $("charts").children) drawn.draw();
+});
+// Paper gets the charts at its own width and the first chunk of the list.
+window.addEventListener("beforeprint", () => {
+  watcher.disconnect();
+  for (const drawn of $("charts").children) drawn.draw(drawn.classList.contains("wide") ? 660 : 310);
+  document.querySelectorAll(".chunk").forEach((chunk, number) => chunk.fill(number === 0));
+});
+window.addEventListener("afterprint", () => update(state));

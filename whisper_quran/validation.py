@@ -1,0 +1,76 @@
+"""Validation: the loss, and WER and CER by decoding for real.
+
+Experiment 2A's training-time WER was teacher-forced (the argmax under the reference's own prefix), which flatters a
+model. Here each ayah is decoded from its audio alone; one pass of the encoder serves both the loss and the decoding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .dataset import Example, make_batch, prefetch, split
+from .decoding import BatchDecoder
+from .device import Precision
+from .features import log_mel
+from .metrics import ErrorCounts, count_errors
+from .objective import Objective
+from .recordings import Recordings
+from .text import normalize
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one reciter's ayat said of the model; ``loss`` is the mean over target tokens, in nats."""
+
+    ayat: int
+    loss: float
+    errors: ErrorCounts
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective,
+    examples: Sequence[Example],
+    recordings: Recordings,
+    *,
+    language: str,
+    prompt: int,
+    precision: Precision,
+    device: torch.device,
+    batch_size: int,
+    quiet: bool = False,
+) -> Validation:
+    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``.
+
+    Texts are compared without diacritics, as Experiment 2A compared them. The ayat go by length, so that a batch's
+    texts end together.
+    """
+    model = objective.whisper
+    ordered = sorted(examples, key=lambda example: example.samples)
+    groups = split(ordered, batch_size)
+    batches = prefetch(make_batch(group, recordings, prompt, pin=device.type == "cuda") for group in groups)
+    loss, target_tokens, errors = 0.0, 0, ErrorCounts()
+
+    def encoded() -> Iterator[Tensor]:
+        nonlocal loss, target_tokens
+        for batch in batches:
+            batch = batch.to(device)
+            mel = log_mel(batch.audio, model.dims.n_mels)
+            with precision.autocast(device):
+                features = objective.encode(mel)
+                loss += objective.loss(features, batch.tokens, batch.positions, batch.targets).item()
+            target_tokens += batch.target_tokens
+            yield features
+
+    # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
+    decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype)
+    with tqdm(total=len(ordered), unit="ayah", leave=False, disable=quiet, desc="validating") as bar:
+        for index, result in decoder.decode(encoded()):
+            reference = normalize(ordered[index].ayah.text, "diacritics")
+            errors += count_errors(reference, normalize(result.text, "diacritics"))
+            bar.update()
+            bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
+    return Validation(len(ordered), loss / target_tokens, errors)
