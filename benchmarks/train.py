@@ -100,7 +100,7 @@ def measure(
         asked = time.perf_counter()
         batch = next(feed)
         waited += time.perf_counter() - asked
-        training_step(forward, [batch], optimizer, scaler, precision, device, model.dims.n_mels, 1.0)
+        training_step(forward, [batch], batch.target_tokens, optimizer, scaler, precision, 1.0, 80, device)
         clips += len(batch)
         flops += step_flops(model, batch, args.train_encoder)
     synchronize(device)
@@ -124,7 +124,10 @@ def accumulation_error(examples: list[Example], recordings: Recordings) -> float
         optimizer = build_optimizer(objective, 1e-3, 0.01, 1e-8)
         batches = [make_batch(part, recordings, PROMPT) for part in split(examples[:16], size)]
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        training_step(objective, batches, optimizer, scaler, Precision("fp32", ""), torch.device("cpu"), 80, 1.0)
+        tokens = sum(batch.target_tokens for batch in batches)
+        training_step(
+            objective, batches, tokens, optimizer, scaler, Precision("fp32", ""), 1.0, 80, torch.device("cpu")
+        )
         moved = zip(model.decoder.parameters(), original.decoder.parameters(), strict=True)
         updates.append(torch.cat([(new - old).detach().flatten() for new, old in moved]))
     return ((updates[0] - updates[1]).norm() / updates[0].norm()).item()

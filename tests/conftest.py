@@ -17,9 +17,7 @@ def quran() -> Path:
     return QURAN
 
 
-def make_whisper(
-    *, n_mels: int = 80, state: int = 64, layers: int = 1, n_vocab: int = 51865, seed: int = 0
-) -> Whisper:
+def make_whisper(*, n_mels: int = 80, state: int = 64, layers: int = 1, n_vocab: int = 51865, seed: int = 0) -> Whisper:
     """A Whisper with random weights, multilingual by default, 64 wide a head as every real size is."""
     torch.manual_seed(seed)
     heads = state // 64

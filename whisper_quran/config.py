@@ -74,8 +74,8 @@ class TrainingConfig:
     language: str = option("ar", "language token", fixed=True)
     out: Path = option(Path("runs/experiment-2a"), "folder that the run writes")
     epochs: int = option(10, "passes over the training ayat", at_least=1, fixed=True)
-    batch_size: int = option(16, "clips a micro-batch, on each process", at_least=1, fixed=True)
-    accumulate: int = option(1, "micro-batches an optimiser step", at_least=1, fixed=True)
+    batch_size: int = option(16, "clips a micro-batch, on each process", at_least=1)
+    accumulate: int = option(1, "micro-batches an optimiser step", at_least=1)
     lr: float = option(5e-4, "peak learning rate", above=0, fixed=True)
     weight_decay: float = option(0.01, "AdamW's; none on biases and LayerNorm", at_least=0, fixed=True)
     adam_eps: float = option(1e-8, "AdamW's epsilon", above=0, fixed=True)
@@ -89,6 +89,14 @@ class TrainingConfig:
     grad_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = option(False, "torch.compile encoder and decoder: slow first steps, faster ones after")
     max_steps: int | None = option(None, "stop after this many optimiser steps", at_least=1, fixed=True)
+    max_time: float | None = option(None, "save and stop before this many hours have passed", above=0, metavar="HOURS")
+    save_every: int | None = option(
+        None, "save the state this often (default: every 10 minutes)", at_least=1, metavar="STEPS"
+    )
+    keep: str = option(
+        "all", "epoch checkpoints that stay on disk: all, the last beside best.pt, or best.pt alone",
+        choices=("all", "last", "best"),
+    )  # fmt: skip
     valid_limit: int | None = option(None, "ayat per validation reciter", at_least=1, fixed=True)
     no_vanilla: bool = option(False, "do not validate the untouched model first", fixed=True)
     cache: Path | None = option(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")

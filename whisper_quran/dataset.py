@@ -91,6 +91,15 @@ class Batch:
         tensors = (self.audio, self.tokens, self.positions, self.targets)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The same clips as two batches, for a GPU that has no room for one."""
+        half, length = len(self) // 2, self.tokens.shape[1]
+        first = self.positions < half * length
+        return (
+            Batch(self.audio[:half], self.tokens[:half], self.positions[first], self.targets[first]),
+            Batch(self.audio[half:], self.tokens[half:], self.positions[~first] - half * length, self.targets[~first]),
+        )
+
 
 def make_batch(examples: Sequence[Example], recordings: Recordings, prompt: int, pin: bool = False) -> Batch:
     """Collate ``examples``; the first ``prompt`` tokens of each (sot … notimestamps) are given, not taught.
@@ -120,6 +129,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """``items`` in runs of ``size``; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def share(step: Sequence[T], batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:
+    """The micro-batches of one process, out of a ``step``'s clips: together the processes' shares are the step.
+
+    Every process gets as many clips as any other, or one fewer; the last step of an epoch may leave it none.
+    """
+    return split(step[rank::world_size], batch_size)
 
 
 def prefetch(items: Iterable[T], depth: int = 3) -> Iterator[T]:

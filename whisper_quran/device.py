@@ -25,8 +25,10 @@ class Precision:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
-def choose_device(name: str) -> tuple[torch.device, str]:
+def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """Return the device that ``name`` (auto, cpu, cuda, cuda:N) stands for, and a line on why.
+
+    Of several processes on one machine each takes the GPU of its ``local_rank``, unless ``name`` says which.
 
     Raises:
         UserError: there is no such device.
@@ -45,6 +47,10 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         raise UserError(f"--device {name}: this PyTorch sees no CUDA GPU; choose --device cpu or auto")
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    if device.index is None:
+        device = torch.device("cuda", local_rank)
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"process {local_rank} has no GPU, there are {torch.cuda.device_count()}: start fewer")
     properties = torch.cuda.get_device_properties(device)
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 

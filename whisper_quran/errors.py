@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause, and the one place where it becomes an exit code."""
+"""The errors that are not bugs, and the one place where they become exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -13,8 +13,16 @@ class UserError(Exception):
     """
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, by its signal number. Like KeyboardInterrupt it passes through ``except Exception``."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command line and exit: 0 done, 2 for a :class:`UserError` (one line on stderr), 130 for Ctrl-C."""
+    """Run a command line and exit: 0 done, 2 for a :class:`UserError` (one line on stderr), 130 or 143 interrupted."""
     try:
         main()
     except UserError as error:
@@ -22,4 +30,6 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Interrupted as error:
+        sys.exit(128 + error.signal)
     sys.exit(0)

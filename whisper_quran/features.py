@@ -46,8 +46,9 @@ def log_mel(audio: Tensor, n_mels: int) -> Tensor:
     # Past this many frames every window, the mirrored edge of the last one included, sees nothing but padding.
     frames = min(N_FRAMES, -(-(length + N_FFT) // HOP_LENGTH))
     mel = torch.empty((batch, n_mels, N_FRAMES), device=audio.device)
-    # A CPU is faster clip by clip (the intermediate results stay in its cache), a GPU all at once.
-    for clips, out in zip(audio.split(1), mel.split(1), strict=True) if audio.device.type == "cpu" else [(audio, mel)]:
+    # A CPU is faster clip by clip (what passes between the steps stays in its cache), a GPU all at once.
+    at_once = 1 if audio.device.type == "cpu" else batch
+    for clips, out in zip(audio.split(at_once), mel.split(at_once), strict=True):
         _log_mel(clips, frames, out)
     return mel
 

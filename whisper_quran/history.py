@@ -16,16 +16,19 @@ Row = dict[str, Any]
 
 
 class History:
-    """The rows of a run, kept in ``path`` as they come."""
+    """The rows of a run, kept in ``path`` as they come; a process that does not write only remembers them."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, writes: bool = True):
         self.path = path
+        self.writes = writes
         self.rows: list[Row] = []
 
     def append(self, row: Row) -> None:
         """Add a row, in memory and in the file; numbers that are not finite become null, since JSON has none."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
+        if not self.writes:
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -36,8 +39,10 @@ class History:
         """Go back to what was measured when ``step`` steps and ``epoch`` whole epochs were done."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
+            rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
             self.rows = [r for r in rows if (r["step"] <= step if r["event"] == "train" else r["epoch"] < epoch)]
+        if not self.writes:
+            return
         with atomic_write(self.path) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
@@ -98,7 +103,9 @@ def _draw(history: History, figure: Any) -> Any:
     styles = [("tab:blue", "-"), ("tab:orange", "--"), ("tab:green", "-."), ("tab:red", ":")]
 
     if steps:
-        x = [row["epoch_progress"] for row in steps]
+        first = min(row["epoch"] for row in steps)
+        per_epoch = max(row["step"] for row in steps if row["epoch"] == first) / (first + 1)
+        x = [row["step"] / per_epoch for row in steps]
         loss = [row["loss"] for row in steps]
         upper.plot(x, loss, color="0.75", linewidth=0.8, label="training, each step")
         upper.plot(x, _smooth(loss), color="0.2", linewidth=1.6, label="training, smoothed")

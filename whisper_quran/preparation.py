@@ -83,7 +83,9 @@ def make_tokenizer(model: Whisper, language: str) -> Tokenizer:
     )  # fmt: skip
 
 
-def prepare_data(config: TrainingConfig, selection: Selection, model: Whisper, tokenizer: Tokenizer, say: Say) -> Data:
+def prepare_data(
+    config: TrainingConfig, selection: Selection, model: Whisper, tokenizer: Tokenizer, quiet: bool = False
+) -> Data:
     """Decode what is not in the cache yet, and keep the ayat that fit the model.
 
     Raises:
@@ -92,7 +94,7 @@ def prepare_data(config: TrainingConfig, selection: Selection, model: Whisper, t
     sources: dict[str, list[Path]] = {}
     for ayah in dict.fromkeys([*selection.train, *selection.valid]):
         sources.setdefault(ayah.reciter, []).append(ayah.audio)
-    recordings = prepare(sources, config.cache or default_cache(), config.workers)
+    recordings = prepare(sources, config.cache or default_cache(), config.workers, quiet=quiet)
     skipped = [*selection.skipped]
     skipped += [Skipped(str(path), f"cannot be decoded: {reason}") for path, reason in recordings.skipped]
 

@@ -1,8 +1,9 @@
-"""The folder of a run: who may write there, and the state that a run continues from."""
+"""The folder of a run: who may write there, what it will hold, and whether there is room for it."""
 
 import csv
 import json
 import platform
+import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -15,48 +16,57 @@ from .config import TrainingConfig, to_json
 from .corpus import Skipped
 from .errors import UserError
 from .files import atomic_write, make_folder
+from .state import has_state
 
-State = dict[str, Any]
 
-
-def claim(config: TrainingConfig) -> State | None:
-    """Make ``config.out`` this run's folder; return the saved state to continue from, None to start afresh.
+def claim(config: TrainingConfig, world_size: int) -> bool:
+    """Make ``config.out`` this run's folder; return whether there is a saved state to go on from.
 
     Raises:
         UserError: a run is there already and --resume was not asked for, or --resume would continue it with options
             that change what the run means.
     """
     out = make_folder(config.out)
-    state = out / "state.pt"
+    path = out / "config.json"
     if not config.resume:
-        if (out / "config.json").exists() or state.exists():
+        if path.exists() or has_state(out):
             raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        return None
-    if not state.exists():
-        return None
-    saved = json.loads((out / "config.json").read_text(encoding="utf-8"))["config"]
+        return False
+    if not has_state(out):
+        return False
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        then, global_batch = before["config"], before["global_batch"]
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{path} cannot be read ({error}), so the run in {out} cannot be resumed: restore it") from None
     now = to_json(config)
     changed = [
-        f"--{field.name.replace('_', '-')} was {saved.get(field.name)}, now {now[field.name]}"
+        f"--{field.name.replace('_', '-')} was {then.get(field.name)}, is {now[field.name]}"
         for field in fields(config)
-        if field.metadata["fixed"] and saved.get(field.name) != now[field.name]
+        if field.metadata["fixed"] and then.get(field.name) != now[field.name]
     ]
+    if global_batch != global_batch_of(config, world_size):
+        changed.append(f"clips a step were {global_batch}, are {global_batch_of(config, world_size)}")
     if changed:
-        raise UserError(f"{out} cannot be resumed with other options ({'; '.join(changed)}): use those it had")
-    return torch.load(state, map_location="cpu", weights_only=True)
+        raise UserError(f"{out} cannot be resumed as another run ({'; '.join(changed)}): use what it had")
+    return True
 
 
-def save_state(folder: Path, state: State) -> None:
-    """Write ``state.pt`` whole, or leave the one before it."""
-    with atomic_write(folder / "state.pt", "wb") as file:
-        torch.save(state, file)
+def global_batch_of(config: TrainingConfig, world_size: int) -> int:
+    """Clips an optimiser step. How batch size, accumulation and processes come to it does not matter to the result."""
+    return config.batch_size * config.accumulate * world_size
 
 
-def write_config(config: TrainingConfig, chosen: dict[str, str]) -> None:
+def write_config(config: TrainingConfig, world_size: int, chosen: dict[str, Any]) -> None:
     """Write ``config.json``: the options, what ``auto`` stood for, and the versions that ran."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "whisper": whisper.__version__}
+    content = {
+        "config": to_json(config),
+        "global_batch": global_batch_of(config, world_size),
+        "chosen": chosen,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "whisper": whisper.__version__},
+    }
     with atomic_write(config.out / "config.json") as file:
-        json.dump({"config": to_json(config), "chosen": chosen, "versions": versions}, file, indent=2)
+        json.dump(content, file, indent=2, ensure_ascii=False)
 
 
 def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
@@ -65,3 +75,22 @@ def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "reason"])
         writer.writerows((item.file, item.reason) for item in skipped)
+
+
+def check_space(folder: Path, state_bytes: int, checkpoint_bytes: int, checkpoints: int) -> int:
+    """Return the bytes a run will need at most: three states (two kept, one being written) and its checkpoints.
+
+    What the run has written already, it need not find room for again.
+
+    Raises:
+        UserError: there is less free.
+    """
+    needed = 3 * state_bytes + checkpoints * checkpoint_bytes
+    written = sum(path.stat().st_size for path in folder.glob("*.pt"))
+    free = shutil.disk_usage(folder).free
+    if needed - written > free:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free, and this run needs {(needed - written) / 1e9:.1f} GB: "
+            "free some, choose another --out, or --keep best"
+        )
+    return needed

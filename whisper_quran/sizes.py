@@ -154,7 +154,9 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
     )
     for field, found in asdict(dims).items():
         if stated.get(field, found) != found:
-            raise UserError(f"{where} contradicts itself: {field} is {found} in its tensors and not in what it says of them")
+            raise UserError(
+                f"{where} contradicts itself: {field} is {found} in its tensors and not in what it says of them"
+            )
     if max(dims.n_audio_layer, dims.n_text_layer) > MAX_LAYERS or dims.n_text_ctx > MAX_TEXT_CTX:
         raise UserError(f"{where} is no Whisper: {dims.n_text_layer} layers or {dims.n_text_ctx} tokens are too many")
     return dims

@@ -1,9 +1,14 @@
 """Fine-tuning: from a :class:`.config.TrainingConfig` to checkpoints that ``whisper.load_model`` opens.
 
-``train`` reads from top to bottom as a run goes: find the ayat, decode them once, load the model, say what was decided
-and why, then validate, and train and validate epoch by epoch. ``training_step`` is the whole of the arithmetic.
+``train`` reads from top to bottom as a run goes: find the ayat, load the model, decode the recordings once, say what
+was decided and why, then validate, and train and validate epoch by epoch. ``training_step`` is all of the arithmetic.
+
+A run is a function of its options: the clips of a step follow from seed, epoch and step alone, nothing else is drawn at
+random, and how many clips share a micro-batch or a process changes nothing but rounding. So a run that was cut off
+anywhere goes on from its last saved step to the weights it would have had.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,17 +22,23 @@ from whisper.tokenizer import Tokenizer
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainingConfig
-from .dataset import Batch, Example, epoch_order, make_batch, prefetch, split
+from .dataset import Batch, Example, epoch_order, make_batch, prefetch, share, split
 from .device import Precision, choose_device, choose_precision
+from .distributed import World, connect, disconnect, join_world
+from .errors import Interrupted, UserError
 from .features import log_mel
 from .history import History, corpus_rate, results_table, write_results
+from .interrupts import Interrupts
 from .objective import Objective
 from .optim import build_optimizer, schedule
 from .preparation import Data, make_tokenizer, prepare_data, select_ayat, summary
-from .run_folder import State, claim, save_state, write_config, write_skipped
+from .run_folder import check_space, claim, write_config, write_skipped
+from .state import State, StateWriter, find_state, load_state
 from .validation import validate
 
 Say = Callable[[str], None]
+SAVE_SECONDS = 600.0  # between two saves, unless --save-every says otherwise
+MOST_BAD_STEPS = 5  # in a row, before a run is stopped
 
 
 def train(config: TrainingConfig, say: Say = print) -> History:
@@ -35,53 +46,56 @@ def train(config: TrainingConfig, say: Say = print) -> History:
 
     Raises:
         UserError: something in the data, the model or the options must be changed first.
+        Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
-    device, device_reason = choose_device(config.device)
-    selection = select_ayat(config, say)
-    state = claim(config)
-    model = load_checkpoint(config.model, device)
-    tokenizer = make_tokenizer(model, config.language)
-    # What auto stood for when the run began is part of it.
-    precision = choose_precision(state["precision"] if state else config.precision, device, model)
-    data = prepare_data(config, selection, model, tokenizer, say)
+    started = time.monotonic()
+    world = join_world()
+    if not world.is_main:
+        say = _nothing
+    device, device_reason = choose_device(config.device, world.local_rank)
+    connect(world, device)
+    with Interrupts() as interrupts:
+        selection = world.on_main(lambda: select_ayat(config, say))
+        resuming = world.on_main(lambda: claim(config, world.size))
+        state = load_state(world.on_main(lambda: find_state(config.out, say))) if resuming else None
+        model = load_checkpoint(config.model, device)
+        tokenizer = make_tokenizer(model, config.language)
+        # What auto stood for when the run began is part of it.
+        precision = choose_precision(state["precision"] if state else config.precision, device, model)
+        data = prepare_data(config, selection, model, tokenizer, quiet=not world.is_main)
 
-    run = Run(config, data, model, tokenizer, precision, device, say)
-    if state:
-        run.load_state_dict(state)
-    else:
-        write_config(config, {"device": str(device), "precision": precision.name})
-        write_skipped(config.out, data.skipped)
-    say(f"device     {device}: {device_reason}")
-    describe(run)
-
-    if run.step == 0 and not config.no_vanilla:
-        run.validate(epoch=-1)
-    while run.epoch < run.epochs:
-        run.train_epoch()
-        run.validate(run.epoch)
-        run.save_checkpoints()
-        run.epoch += 1
-        save_state(config.out, run.state_dict())
-    say("\n" + results_table(run.history))
+        run = Run(config, data, model, tokenizer, precision, device, world, interrupts, say)
+        run.deadline = started + 3600 * config.max_time if config.max_time else math.inf
+        if state:
+            run.load_state_dict(state)
+        elif world.is_main:
+            write_config(config, world.size, {"device": str(device), "precision": precision.name})
+            write_skipped(config.out, data.skipped)
+        say(f"device     {device}: {device_reason}" + (f", {world.size} processes" if world.size > 1 else ""))
+        describe(run)
+        run.train()
+    disconnect()
     return run.history
 
 
 def training_step(
     objective: nn.Module,
     batches: Sequence[Batch],
+    target_tokens: int,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     precision: Precision,
-    device: torch.device,
-    n_mels: int,
     clip_grad: float,
+    n_mels: int,
+    device: torch.device,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> tuple[float, float]:
-    """One optimiser step over the micro-batches ``batches``; return (mean loss in nats, norm of the gradient).
+    """One optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
 
     Each micro-batch's summed loss is divided by the target tokens of the whole step, so that the gradient is that of
-    one large batch, however it was cut. A step whose gradient is not finite changes nothing.
+    one large batch, however the step was cut into micro-batches and processes. Where either number returned is not
+    finite, nothing was changed.
     """
-    target_tokens = sum(batch.target_tokens for batch in batches)
     loss = torch.zeros((), device=device)
     for batch in batches:
         batch = batch.to(device)
@@ -90,18 +104,20 @@ def training_step(
             summed = objective(mel, batch.tokens, batch.positions, batch.targets)
         loss += summed.detach()
         scaler.scale(summed / target_tokens).backward()
-    scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip_grad or float("inf")).item()
-    if scaler.is_enabled() or norm < float("inf"):
+    world.sum_gradients(parameters)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf).item()
+    (mean,) = world.sum([loss.item() / target_tokens], device)
+    if math.isfinite(norm) and math.isfinite(mean):
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item() / target_tokens, norm
+    return mean, norm
 
 
 class Run:
-    """A training run: model, optimiser and how far they have come; :meth:`save` and :meth:`load` keep them."""
+    """A training run: the model, the optimiser, and how far they have come."""
 
     def __init__(
         self,
@@ -111,10 +127,13 @@ class Run:
         tokenizer: Tokenizer,
         precision: Precision,
         device: torch.device,
+        world: World,
+        interrupts: Interrupts,
         say: Say,
     ):
         self.config, self.data, self.model = config, data, model
-        self.precision, self.device, self.say = precision, device, say
+        self.precision, self.device, self.world = precision, device, world
+        self.interrupts, self.say = interrupts, say
         self.prompt = len(tokenizer.sot_sequence_including_notimestamps)
         self.objective = Objective(model, config.train_encoder)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
@@ -123,66 +142,162 @@ class Run:
         if config.grad_checkpoint:
             checkpoint_activations(model)
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl")
+        self.history = History(config.out / "metrics.jsonl", writes=world.is_main)
+        self.writer = StateWriter(config.out)
+
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
-        self.best_wer = float("inf")
+        self.best_wer = math.inf
+        self.bad_steps = 0  # steps in a row that were skipped because they were not finite
+        self.micro_batch = config.batch_size  # smaller once a GPU's memory has run out
+        self.deadline = math.inf
+        self.saved = time.monotonic()
+        self.save_seconds = 0.0  # what the last save held up training
 
-        self.steps_per_epoch = -(-len(data.train) // (config.batch_size * config.accumulate))
+        self.clips_per_step = config.batch_size * config.accumulate * world.size
+        self.steps_per_epoch = -(-len(data.train) // self.clips_per_step)
         self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**12)
         self.epochs = -(-self.total_steps // self.steps_per_epoch)
 
-    def batches(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each remaining step of this epoch."""
-        examples, size = self.data.train, self.config.batch_size
-        order = epoch_order(len(examples), self.config.seed, self.epoch)
-        first = self.epoch * self.steps_per_epoch
-        for step in split(order, size * self.config.accumulate)[self.step - first : self.total_steps - first]:
-            yield [
-                make_batch([examples[i] for i in part], self.data.recordings, self.prompt, self.device.type == "cuda")
-                for part in split(step, size)
-            ]
+    def train(self) -> None:
+        """Go from where the run stands to its end, or to where time is up."""
+        try:
+            if self.step == 0 and not self.config.no_vanilla:
+                self.validate(epoch=-1)
+            while self.epoch < self.epochs:
+                if not (self.train_epoch() and self.time_for_validation()):
+                    self.say(f"time is up at step {self.step} of {self.total_steps}: continue with --resume")
+                    return
+                self.validate(self.epoch)
+                self.save_checkpoints()
+                self.epoch += 1
+                self.save()
+        finally:
+            self.writer.finish()
+        skipped = sum(row["skipped"] for row in self.history.rows if row["event"] == "train")
+        if skipped:
+            self.say(f"{skipped} of {self.step} steps were skipped: their loss or gradient was not finite")
+        self.say("\n" + results_table(self.history))
 
-    def train_epoch(self) -> None:
-        """Train to the end of the epoch, or of the run where --max-steps ends it."""
+    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
+        """This process's micro-batches, and the target tokens of all, for each step that remains of the epoch."""
+        order = epoch_order(len(self.data.train), self.config.seed, self.epoch)
+        first = self.epoch * self.steps_per_epoch
+        pin = self.device.type == "cuda"
+        for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
+            examples = [self.data.train[i] for i in clips]
+            parts = share(examples, self.config.batch_size, self.world.rank, self.world.size)
+            batches = [make_batch(part, self.data.recordings, self.prompt, pin) for part in parts]
+            yield sum(len(example.tokens) - self.prompt for example in examples), batches
+
+    def train_epoch(self) -> bool:
+        """Train to the end of the epoch, or of the run where --max-steps ends it; False if time was up before."""
         self.objective.train()
-        n_mels = self.model.dims.n_mels
         clips = len(self.data.train)
-        done = (self.step - self.epoch * self.steps_per_epoch) * self.config.batch_size * self.config.accumulate
-        feed = prefetch(self.batches())
-        with tqdm(total=clips, initial=done, unit="clip", desc=f"epoch {self.epoch}") as bar:
+        done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
+        feed = prefetch(self.steps())
+        label = f"epoch {self.epoch}"
+        with (
+            self.interrupts.deferred(),
+            tqdm(total=clips, initial=done, unit="clip", desc=label, disable=not self.world.is_main) as bar,
+        ):
             while True:
                 start = time.perf_counter()
-                batches = next(feed, None)
+                target_tokens, batches = next(feed, (0, None))
                 if batches is None:
                     break
-                fed = time.perf_counter()
+                waited = time.perf_counter() - start
                 lr = self.config.lr * schedule(self.step, self.config.warmup_steps, self.total_steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
-                loss, norm = training_step(
-                    self.forward, batches, self.optimizer, self.scaler, self.precision, self.device, n_mels,
-                    self.config.clip_grad,
-                )  # fmt: skip
+                loss, norm = self.fitted_step(batches, target_tokens)
                 self.step += 1
+                self.check_finite(loss, norm)
                 seconds = time.perf_counter() - start
-                trained = sum(map(len, batches))
+                trained = min(self.clips_per_step, clips - bar.n)
                 self.history.append(
                     {
                         "event": "train",
                         "epoch": self.epoch,
                         "step": self.step,
-                        "epoch_progress": self.step / self.steps_per_epoch,
                         "loss": loss,
                         "lr": lr,
                         "grad_norm": norm,
-                        "target_tokens": sum(batch.target_tokens for batch in batches),
+                        "skipped": not (math.isfinite(loss) and math.isfinite(norm)),
+                        "target_tokens": target_tokens,
                         "clips_per_s": trained / seconds,
-                        "data_wait": (fed - start) / seconds,
+                        "data_wait": waited / seconds,
                     }
                 )
                 bar.update(trained)
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+                if self.should_stop(seconds):
+                    feed.close()
+                    self.save()
+                    return False
+            self.save()
+        return True
+
+    def fitted_step(self, batches: list[Batch], target_tokens: int) -> tuple[float, float]:
+        """:func:`training_step`, with smaller micro-batches once a GPU's memory runs out: the same step, cut finer."""
+        while True:
+            while any(len(batch) > self.micro_batch for batch in batches):
+                batches = [half for b in batches for half in (b.halves() if len(b) > self.micro_batch else (b,))]
+            try:
+                return training_step(
+                    self.forward, batches, target_tokens, self.optimizer, self.scaler, self.precision,
+                    self.config.clip_grad, self.model.dims.n_mels, self.device, self.world,
+                )  # fmt: skip
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise UserError(
+                        f"{self.device} has no memory for a single clip: try --grad-checkpoint, or a smaller --model"
+                    ) from None
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.micro_batch = -(-self.micro_batch // 2)
+            self.say(f"out of memory: micro-batches of {self.micro_batch} clips from here on, and as many more of them")
+
+    def check_finite(self, loss: float, norm: float) -> None:
+        """Count steps in a row that were skipped; fp16's scaler may need some to find its scale, and they are not."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.bad_steps = 0
+        elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            self.bad_steps += 1
+        if self.bad_steps >= MOST_BAD_STEPS:
+            self.save()
+            raise UserError(
+                f"{self.bad_steps} steps in a row, to step {self.step}, had no finite loss or gradient; they were "
+                f"skipped, and the state in {self.config.out} is that before them: try a lower --lr, more "
+                "--warmup-steps or --precision fp32, in another --out"
+            )
+
+    def should_stop(self, step_seconds: float) -> bool:
+        """Save if it is time to; after a signal, save and leave. True where the time limit is near.
+
+        A signal reaches the processes at different moments: they agree on the step to stop at.
+        """
+        now = time.monotonic()
+        signal = self.interrupts.requested or 0
+        out_of_time = now + 2 * step_seconds + self.save_seconds > self.deadline
+        signals, late = self.world.sum([float(signal > 0), float(out_of_time)], self.device)
+        if signals:
+            self.save()
+            self.writer.finish()
+            self.say(f"\nstopped at step {self.step} of {self.total_steps}, and saved: continue with --resume")
+            raise Interrupted(signal or 15)
+        if late:
+            return True
+        every = self.config.save_every
+        if self.step % every == 0 if every else now - self.saved > SAVE_SECONDS:
+            self.save()
+        return False
+
+    def time_for_validation(self) -> bool:
+        """Whether validation fits before the deadline, going by how long it took the last time."""
+        took = sum(row["seconds"] for rows in list(self.history.valid().values())[-1:] for row in rows.values())
+        late = time.monotonic() + 1.2 * took + self.save_seconds > self.deadline
+        return not self.world.sum([float(late)], self.device)[0]
 
     def validate(self, epoch: int) -> None:
         """Measure every validation reciter and add a row for each; ``epoch`` -1 is the untouched model."""
@@ -197,7 +312,8 @@ class Run:
                 prompt=self.prompt,
                 precision=self.precision,
                 device=self.device,
-                batch_size=self.config.batch_size,
+                batch_size=self.micro_batch,
+                world=self.world,
             )
             seconds = time.perf_counter() - start
             errors = result.errors
@@ -210,7 +326,7 @@ class Run:
                     "loss": result.loss,
                     "wer": errors.wer,
                     "cer": errors.cer,
-                    "ayat": result.ayat,
+                    "ayat": len(examples),
                     "words": errors.words,
                     "word_errors": errors.substitutions + errors.deletions + errors.insertions,
                     "characters": errors.characters,
@@ -218,31 +334,48 @@ class Run:
                     "seconds": seconds,
                 }
             )
-            label = "vanilla" if epoch < 0 else f"epoch {epoch}"
             self.say(
-                f"{label:<10} {reciter}: loss {result.loss:.4f}, WER {100 * errors.wer:.2f} %, "
-                f"CER {100 * errors.cer:.2f} % ({result.ayat} ayat in {seconds:.0f} s)"
+                f"{'vanilla' if epoch < 0 else f'epoch {epoch}':<10} {reciter}: loss {result.loss:.4f}, "
+                f"WER {100 * errors.wer:.2f} %, CER {100 * errors.cer:.2f} % ({len(examples)} ayat in {seconds:.0f} s)"
             )
-        write_results(self.history, self.config.out)
+        if self.world.is_main:
+            write_results(self.history, self.config.out)
 
     def save_checkpoints(self) -> None:
         """Save this epoch's Whisper checkpoint, and ``best.pt`` where no epoch had a lower validation WER.
 
         Without validation the latest epoch is the best that is known.
         """
-        out = self.config.out
-        save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
+        out, keep = self.config.out, self.config.keep
         rows = self.history.valid().get(self.epoch, {}).values()
         wer = corpus_rate(rows, "word_errors", "words")
-        if not wer >= self.best_wer:
-            self.best_wer = wer if rows else self.best_wer
+        better = not wer >= self.best_wer
+        if better and rows:
+            self.best_wer = wer
+        if not self.world.is_main:
+            return
+        if keep != "best":
+            save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
+        if better:
             save_checkpoint(out / "best.pt", self.model)
+        if keep == "last":
+            for earlier in range(self.epoch):
+                (out / f"epoch-{earlier:03}.pt").unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Save the state: one process copies it, and writes the copy while training goes on."""
+        start = time.monotonic()
+        if self.world.is_main:
+            self.writer.save(self.state_dict())
+        self.saved = time.monotonic()
+        self.save_seconds = self.saved - start
 
     def state_dict(self) -> State:
         return {
             "step": self.step,
             "epoch": self.epoch,
             "best_wer": self.best_wer,
+            "bad_steps": self.bad_steps,
             "precision": self.precision.name,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -250,7 +383,9 @@ class Run:
         }
 
     def load_state_dict(self, state: State) -> None:
-        self.step, self.epoch, self.best_wer = state["step"], state["epoch"], state["best_wer"]
+        """Go back to where ``state`` was saved, with the rows of metrics.jsonl as they were then."""
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.best_wer, self.bad_steps = state["best_wer"], state["bad_steps"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -263,8 +398,12 @@ def checkpoint_activations(model: Whisper) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def _nothing(message: str) -> None:
+    """What the processes beside the main one say."""
+
+
 def describe(run: Run) -> None:
-    """Say what was decided, and why, before the first step."""
+    """Say what was decided, and why, before the first step; refuse to start without room for what will be written."""
     config, say, data = run.config, run.say, run.data
     say(f"precision  {run.precision.name}: {run.precision.reason}")
     every = sum(parameter.numel() for parameter in run.model.parameters())
@@ -286,6 +425,11 @@ def describe(run: Run) -> None:
     if data.recordings.damaged:
         say(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
     say(f"left out   {summary(data.skipped)}" + (f" (listed in {config.out / 'skipped.csv'})" if data.skipped else ""))
-    cut = f"{config.batch_size} clips" + (f" × {config.accumulate}" if config.accumulate > 1 else "")
+    parts = [f"{config.batch_size} clips"]
+    parts += [f"{config.accumulate} micro-batches"] if config.accumulate > 1 else []
+    parts += [f"{run.world.size} processes"] if run.world.size > 1 else []
     begun = f"; {run.step} are done" if run.step else ""
-    say(f"steps      {run.steps_per_epoch} an epoch of {cut}, {run.total_steps} in all{begun}")
+    say(f"steps      {run.steps_per_epoch} an epoch of {' × '.join(parts)}, {run.total_steps} in all{begun}")
+    checkpoints = {"all": run.epochs + 1, "last": 3, "best": 2}[config.keep]
+    needed = run.world.on_main(lambda: check_space(config.out, 4 * every + 8 * trained, 2 * every, checkpoints))
+    say(f"disk       at most {needed / 1e9:.1f} GB in {config.out}")

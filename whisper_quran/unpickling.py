@@ -18,13 +18,14 @@ what is refused, never what is run.
 
 import pickletools
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass
 from pickle import UnpicklingError
 
-# A checkpoint's pickle holds no weights, only where they are: 0.3 MB and 150,000 instructions for a large Whisper with
+# A checkpoint's pickle holds no weights, only where they are: 1 MB and 200,000 instructions for a large Whisper with
 # its optimiser. The bounds keep what a file can make of itself in memory below some hundreds of megabytes.
 MAX_BYTES = 64 * 2**20
-MAX_INSTRUCTIONS = 2_000_000
+MAX_INSTRUCTIONS = 1_000_000
 MAX_NAME = 1000  # characters
 
 DATA_MODULES = {"collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid", "zoneinfo"}
@@ -37,8 +38,6 @@ DATA_TYPES = {
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
     *("torch.device", "torch.serialization._get_layout"),
 }
-# Python 2's names, which pickle protocol 2 (torch's) goes on writing.
-RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,9 @@ def _name(module: str, name: str) -> Global:
         raise TypeError
     if len(module) + len(name) > MAX_NAME or not (module + name).isprintable():
         raise ValueError("name")
-    return Global(RENAMED_MODULES.get(module, module), name)
+    # Pickle protocol 2, which is torch's, goes on writing Python 2's names.
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return Global(module, name)
 
 
 def _call(callee: object, args: object) -> object:

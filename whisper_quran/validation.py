@@ -5,7 +5,7 @@ model. Here each ayah is decoded from its audio alone; one pass of the encoder s
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .dataset import Example, make_batch, prefetch, split
 from .decoding import BatchDecoder
 from .device import Precision
+from .distributed import World
 from .features import log_mel
 from .metrics import ErrorCounts, count_errors
 from .objective import Objective
@@ -25,7 +26,6 @@ from .text import normalize
 class Validation:
     """What one reciter's ayat said of the model; ``loss`` is the mean over target tokens, in nats."""
 
-    ayat: int
     loss: float
     errors: ErrorCounts
 
@@ -41,15 +41,16 @@ def validate(
     precision: Precision,
     device: torch.device,
     batch_size: int,
-    quiet: bool = False,
+    world: World,
 ) -> Validation:
     """Measure loss, WER and CER of ``objective.whisper`` on ``examples``.
 
+    Each process takes its share of the ayat, each ayah is measured once, and all processes return the sum.
     Texts are compared without diacritics, as Experiment 2A compared them. The ayat go by length, so that a batch's
     texts end together.
     """
     model = objective.whisper
-    ordered = sorted(examples, key=lambda example: example.samples)
+    ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
     groups = split(ordered, batch_size)
     batches = prefetch(make_batch(group, recordings, prompt, pin=device.type == "cuda") for group in groups)
     loss, target_tokens, errors = 0.0, 0, ErrorCounts()
@@ -67,10 +68,11 @@ def validate(
 
     # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
     decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype)
-    with tqdm(total=len(ordered), unit="ayah", leave=False, disable=quiet, desc="validating") as bar:
+    with tqdm(total=len(ordered), unit="ayah", leave=False, disable=not world.is_main, desc="validating") as bar:
         for index, result in decoder.decode(encoded()):
             reference = normalize(ordered[index].ayah.text, "diacritics")
             errors += count_errors(reference, normalize(result.text, "diacritics"))
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
-    return Validation(len(ordered), loss / target_tokens, errors)
+    loss, target_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)
+    return Validation(loss / target_tokens, ErrorCounts(*map(int, counts)))

@@ -1,0 +1,42 @@
+"""Bring a Whisper checkpoint in from PyTorch Lightning or Hugging Face, or out to Hugging Face.
+
+  python convert.py lightning.ckpt model.pt                 whisper.load_model opens model.pt
+  python convert.py whisper-small-quran/ model.pt           a Hugging Face folder
+  python convert.py runs/experiment-2a/best.pt hf --to hf   transformers opens the folder hf
+
+SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt, a Hugging Face folder,
+model.safetensors or pytorch_model.bin. Nothing in it is run, and no class of yours is needed to open it.
+"""
+
+import argparse
+from typing import NoReturn
+
+from whisper_quran.errors import UserError, run_command
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is a :class:`UserError`, so one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint file or folder to read")
+    parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf) to write")
+    parser.add_argument("--to", choices=("openai", "hf"), default="openai", help="what to write (default: openai)")
+    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="its precision (default: fp16)")
+    parser.add_argument(
+        "--language", default="ar", help="what a Hugging Face Whisper transcribes unless told otherwise (default: ar)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace DEST where it is there already")
+    options = parser.parse_args()
+    # Imported here so that --help and a wrong option answer at once: torch takes seconds.
+    from whisper_quran.conversion import convert
+
+    print(convert(**vars(options)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,252 @@
+"""Checkpoints are opened whatever wrote them, and saved so that Whisper opens them."""
+
+import errno
+import io
+import math
+import urllib.error
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+from conftest import make_whisper
+from whisper.model import ModelDimensions, Whisper
+
+from whisper_quran import checkpoint
+from whisper_quran.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from whisper_quran.errors import UserError
+from whisper_quran.sizes import alignment_head_pairs, infer_dims, named_dims, size_name, whisper_shapes
+
+
+def small_whisper(seed: int = 0, **dims: int) -> Whisper:
+    """A Whisper of 60,000 weights, where the vocabulary does not matter."""
+    torch.manual_seed(seed)
+    sizes = {"n_mels": 8, "n_audio_ctx": 10, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
+    sizes |= {"n_vocab": 50, "n_text_ctx": 8, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 1}
+    model = Whisper(ModelDimensions(**{**sizes, **dims}))
+    torch.nn.init.normal_(model.decoder.positional_embedding)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> Whisper:
+    return small_whisper()
+
+
+def same_weights(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    left, right = left.state_dict(), right.state_dict()
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_whisper_opens_what_is_saved(tmp_path: Path) -> None:
+    model = make_whisper()
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model)
+    saved = torch.load(path, weights_only=True)
+    assert list(saved) == ["dims", "model_state_dict"]
+    assert list(saved["model_state_dict"]) == list(model.state_dict())
+    assert {tensor.dtype for tensor in saved["model_state_dict"].values()} == {torch.float16}
+    assert same_weights(whisper.load_model(str(path), device="cpu"), model.half().float())
+
+
+def test_loading_gives_fp32_weights_ready_to_evaluate(tmp_path: Path, model: Whisper) -> None:
+    save_checkpoint(tmp_path / "model.pt", model)
+    loaded = load_checkpoint(tmp_path / "model.pt")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(parameter.requires_grad for name, parameter in loaded.decoder.named_parameters())
+    assert not loaded.training
+    assert same_weights(loaded, model.half().float())
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(tmp_path: Path, model: Whisper) -> None:
+    save_checkpoint(tmp_path / "model.pt", model, torch.float32)
+    before = (tmp_path / "model.pt").read_bytes()
+    with torch.no_grad():
+        for parameter in load_checkpoint(tmp_path / "model.pt").parameters():
+            parameter.zero_()
+    for tensor in read_checkpoint(tmp_path / "model.pt").tensors.values():
+        tensor.read().zero_()
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name, dims", named_dims().items())
+def test_every_size_is_known_by_its_tensors(name: str, dims: ModelDimensions, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whisper's one sparse buffer is all that keeps it from being made without memory.
+    monkeypatch.setattr(torch.Tensor, "to_sparse", lambda tensor: tensor)
+    with torch.device("meta"):
+        real = {key: tuple(tensor.shape) for key, tensor in Whisper(dims).state_dict().items()}
+    assert list(whisper_shapes(dims).items()) == list(real.items())
+    assert infer_dims(real, {}, "it") == dims
+    assert size_name(infer_dims(real, {}, "it")) == name
+
+
+def test_the_sizes_are_the_published_ones() -> None:
+    weights = {name: sum(map(math.prod, whisper_shapes(dims).values())) for name, dims in named_dims().items()}
+    assert weights["tiny"] == 37_760_640
+    assert weights["small"] == 241_734_912
+    assert weights["large-v3"] == 1_543_490_560
+    assert weights["large-v3-turbo"] == 808_878_080
+
+
+def test_a_named_size_gets_its_alignment_heads(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "mine.pt", make_whisper(state=384, layers=4))
+    tiny = [[2, 2], [3, 0], [3, 2], [3, 3], [3, 4], [3, 5]]
+    loaded = load_checkpoint(tmp_path / "mine.pt")
+    assert loaded.alignment_heads.to_dense().nonzero().tolist() == tiny
+    assert alignment_head_pairs(loaded.dims) == tiny
+    # large-v1 and large-v2 cannot be told apart: Whisper's default stands.
+    assert alignment_head_pairs(named_dims()["large-v1 or large-v2"]) is None
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "net.whisper.", "module.", "model._orig_mod.", "_orig_mod.module.model."]
+)
+def test_any_single_prefix_is_stripped_and_what_is_not_whispers_is_named(
+    prefix: str, tmp_path: Path, model: Whisper
+) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {"loss_fn.weight": torch.ones(50), "wer.errors": torch.zeros(1)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "any.ckpt")
+    assert same_weights(load_checkpoint(tmp_path / "any.ckpt"), model)
+    assert set(read_checkpoint(tmp_path / "any.ckpt").left_out) == {"loss_fn.weight", "wer.errors"}
+
+
+def test_wrappers_inside_a_name_are_stripped(tmp_path: Path, model: Whisper) -> None:
+    """Only the decoder was compiled, and only the encoder wrapped for several GPUs."""
+    inside = {"encoder.": "encoder.module.", "decoder.": "decoder._orig_mod."}
+    torch.save(
+        {f"model.{inside[name[:8]]}{name[8:]}": tensor for name, tensor in model.state_dict().items()},
+        tmp_path / "any.pt",
+    )
+    assert same_weights(load_checkpoint(tmp_path / "any.pt"), model)
+
+
+def test_a_module_under_two_names_is_one_module(tmp_path: Path, model: Whisper) -> None:
+    state = model.state_dict()
+    state |= {f"net.{name}": tensor for name, tensor in state.items()}
+    state |= {f"speaker.{name[8:]}": tensor for name, tensor in state.items() if name.startswith("decoder.")}
+    torch.save(state, tmp_path / "twice.pt")
+    assert same_weights(load_checkpoint(tmp_path / "twice.pt"), model)
+    assert read_checkpoint(tmp_path / "twice.pt").left_out == ()
+
+
+def test_another_whisper_in_the_file_is_named(tmp_path: Path, model: Whisper) -> None:
+    other = small_whisper(seed=1)
+    torch.save({"state_dict": model.state_dict(), "ema": other.state_dict()}, tmp_path / "ema.pt")
+    assert same_weights(load_checkpoint(tmp_path / "ema.pt"), model)
+    assert read_checkpoint(tmp_path / "ema.pt").left_out == ("ema.* (another Whisper)",)
+    distilled = {f"student.{name}": tensor for name, tensor in model.state_dict().items()}
+    distilled |= {f"teacher.{name}": tensor for name, tensor in other.state_dict().items()}
+    torch.save(distilled, tmp_path / "distilled.pt")
+    with pytest.raises(UserError, match=r"several Whispers \(student., teacher.\)"):
+        read_checkpoint(tmp_path / "distilled.pt")
+
+
+def test_tensors_that_share_or_reorder_their_storage_come_out_right(tmp_path: Path, model: Whisper) -> None:
+    state = model.state_dict()
+    name = "decoder.blocks.0.mlp.0.weight"
+    packed = torch.zeros(3, *state[name].shape)
+    packed[1] = state[name]
+    state[name] = packed[1]  # in the middle of a larger storage
+    other = "decoder.blocks.0.mlp.2.weight"
+    state[other] = state[other].T.contiguous().T  # column by column
+    torch.save(state, tmp_path / "views.pt")
+    assert same_weights(load_checkpoint(tmp_path / "views.pt"), model)
+    save_checkpoint(tmp_path / "plain.pt", load_checkpoint(tmp_path / "views.pt"))
+    assert (tmp_path / "plain.pt").stat().st_size < (tmp_path / "views.pt").stat().st_size / 2
+
+
+def refusal(path: Path) -> str:
+    """The one line with which reading ``path`` is refused."""
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_a_partial_checkpoint_is_refused_with_what_it_lacks(tmp_path: Path, model: Whisper) -> None:
+    state = model.state_dict()
+    torch.save({name: tensor for name, tensor in state.items() if name.startswith("decoder.")}, tmp_path / "decoder.pt")
+    assert "encoder.conv1.weight is missing" in refusal(tmp_path / "decoder.pt")
+    del state["decoder.blocks.0.cross_attn.key.weight"], state["decoder.ln.bias"]
+    torch.save(state, tmp_path / "holes.pt")
+    assert "of its 50 tensors it lacks decoder.blocks.0.cross_attn.key.weight, decoder.ln.bias;" in refusal(
+        tmp_path / "holes.pt"
+    )
+
+
+def test_more_than_a_whisper_is_refused(tmp_path: Path, model: Whisper) -> None:
+    state = model.state_dict()
+    state["decoder.blocks.0.attn.query.lora_A"] = torch.zeros(64, 8)
+    torch.save(state, tmp_path / "adapter.pt")
+    assert "no place for decoder.blocks.0.attn.query.lora_A" in refusal(tmp_path / "adapter.pt")
+    taller = small_whisper(n_text_layer=2)
+    torch.save({"dims": vars(model.dims), "model_state_dict": taller.state_dict()}, tmp_path / "extra_layer.pt")
+    assert "n_text_layer is 2 in its tensors" in refusal(tmp_path / "extra_layer.pt")
+
+
+def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> None:
+    state = model.state_dict()
+    torch.save({**state, "encoder.conv2.weight": torch.zeros(64, 64, 5)}, tmp_path / "shape.pt")
+    assert "encoder.conv2.weight has the shape (64, 64, 5), where this Whisper has (64, 64, 3)" in refusal(
+        tmp_path / "shape.pt"
+    )
+    torch.save({**state, "decoder.ln.bias": torch.zeros(64, dtype=torch.int8)}, tmp_path / "int8.pt")
+    assert "quantised (decoder.ln.bias is torch.int8)" in refusal(tmp_path / "int8.pt")
+    narrow = small_whisper(n_audio_state=40, n_audio_head=2, n_text_state=40, n_text_head=2)
+    torch.save(narrow.state_dict(), tmp_path / "narrow.pt")
+    assert "does not tell its number of heads" in refusal(tmp_path / "narrow.pt")
+    save_checkpoint(tmp_path / "narrow_with_dims.pt", narrow)
+    assert load_checkpoint(tmp_path / "narrow_with_dims.pt").dims == narrow.dims
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    assert "no file or folder" in refusal(tmp_path / "nothing.pt")
+    assert "one of tiny.en, tiny, base.en" in refusal(tmp_path / "nothing.pt")
+    (tmp_path / "empty.pt").touch()
+    assert "is empty" in refusal(tmp_path / "empty.pt")
+    (tmp_path / "text.pt").write_text("بسم الله الرحمن الرحيم", encoding="utf-8")
+    assert "is no checkpoint" in refusal(tmp_path / "text.pt")
+    assert "holds neither model.safetensors nor" in refusal(tmp_path)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    assert "holds no Whisper" in refusal(tmp_path / "linear.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    assert "holds no dict" in refusal(tmp_path / "list.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    assert "holds a whole torch.nn.modules.linear.Linear" in refusal(tmp_path / "module.pt")
+    torch.save({}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert "before 2020" in refusal(tmp_path / "old.pt")
+
+
+def test_a_name_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **keywords: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(whisper, "load_model", no_network)
+    with pytest.raises(UserError, match=r"cannot download the Whisper 'small' .*Name or service not known"):
+        load_checkpoint("small")
+
+
+def test_a_weight_beyond_half_precision_is_refused_not_made_infinite(tmp_path: Path, model: Whisper) -> None:
+    with torch.no_grad():
+        model.decoder.ln.weight[3] = 70_000
+    with pytest.raises(UserError, match=r"decoder.ln.weight holds 7e\+04"):
+        save_checkpoint(tmp_path / "model.pt", model)
+    assert not list(tmp_path.iterdir())
+    save_checkpoint(tmp_path / "model.pt", model, torch.float32)
+    assert load_checkpoint(tmp_path / "model.pt").decoder.ln.weight[3] == 70_000
+
+
+def test_a_full_disk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, model: Whisper) -> None:
+    """torch's zip writer hides it behind an error of its own."""
+
+    class FullDisk(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() + len(data) > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "atomic_write", contextmanager(lambda path, mode: (yield FullDisk())))
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint("model.pt", model)

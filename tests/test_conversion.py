@@ -1,0 +1,267 @@
+"""`convert.py` carries every tensor over as it is, bit for bit, and replaces nothing that it should not."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+from conftest import make_whisper
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from test_checkpoint import small_whisper
+from whisper.model import Whisper
+
+import convert as command
+from whisper_quran import huggingface, tensorfiles
+from whisper_quran.checkpoint import load_checkpoint, save_checkpoint
+from whisper_quran.conversion import convert
+from whisper_quran.errors import UserError
+from whisper_quran.huggingface import huggingface_name, openai_name
+from whisper_quran.huggingface_tokenizer import byte_characters, merged_pairs, tokenizer_of
+from whisper_quran.sizes import named_dims, whisper_shapes
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A small Whisper's checkpoint in fp32."""
+    save_checkpoint(tmp_path / "model.pt", small_whisper(), torch.float32)
+    return tmp_path / "model.pt"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model_state_dict"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    heads=st.integers(1, 3),
+    width=st.integers(1, 4),
+    n_mels=st.integers(1, 5),
+    n_audio_ctx=st.integers(1, 6),
+    n_audio_layer=st.integers(1, 12),
+    n_text_ctx=st.integers(1, 6),
+    n_text_layer=st.integers(1, 12),
+    n_vocab=st.integers(1, 60),
+    seed=st.integers(0, 2**32),
+)
+def test_from_openai_to_hf_and_back_is_the_identity(
+    heads: int, width: int, seed: int, tmp_path_factory: pytest.TempPathFactory, **dims: int
+) -> None:
+    state = 4 * heads * width
+    dims |= {"n_audio_state": state, "n_text_state": state, "n_audio_head": heads, "n_text_head": 2 * heads}
+    folder = tmp_path_factory.mktemp("identity")
+    save_checkpoint(folder / "model.pt", small_whisper(seed, **dims), torch.float32)
+    convert(folder / "model.pt", folder / "hf", to="hf", dtype="fp32")
+    convert(folder / "hf", folder / "back.pt", to="openai", dtype="fp32")
+    assert (folder / "back.pt").read_bytes() == (folder / "model.pt").read_bytes()
+
+
+def test_names_map_both_ways_for_every_size() -> None:
+    for dims in named_dims().values():
+        names = list(whisper_shapes(dims))
+        theirs = [huggingface_name(name) for name in names]
+        assert len(set(theirs)) == len(names)
+        assert [openai_name(name) for name in theirs] == [f"model.{name}" for name in names]
+        assert not any(piece in name for name in theirs for piece in ("blocks", "_ln", "mlp", ".query", "token_"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("to", ["openai", "hf"])
+def test_tensors_are_the_sources_at_the_asked_precision(dtype: torch.dtype, to: str, tmp_path: Path) -> None:
+    source = {f"model.{name}": tensor.to(dtype) for name, tensor in small_whisper().state_dict().items()}
+    torch.save({"state_dict": source}, tmp_path / "source.ckpt")
+    for asked, precision in (("fp16", torch.float16), ("fp32", torch.float32)):
+        dest = tmp_path / f"{to}-{asked}"
+        convert(tmp_path / "source.ckpt", dest, to=to, dtype=asked)
+        read = weights(dest) if to == "openai" else load_file(dest / "model.safetensors")
+        for name, tensor in source.items():
+            name = name.removeprefix("model.")
+            got = read[name if to == "openai" else huggingface_name(name)]
+            assert got.dtype == precision and torch.equal(got, tensor.to(precision))
+
+
+def test_safetensors_of_the_library_are_read_whole_and_sharded(saved: Path, tmp_path: Path) -> None:
+    state = {huggingface_name(name): tensor for name, tensor in weights(saved).items()}
+    tied = {**state, "proj_out.weight": state["model.decoder.embed_tokens.weight"].clone()}
+    save_file(tied, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    convert(tmp_path / "model.safetensors", tmp_path / "whole.pt", to="openai", dtype="fp32")
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shards = {f"model-0000{part}-of-00003.safetensors": list(state)[part - 1 :: 3] for part in (1, 2, 3)}
+    for file, names in shards.items():
+        save_file({name: state[name] for name in names}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(folder, tmp_path / "sharded.pt", to="openai", dtype="fp32")
+    for name in ("whole.pt", "sharded.pt"):
+        assert (tmp_path / name).read_bytes() == saved.read_bytes()
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no file or folder .*model-00002-of-00003.safetensors"):
+        load_checkpoint(folder)
+
+
+def test_an_untied_output_layer_is_refused(saved: Path, tmp_path: Path) -> None:
+    state = {huggingface_name(name): tensor for name, tensor in weights(saved).items()}
+    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"] + 1
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"proj_out.weight is no copy of the token embedding"):
+        load_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_elements_that_a_file_does_not_align_are_read_right(saved: Path, tmp_path: Path) -> None:
+    convert(saved, tmp_path / "hf", to="hf", dtype="fp32")
+    data = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for spaces in (1, 2, 3):
+        shifted = (length + spaces).to_bytes(8, "little") + data[8 : 8 + length] + b" " * spaces + data[8 + length :]
+        (tmp_path / "odd.safetensors").write_bytes(shifted)
+        convert(tmp_path / "odd.safetensors", tmp_path / "odd.pt", to="openai", dtype="fp32", force=True)
+        assert (tmp_path / "odd.pt").read_bytes() == saved.read_bytes()
+
+
+def test_heads_come_from_config_json(tmp_path: Path) -> None:
+    model = small_whisper(n_audio_head=4, n_text_head=2)
+    save_checkpoint(tmp_path / "model.pt", model)
+    convert(tmp_path / "model.pt", tmp_path / "hf", to="hf", dtype="fp16")
+    assert load_checkpoint(tmp_path / "hf").dims == model.dims
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "num_mel_bins": 128}))
+    with pytest.raises(UserError, match="contradicts itself: n_mels is 8"):
+        load_checkpoint(tmp_path / "hf")
+
+
+def test_the_written_folder_says_what_openai_whisper_keeps_in_code(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "tiny.pt", make_whisper(state=384, layers=4))
+    convert(tmp_path / "tiny.pt", tmp_path / "hf", to="hf", dtype="fp16")
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == huggingface.FILES
+    read = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "hf").glob("*.json")}
+    config, generation, features = (read[name] for name in ("config", "generation_config", "preprocessor_config"))
+    # As Hugging Face publishes them for openai/whisper-tiny.
+    assert (config["d_model"], config["encoder_attention_heads"], config["decoder_ffn_dim"]) == (384, 6, 1536)
+    assert (config["eos_token_id"], config["decoder_start_token_id"], config["torch_dtype"]) == (
+        50257,
+        50258,
+        "float16",
+    )
+    assert generation["alignment_heads"] == [[2, 2], [3, 0], [3, 2], [3, 3], [3, 4], [3, 5]]
+    assert generation["begin_suppress_tokens"] == [220, 50257]
+    assert generation["suppress_tokens"][:5] == [1, 2, 7, 8, 9]
+    assert generation["suppress_tokens"][-8:] == [49870, 50254, 50258, 50358, 50359, 50360, 50361, 50362]
+    assert len(generation["suppress_tokens"]) == 88
+    assert (generation["language"], generation["task"]) == ("ar", "transcribe")
+    assert generation["lang_to_id"]["<|ar|>"] == 50272 and len(generation["lang_to_id"]) == 99
+    assert (generation["no_timestamps_token_id"], generation["prev_sot_token_id"]) == (50363, 50361)
+    assert (features["feature_size"], features["n_samples"], features["chunk_length"]) == (80, 480_000, 30)
+    assert read["vocab"]["Ġthe"] == 264 and read["added_tokens"]["<|30.00|>"] == 51864
+
+
+@pytest.mark.parametrize("n_vocab", [51864, 51865, 51866])
+def test_merges_give_back_the_vocabulary(n_vocab: int) -> None:
+    tokenizer = tokenizer_of(n_vocab)
+    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
+    pairs = merged_pairs(tokens)
+    assert len(pairs) == 50_000
+    assert [tokens[left] + tokens[right] for left, right in pairs] == [token for token in tokens if len(token) > 1]
+    assert len(set(byte_characters())) == 256 and all(character.isprintable() for character in byte_characters())
+
+
+def test_an_english_whisper_has_no_language(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "en.pt", make_whisper(n_vocab=51864))
+    convert(tmp_path / "en.pt", tmp_path / "hf", to="hf", dtype="fp16")
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert generation["is_multilingual"] is False and "language" not in generation and "lang_to_id" not in generation
+
+
+def run(*arguments: object) -> str | None:
+    """Run the command line and return its refusal, or None."""
+    sys.argv = ["convert.py", *map(str, arguments)]
+    try:
+        command.main()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(autouse=True)
+def own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
+def test_the_command_converts_and_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model: Whisper = make_whisper()
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.5"}, tmp_path / "last.ckpt")
+    assert run(tmp_path / "last.ckpt", tmp_path / "new" / "model.pt") is None
+    printed = capsys.readouterr().out
+    assert "PyTorch Lightning" in printed and "left out 1 that are not Whisper's: loss.weight" in printed
+    opened = whisper.load_model(str(tmp_path / "new" / "model.pt"), device="cpu")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], tensor.half().float())
+
+
+def test_dest_is_replaced_only_with_force(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "there.pt").write_text("as it was")
+    assert "is there already: give another DEST, or --force" in run(saved, tmp_path / "there.pt")
+    assert (tmp_path / "there.pt").read_text() == "as it was"
+    assert run(saved, tmp_path / "there.pt", "--force", "--dtype", "fp32") is None
+    assert (tmp_path / "there.pt").read_bytes() == saved.read_bytes()
+    assert run(saved, tmp_path / "hf", "--to", "hf") is None
+    assert "is there already" in run(saved, tmp_path / "hf", "--to", "hf")
+    before = (tmp_path / "hf" / "model.safetensors").stat().st_size
+    assert run(saved, tmp_path / "hf", "--to", "hf", "--force", "--dtype", "fp32") is None
+    assert (tmp_path / "hf" / "model.safetensors").stat().st_size > 1.8 * before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model.pt", "there.pt"]
+
+
+def test_force_never_loses_what_a_conversion_did_not_write(saved: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    assert "holds more than a conversion ('thesis.tex')" in run(saved, mine, "--to", "hf", "--force")
+    assert "is a folder" in run(saved, mine, "--force")
+    assert "is, or holds, SOURCE" in run(saved, saved, "--force")
+    assert "is, or holds, SOURCE" in run(saved, tmp_path, "--to", "hf", "--force")
+    assert "is no folder" in run(saved, mine / "thesis.tex", "--to", "hf", "--force")
+    assert (mine / "thesis.tex").read_text() == "years of work" and saved.exists()
+
+
+@pytest.mark.parametrize("to", ["openai", "hf"])
+def test_a_conversion_that_fails_half_way_leaves_dest_alone(
+    to: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "dest"
+    assert run(saved, dest, "--to", to) is None
+    before = snapshot(dest)
+    read: Callable = tensorfiles.StoredTensor.read
+
+    def fail(tensor: tensorfiles.StoredTensor) -> torch.Tensor:
+        if tensor.shape == (50, 64):  # the decoder's embedding: the encoder has been written
+            raise KeyboardInterrupt
+        return read(tensor)
+
+    monkeypatch.setattr(tensorfiles.StoredTensor, "read", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(saved, dest, "--to", to, "--force", "--dtype", "fp32")
+    assert snapshot(dest) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "model.pt"]
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in ([path] if path.is_file() else path.iterdir())}
+
+
+def test_what_hugging_face_cannot_hold_is_refused(saved: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model80.pt", make_whisper())
+    assert "--language xx is none of this Whisper's" in run(
+        tmp_path / "model80.pt", tmp_path / "hf", "--to", "hf", "--language", "xx"
+    )
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"], ["a", "b", "--to", "onnx"], ["a", "b", "--dtyp"]])
+def test_a_wrong_command_line_is_one_line(arguments: list[str]) -> None:
+    assert "(see convert.py --help)" in run(*arguments)

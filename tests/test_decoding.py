@@ -1,0 +1,267 @@
+"""Batched decoding says what ``whisper.decode`` says of each clip alone, whatever else is in the batch."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper
+from conftest import make_whisper
+from whisper.decoding import DecodingOptions, DecodingResult
+from whisper.model import ModelDimensions, Whisper
+
+from whisper_quran import decoding
+from whisper_quran.decoding import BatchDecoder, decode_batch, decode_clips, encode
+from whisper_quran.errors import UserError
+from whisper_quran.features import collate, log_mel
+from whisper_quran.segmentation import segments
+
+RATE = 16_000
+
+
+def read(file) -> np.ndarray:
+    """A recording, near enough at 16 kHz."""
+    sound, rate = soundfile.read(file, dtype="int16", always_2d=True)
+    return sound[np.arange(0, len(sound), rate / RATE).astype(int), 0]
+
+
+def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
+    """Give random weights something to say: texts that hang on the audio, differ, and end (or not) by themselves.
+
+    Random Whispers repeat one token to the limit whatever they hear. Here all embeddings are large, eot's largest, so
+    that it comes up every few tokens, and the encoder listens to the audio more than to the position.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    with torch.no_grad():
+        encoder.conv1.weight *= 8
+        encoder.conv2.weight *= 8
+        decoder.token_embedding.weight.normal_(std=0.5)
+        decoder.positional_embedding.normal_(std=0.5)
+        decoder.token_embedding.weight[50257 if model.is_multilingual else 50256] *= eot_gain
+        for block in decoder.blocks:
+            for attention in (block.attn, block.cross_attn):
+                for linear in (attention.query, attention.key, attention.value):
+                    linear.weight *= 6
+    return model
+
+
+def whispers_own(model: Whisper, mel: torch.Tensor, **options) -> list[DecodingResult]:
+    """``whisper.decode`` of every clip alone."""
+    options = DecodingOptions(language="ar", without_timestamps=True, fp16=False, **options)
+    return [whisper.decode(model, clip, options) for clip in mel]
+
+
+def assert_same(ours: Sequence[DecodingResult], theirs: Sequence[DecodingResult]) -> None:
+    assert [result.tokens for result in ours] == [result.tokens for result in theirs]
+    assert [result.text for result in ours] == [result.text for result in theirs]
+    for name in ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature"):
+        expected = [getattr(result, name) for result in theirs]
+        assert [getattr(result, name) for result in ours] == pytest.approx(expected, rel=1e-3), name
+    assert [result.language for result in ours] == [result.language for result in theirs]
+
+
+@pytest.fixture(scope="module")
+def clips(quran) -> list[np.ndarray]:
+    """Twenty real ayat of 1 to 15 s."""
+    files = sorted((quran / "audio" / "Yasser_Salama_hadr").glob("*.mp3"))
+    found = [clip for clip in map(read, files[::30]) if len(clip) <= 15 * RATE]
+    return found[:20]
+
+
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    return talkative(make_whisper(seed=1))
+
+
+@pytest.fixture(scope="module")
+def mel(clips) -> torch.Tensor:
+    return log_mel(collate(clips), 80)
+
+
+@pytest.fixture(scope="module")
+def features(model, mel) -> torch.Tensor:
+    return encode(model, mel)
+
+
+@pytest.fixture(scope="module")
+def expected(model, mel) -> list[DecodingResult]:
+    results = whispers_own(model, mel)
+    lengths = [len(result.tokens) for result in results]
+    # Worth comparing with: texts that differ, some short, some long.
+    assert len({result.text for result in results}) > 15
+    assert min(lengths) < 20
+    assert max(lengths) > 60
+    return results
+
+
+def test_a_batch_says_what_whisper_says_of_each_clip(model, mel, features, expected):
+    from_mel = decode_batch(model, mel)
+    assert_same(from_mel, expected)
+    assert all(torch.equal(result.audio_features, own) for result, own in zip(from_mel, features, strict=True))
+    assert_same(decode_batch(model, features), expected)
+    assert_same(decode_batch(model, mel[3:4]), expected[3:4])
+
+
+@pytest.mark.parametrize(
+    ("slots", "batch", "stride"), [(16, 4, 1), (5, 2, 8), (1, 1, 8)], ids=["a quarter", "odd", "one by one"]
+)
+def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expected, slots, batch, stride):
+    """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks."""
+    decoder = BatchDecoder(model, slots)
+    decoder.stride = stride
+    results = dict(decoder.decode(features.split(batch)))
+    assert_same([results[index] for index in range(len(features))], expected)
+
+
+def test_a_decoder_can_be_used_again_even_after_it_was_left_half_way(model, features, expected):
+    decoder = BatchDecoder(model, 8)
+    next(decoder.decode(features.split(4)))
+    for _ in range(2):
+        results = dict(decoder.decode(features.split(4)))
+        assert_same([results[index] for index in range(len(features))], expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sample_len": 7},
+        {"prompt": list(range(1000, 1300)), "suppress_tokens": [50257]},  # the context ends before sample_len
+        {"prefix": "بسم", "sample_len": 20},
+        {"suppress_blank": False, "suppress_tokens": [50257], "task": "translate", "sample_len": 20},
+    ],
+    ids=["sample_len", "context", "prefix", "filters"],
+)
+def test_whispers_options_mean_what_they_mean_to_whisper(model, mel, features, options):
+    expected = whispers_own(model, mel[:4], **options)
+    assert_same(decode_batch(model, features[:4], **options), expected)
+
+
+def test_a_model_that_says_nothing_gives_an_empty_text(mel):
+    """``whisper.decode`` divides by zero there."""
+    silent = talkative(make_whisper(seed=1), eot_gain=100)
+    results = decode_batch(silent, mel[:8], suppress_blank=False)
+    assert "" in [result.text for result in results]
+    assert all(result.avg_logprob <= 0 for result in results)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        ModelDimensions(80, 1500, 64, 1, 1, 51864, 448, 64, 1, 1),  # an .en model
+        ModelDimensions(128, 1500, 128, 2, 2, 51866, 448, 128, 2, 1),  # turbo: fewer layers in the decoder
+    ],
+    ids=["en", "turbo"],
+)
+def test_every_kind_of_whisper_decodes(clips, dims):
+    torch.manual_seed(2)
+    model = talkative(Whisper(dims).eval())
+    mel = log_mel(collate(clips[:6]), dims.n_mels)
+    expected = whispers_own(model, mel, sample_len=30)
+    assert len({result.text for result in expected}) > 3
+    assert_same(decode_batch(model, mel, sample_len=30), expected)
+
+
+def test_an_ended_clip_costs_nothing_beside_one_that_rambles_on(model, features, expected, monkeypatch):
+    """Most rows that were computed belonged to clips that were still being decoded."""
+    rows = []
+    step = BatchDecoder._step
+    monkeypatch.setattr(BatchDecoder, "_step", lambda self, n, length: rows.append(n) or step(self, n, length))
+    decode_batch(model, features)
+    tokens = sum(len(result.tokens) for result in expected)
+    longest = max(len(result.tokens) for result in expected)
+    assert tokens < sum(rows) < 1.6 * tokens < len(features) * longest
+    rows.clear()
+    list(BatchDecoder(model, 8).decode(features.split(2)))
+    assert tokens < sum(rows) < 1.6 * tokens
+
+
+def test_a_lower_precision_is_that_of_weights_cast_once(model, mel, features):
+    ours = decode_batch(model, mel, dtype=torch.bfloat16, sample_len=20)
+    assert ours[0].audio_features.dtype == torch.bfloat16
+    encoded = torch.stack([result.audio_features for result in ours])
+    cast = decode_batch(copy.deepcopy(model).bfloat16(), encoded, sample_len=20)
+    assert [result.tokens for result in ours] == [result.tokens for result in cast]
+    assert model.decoder.token_embedding.weight.dtype == torch.float32
+
+
+def test_an_autocast_around_it_changes_nothing(model, features, expected):
+    """Training validates under one."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = decode_batch(model, features)
+    assert_same(results, expected)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"beam_size": 2}])
+def test_what_is_not_greedy_is_refused(model, options):
+    with pytest.raises(ValueError, match="greedy"):
+        BatchDecoder(model, 1, **options)
+
+
+class Watched(Sequence):
+    """Clips that are made when asked for, as from a disk, and counted."""
+
+    def __init__(self, clips: list[np.ndarray]) -> None:
+        self.clips, self.asked = clips, 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        self.asked += 1
+        return self.clips[index].copy()
+
+
+def test_recordings_of_any_length_give_their_pieces_texts_in_order(model, clips, mel, expected, quran):
+    long = [read(quran / "audio" / reciter / "002255.mp3") for reciter in ("AbdulWadood_Haneef", "Yasser_Salama_hadr")]
+    recordings = Watched([long[0], *clips[:6], long[1]])
+    found = decode_clips(model, recordings, batch_size=4)
+    first = next(found)
+    assert recordings.asked <= len(recordings) + 2 * 4, "clips are read as their batches come, not all at once"
+    texts = dict([first, *found])
+    assert sorted(texts) == list(range(8))
+    assert [texts[index + 1] for index in range(6)] == [result.text for result in expected[:6]]
+    for index in (0, 7):
+        parts = [recordings[index][start:end] for start, end in segments(recordings[index])]
+        assert len(parts) > 1
+        spoken = whispers_own(model, log_mel(collate(parts), 80))
+        assert texts[index] == " ".join(result.text for result in spoken)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected, monkeypatch):
+    """The GPU's error, raised where encoding would: for batches of more than one, and once in the midst of it all."""
+    calls = []
+
+    def encode_in_little_memory(model, mel, dtype):
+        calls.append(len(mel))
+        if len(mel) > 1 or len(calls) == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, mel, dtype)
+
+    monkeypatch.setattr(decoding, "encode", encode_in_little_memory)
+    said = []
+    texts = dict(decode_clips(model, clips[:10], batch_size=10, say=said.append))
+    assert [texts[index] for index in range(10)] == [result.text for result in expected[:10]]
+    assert len(said) == 2
+    assert "--batch-size 5" in said[0]
+    assert "--batch-size 2" in said[1]
+
+
+def test_too_little_memory_for_one_clip_is_the_users_to_mend(model, clips, monkeypatch):
+    def encode_in_no_memory(model, mel, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoding, "encode", encode_in_no_memory)
+    with pytest.raises(UserError, match="smaller model"):
+        list(decode_clips(model, clips[:3], batch_size=8, say=lambda line: None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_cuda_graph_says_what_the_step_says(model, features, expected):
+    on_gpu = talkative(make_whisper(seed=1)).cuda()
+    decoder = BatchDecoder(on_gpu, 8)
+    for _ in range(2):  # the first pass captures, the second replays
+        results = dict(decoder.decode(features.cuda().split(2)))
+        assert [results[index].text for index in range(len(features))] == [result.text for result in expected]
+    assert decoder.graphs

@@ -1,0 +1,760 @@
+"""Downloading, against a real server that misbehaves in every way that servers and networks do."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import re
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from misbehaving_server import (
+    MisbehavingServer,
+    chunked,
+    chunked_cut,
+    cut,
+    hang_up,
+    length,
+    no_length,
+    other_body,
+    redirect,
+    silence,
+    status,
+    trickle,
+)
+
+from whisper_quran import download as module
+from whisper_quran.corpus import open_corpus
+from whisper_quran.download import main
+from whisper_quran.errors import UserError
+from whisper_quran.polite import Failed, Patience
+from whisper_quran.reciters import ALL, KNOWN_RECITERS, ayat_of, require_known, spans
+from whisper_quran.tanzil import parse_tanzil
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = Patience(attempts=3, backoff=0.01)
+IMPATIENCE = Patience(attempts=3, backoff=0.01, timeout=1.5)  # where a server is silent
+RECITER, OTHER = "Husary_128kbps", "Ghamadi_40kbps"
+LICENCE = (
+    "# PLEASE DO NOT REMOVE OR CHANGE THIS COPYRIGHT BLOCK\n#\n#  Tanzil Quran Text (Simple Clean, Version 1.1)\n#"
+)
+AYAT = 23  # in surahs 110 to 114
+HTML = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>" * 50
+
+
+@pytest.fixture
+def server(quran: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingServer]:
+    """EveryAyah with the surahs 110 to 114 of two reciters, and Tanzil."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = MisbehavingServer()
+    for reciter in (RECITER, OTHER):
+        for file in sorted((quran / "audio" / "Yasser_Salama_hadr").glob("11[0-4]*.mp3")):
+            server.files[f"/data/{reciter}/{file.name}"] = file.read_bytes()
+    server.files["/text"] = tanzil_text(quran)
+    yield server
+    server.close()
+
+
+def published_text(quran: Path) -> dict[tuple[int, int], str]:
+    with open(quran / "metadata" / "ayah_text_clear.csv", encoding="utf-8-sig", newline="") as file:
+        return {(int(row["sorah"]), int(row["ayah"])): row["text"] for row in csv.DictReader(file)}
+
+
+def tanzil_text(quran: Path) -> bytes:
+    """The published text as Tanzil sends it: with the basmala before each surah, and the licence behind."""
+    lines = []
+    for (surah, ayah), text in published_text(quran).items():
+        basmala = "بسم الله الرحمن الرحيم " if ayah == 1 and surah not in (1, 9) else ""
+        lines.append(f"{surah}|{ayah}|{basmala}{text}")
+    return ("\n".join(lines) + f"\n\n\n{LICENCE}\n").encode()
+
+
+def options(server: MisbehavingServer, out: Path, *more: str) -> list[str]:
+    sites = ["--mirror", f"everyayah={server.url}/data", f"tanzil={server.url}/text"]
+    return [*sites, "--out", str(out), "--surahs", "110:114", "--reciters", RECITER, *more]
+
+
+def fetch(server: MisbehavingServer, out: Path, *more: str) -> None:
+    main(options(server, out, *more), PATIENCE)
+
+
+def mp3s(out: Path, reciter: str = RECITER) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (out / "audio" / reciter).glob("*.mp3")}
+
+
+def served(server: MisbehavingServer, reciter: str = RECITER) -> dict[str, bytes]:
+    folder = f"/data/{reciter}/"
+    return {path.removeprefix(folder): body for path, body in server.files.items() if path.startswith(folder + "1")}
+
+
+def files_asked_for(server: MisbehavingServer) -> list[str]:
+    return sorted(r.path.rpartition("/")[2] for r in server.requests if r.path.endswith(".mp3"))
+
+
+def list_digests(server: MisbehavingServer) -> None:
+    """Give the reciter a checksum list as EveryAyah writes it, with lines of Windows, and its folder before each."""
+    lines = [f"{hashlib.md5(body).hexdigest()} *{RECITER}/{name}" for name, body in served(server).items()]
+    server.files[f"/data/{RECITER}/000_checksum.md5"] = "\r\n".join(lines).encode()
+
+
+# --- What is fetched
+
+
+def test_fills_the_layout_that_training_reads(server, quran, tmp_path, capsys):
+    fetch(server, tmp_path, OTHER)
+    assert mp3s(tmp_path) == served(server)
+    assert mp3s(tmp_path, OTHER) == served(server, OTHER)
+    assert len(mp3s(tmp_path)) == AYAT
+    ayat, skipped = open_corpus(tmp_path, surahs="110:114").select([RECITER, OTHER])
+    assert len(ayat) == 2 * AYAT and not skipped
+    assert f"{RECITER}: 23 of 23 ayat" in capsys.readouterr().out
+
+
+def test_the_text_is_the_published_one_and_keeps_its_licence(server, quran, tmp_path):
+    fetch(server, tmp_path)
+    ours = (tmp_path / "metadata" / "ayah_text_clear.csv").read_text(encoding="utf-8")
+    published = published_text(quran)
+    rows = {(int(s), int(a)): text for s, a, text in list(csv.reader(io.StringIO(ours)))[1:]}
+    assert ours.startswith("sorah,ayah,text\n1,1,بسم الله الرحمن الرحيم\n")
+    assert rows == published
+    assert rows[2, 1] == "الم"
+    assert "بسم الله الرحمن الرحيم" in rows[27, 30]
+    licence = (tmp_path / "metadata" / "LICENSE-tanzil.txt").read_text(encoding="utf-8")
+    assert licence.startswith(LICENCE) and "basmala" in licence
+
+
+def test_a_second_run_asks_for_nothing(server, tmp_path):
+    fetch(server, tmp_path)
+    server.requests.clear()
+    fetch(server, tmp_path)
+    assert server.requests == []
+
+
+def test_fetches_only_what_is_missing_and_replaces_empty_files(server, tmp_path):
+    fetch(server, tmp_path)
+    folder = tmp_path / "audio" / RECITER
+    (folder / "112001.mp3").unlink()
+    (folder / "113002.mp3").write_bytes(b"")
+    server.requests.clear()
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+    fetched = [r.path for r in server.requests if r.path.endswith(".mp3")]
+    assert sorted(fetched) == [f"/data/{RECITER}/112001.mp3", f"/data/{RECITER}/113002.mp3"]
+
+
+def test_text_of_the_users_own_is_left_alone(server, tmp_path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "ayah_text_clear.csv").write_text("sorah,ayah,text\n1,1,mine\n")
+    fetch(server, tmp_path)
+    assert "mine" in (tmp_path / "metadata" / "ayah_text_clear.csv").read_text()
+    assert server.count()["/text"] == 0
+
+
+def test_is_a_polite_guest(server, tmp_path):
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    fetch(server, tmp_path, OTHER)
+    assert {request.headers["User-Agent"] for request in server.requests} == {f"whisper-quran/{version}"}
+    # One connection for the text and the checksum lists, and six for each reciter's files, kept open.
+    assert server.connections <= 1 + 2 * module.CONNECTIONS < len(server.requests)
+
+
+# --- What goes wrong and passes
+
+PASSING = {
+    "503": status(503),
+    "500": status(500),
+    "429": status(429),
+    "429 with Retry-After 0": status(429, {"Retry-After": "0"}),
+    "429 with a Retry-After that is past": status(429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    "429 with nonsense in Retry-After": status(429, {"Retry-After": "soon"}),
+    "cut in the middle of the file": cut(0.5),
+    "cut before the first byte": cut(0.0),
+    "cut in a chunk": chunked_cut,
+    "hung up": hang_up,
+    "silence": silence,
+    "trickle": trickle,
+    "stated too long": length(1000),
+    "stated no length, and cut": no_length,
+    "a web page for an MP3": other_body(HTML, {"Content-Type": "audio/mpeg"}),
+    "an empty file": other_body(b""),
+}
+
+
+# Eight at a time, each on its own ayah: ten files that fail in a row would end the run.
+HALVES = pytest.mark.parametrize("names", [[*PASSING][:8], [*PASSING][8:]], ids=["first half", "second half"])
+
+
+def afflict(server: MisbehavingServer, names: list[str], times: int) -> dict[str, str]:
+    """Give each fault of ``names`` a file of its own; the name of the fault by the file's path."""
+    paths = [path for path in server.files if path.startswith(f"/data/{RECITER}/11")]
+    afflicted = dict(zip(paths[::2], names, strict=False))
+    assert len(afflicted) == len(names)
+    server.faults = {path: [PASSING[name]] * times for path, name in afflicted.items()}
+    return afflicted
+
+
+@HALVES
+def test_a_fault_that_passes_is_outlived(server, tmp_path, names):
+    afflicted = afflict(server, names, times=1)
+    main(options(server, tmp_path), IMPATIENCE)
+    assert mp3s(tmp_path) == served(server)
+    assert {name: server.count()[path] for path, name in afflicted.items()} == dict.fromkeys(names, 2)
+
+
+@HALVES
+def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_path, names, capsys):
+    afflicted = afflict(server, names, times=100)
+    files = {path.rpartition("/")[2] for path in afflicted}
+    with pytest.raises(UserError, match="8 files could not be fetched"):
+        main(options(server, tmp_path), IMPATIENCE)
+    assert mp3s(tmp_path).keys() == served(server).keys() - files
+    assert not list(tmp_path.rglob("*.tmp"))
+    for path, name in afflicted.items():
+        # One more where a connection that was kept open closes: that is not the server's fault, so no attempt.
+        assert server.count()[path] - PATIENCE.attempts in (0, 1), name
+    out = capsys.readouterr().out
+    assert "15 of 23 ayat\n  failed: " in out
+
+    server.faults.clear()
+    server.requests.clear()
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+    assert sorted(files_asked_for(server)) == sorted(files)
+
+
+def test_chunked_bodies_are_fine(server, tmp_path):
+    server.faults = {path: [chunked] for path in server.files}
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_from_every_connection(server, tmp_path):
+    server.faults[f"/data/{RECITER}/110001.mp3"] = [status(429, {"Retry-After": "1"})]
+    fetch(server, tmp_path)
+    asked = next(request.at for request in server.requests if request.path.endswith("110001.mp3"))
+    # Requests that were under way when the answer came may still arrive; then there is silence for a second.
+    after = [request.at - asked for request in server.requests if request.at > asked + 0.5]
+    assert after and min(after) >= 1.0
+    assert mp3s(tmp_path) == served(server)
+
+
+def test_a_pause_too_long_to_sit_through_is_left_to_the_user(server, tmp_path):
+    server.faults[f"/data/{RECITER}/110001.mp3"] = [status(503, {"Retry-After": "3600"})]
+    with pytest.raises(UserError, match="asks for a pause of 3600 s: run the same command"):
+        fetch(server, tmp_path)
+
+
+def test_a_connection_the_server_closed_quietly_costs_no_attempt(server, tmp_path):
+    """Each connection serves one file, then closes without having said so."""
+    for path in server.files:
+        server.faults[path] = [lambda handler: (handler.serve(), hang_up(handler))]
+    main(options(server, tmp_path), Patience(attempts=1, timeout=5))
+    assert mp3s(tmp_path) == served(server)
+
+
+# --- What will not pass
+
+
+def test_what_the_server_lacks_is_listed_and_no_error(server, tmp_path, capsys):
+    for name in ("112001.mp3", "112002.mp3", "114006.mp3"):
+        del server.files[f"/data/{RECITER}/{name}"]
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+    expected = f"{RECITER}: 20 of 23 ayat\n  left out: 112:1-2, 114:6 (answered 404 Not Found)"
+    assert expected in capsys.readouterr().out
+    assert server.count()[f"/data/{RECITER}/112001.mp3"] == 1
+
+
+def test_damage_on_the_way_is_noticed_by_the_checksum_list(server, tmp_path):
+    list_digests(server)
+    path = f"/data/{RECITER}/112001.mp3"
+    server.faults[path] = [other_body(server.files[path][:-1] + b"\0"), length(-200)]
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+    assert server.count()[path] == 3
+
+
+def test_what_the_checksum_list_disowns_is_left_out(server, tmp_path, capsys):
+    list_digests(server)
+    path = f"/data/{RECITER}/112001.mp3"
+    server.files[path] += b"\0"
+    fetch(server, tmp_path)
+    assert "112001.mp3" not in mp3s(tmp_path) and len(mp3s(tmp_path)) == AYAT - 1
+    assert "left out: 112:1 (not the file that 000_checksum.md5 lists)" in capsys.readouterr().out
+    assert server.count()[path] == 2
+
+
+def test_no_other_host_is_contacted(server, tmp_path, capsys):
+    elsewhere = MisbehavingServer()
+    elsewhere.files = dict(server.files)
+    path = f"/data/{RECITER}/112001.mp3"
+    server.faults[path] = [redirect(elsewhere.url + path)]
+    with pytest.raises(UserError):
+        fetch(server, tmp_path)
+    elsewhere.close()
+    assert elsewhere.requests == []
+    assert "redirects to another host" in capsys.readouterr().out
+    assert "112001.mp3" not in mp3s(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "file:///etc/passwd", "é", "", "//", "javascript:1"])
+def test_a_redirect_to_nowhere_is_one_files_failure(server, tmp_path, target):
+    server.faults[f"/data/{RECITER}/112001.mp3"] = [redirect(target)] * 9
+    with pytest.raises(UserError, match="1 files"):
+        fetch(server, tmp_path)
+
+
+def test_redirects_within_the_host_are_followed(server, tmp_path):
+    path = f"/data/{RECITER}/112001.mp3"
+    server.files["/moved.mp3"] = server.files[path]
+    server.faults[path] = [redirect("/moved.mp3")]
+    server.faults[f"/data/{RECITER}/112002.mp3"] = [redirect(f"/data/{RECITER}/112002.mp3")] * 4
+    fetch(server, tmp_path)
+    assert mp3s(tmp_path) == served(server)
+
+
+def test_a_server_that_breaks_down_ends_the_run(server, tmp_path):
+    for path in list(server.files):
+        if re.search(r"/11[1-4]\d+\.mp3$", path):
+            server.faults[path] = [status(502)] * 100
+    with pytest.raises(UserError, match=r"10 files in a row failed, .* \(answered 502 Bad Gateway\)"):
+        fetch(server, tmp_path)
+    assert sorted(mp3s(tmp_path)) == ["110001.mp3", "110002.mp3", "110003.mp3"]
+
+
+def test_a_reciter_whom_the_mirror_lacks_ends_the_run_early(server, tmp_path):
+    arguments = options(server, tmp_path, "--reciters", "Nobody", "--surahs", "2:4")
+    with pytest.raises(UserError, match=r"/data/Nobody has none of the first 50 ayat asked for \(answered 404"):
+        main(arguments, PATIENCE)
+    assert len(server.requests) < 50 + 2 * module.CONNECTIONS + 5
+
+
+# --- The archive
+
+
+def put_archive(server: MisbehavingServer, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> str:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, body in members.items():
+            archive.writestr(name, body)
+    path = f"/data/{RECITER}/000_versebyverse.zip"
+    server.files[path] = buffer.getvalue()
+    return path
+
+
+def test_an_archive_is_unpacked_and_removed(server, tmp_path):
+    extra = {"000_readme.txt": b"hello", "112000.mp3": b"a basmala", "001001.mp3": b"not asked for"}
+    path = put_archive(server, served(server) | extra)
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server)
+    assert sorted(file.name for file in (tmp_path / "audio" / RECITER).iterdir()) == sorted(served(server))
+    assert server.count()[path] == 1 and files_asked_for(server) == []
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_an_archive_that_is_cut_again_and_again_arrives(server, tmp_path, ranges):
+    path = put_archive(server, {f"{RECITER}/{name}": body for name, body in served(server).items()})
+    server.ranges = ranges
+    cuts = 8 if ranges else PATIENCE.attempts - 1
+    server.faults[path] = [cut(0.3), *[cut(0.3), hang_up] * (cuts // 2)] if ranges else [cut(0.3)] * cuts
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server) and files_asked_for(server) == []
+    if ranges:  # Nothing came twice: an archive, the text and the page that says there is no checksum list.
+        assert server.sent <= len(server.files[path]) + len(server.files["/text"]) + 100
+
+
+def test_an_archive_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
+    put_archive(server, served(server))
+    part = tmp_path / "audio" / RECITER / "000_versebyverse.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 10_000_000)
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server) and not part.exists()
+
+
+def test_what_an_archive_lacks_or_has_damaged_is_fetched_file_by_file(server, tmp_path):
+    list_digests(server)
+    members = dict(served(server))
+    del members["110001.mp3"]
+    members["112001.mp3"] = members["112002.mp3"]  # a whole MP3, but not the one listed
+    path = put_archive(server, members)
+    body = bytearray(server.files[path])
+    body[body.index(members["114001.mp3"]) + 2000] ^= 0xFF  # its CRC no longer fits
+    server.files[path] = bytes(body)
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server)
+    assert files_asked_for(server) == ["110001.mp3", "112001.mp3", "114001.mp3"]
+
+
+@pytest.mark.parametrize("body", [b"", HTML, b"PK\x05\x06" + b"\0" * 18], ids=["empty", "web page", "holds nothing"])
+def test_what_is_no_archive_costs_only_its_request(server, tmp_path, body):
+    server.files[f"/data/{RECITER}/000_versebyverse.zip"] = body
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server)
+
+
+def test_no_archive_is_fetched_for_the_last_files(server, tmp_path):
+    path = put_archive(server, served(server))
+    fetch(server, tmp_path)
+    (tmp_path / "audio" / RECITER / "112001.mp3").unlink()
+    fetch(server, tmp_path, "--zip")
+    assert server.count()[path] == 0 and mp3s(tmp_path) == served(server)
+
+
+def test_a_hostile_archive_writes_nothing_but_ayat_in_their_folder(server, tmp_path, capsys):
+    """Every trick an archive can play; the honest member beside them is taken, the others' ayat come file by file."""
+    real = served(server)
+    evil = b"ID3" + b"\xff\xfbevil" * 100
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("../110001.mp3", "/tmp/110002.mp3", "..\\..\\110003.mp3", "C:\\111001.mp3", "a/../../111002.mp3"):
+            archive.writestr(name, evil)
+        link = zipfile.ZipInfo("111003.mp3")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("111004.mp3", evil + b"\0" * 50_000_000)  # 50 kB that unpack to 50 MB
+        archive.writestr("111005.mp3", evil, zipfile.ZIP_BZIP2)
+        archive.writestr("112001.mp3", HTML)
+        archive.writestr("114006.mp3", real["114006.mp3"])
+        archive.writestr("114006.mp3/", b"")  # a folder of that name
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("114006.mp3", evil)
+        archive.writestr("../../outside.txt", b"of no interest but for its place")
+        archive.writestr("112002.mp3", evil)
+        archive.writestr("112003.mp3", evil)
+    body = bytearray(buffer.getvalue())
+    entry = [match.start() for match in re.finditer(rb"PK\x01\x02", body)]
+    names = {bytes(body[at + 46 : at + 46 + struct.unpack_from("<H", body, at + 28)[0]]): at for at in entry}
+    body[names[b"112002.mp3"] + 8] |= 1  # encrypted
+    struct.pack_into("<I", body, names[b"112003.mp3"] + 24, 10)  # says it unpacks to ten bytes
+    server.files[f"/data/{RECITER}/000_versebyverse.zip"] = bytes(body)
+
+    out = tmp_path / "deep" / "down" / "data"
+    fetch(server, out, "--zip")
+    assert mp3s(out) == real
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert all(re.fullmatch(r"deep/down/data/(audio/\w+/\d{6}\.mp3|metadata/.+)", path) for path in written)
+    assert not Path("/tmp/110002.mp3").exists()
+    assert "114006.mp3" not in files_asked_for(server)
+    assert len(files_asked_for(server)) == AYAT - 1
+    refused = capsys.readouterr().err
+    assert "'../../outside.txt': it would land outside the folder" in refused
+    for reason in ("land outside the folder", "is a link", "encrypted", "unusual way", "unpack from", "no MP3"):
+        assert reason in refused
+
+
+# --- Interruptions of real processes
+
+PROGRAM = """
+import sys
+from whisper_quran.download import main
+from whisper_quran.errors import run_command
+from whisper_quran.polite import Patience
+run_command(lambda: main(sys.argv[1:], Patience(attempts=3, backoff=0.01, timeout=20)))
+"""
+
+
+def start(server: MisbehavingServer, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, *options(server, out, *more)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def stuck_after(server: MisbehavingServer, out: Path, first: str) -> Callable[[], bool]:
+    """Let the server serve only names that begin with ``first``; true once those are there and six requests wait."""
+    server.held = re.compile(rf"/(?!{first})\d+\.mp3$")
+    server.open.clear()
+    server.requests.clear()
+    names = {name for name in served(server) if re.match(first, name)}
+
+    def condition() -> bool:
+        waiting = [request for request in server.requests if server.held.search(request.path)]
+        return len(waiting) == module.CONNECTIONS and names <= mp3s(out).keys()
+
+    return condition
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["SIGINT", "SIGKILL"]
+)
+def test_interrupted_twice_it_goes_on_and_fetches_nothing_twice(server, tmp_path, sent, code):
+    for first in ("11[01]", "11[0-2]"):
+        stuck = stuck_after(server, tmp_path, first)
+        there_before = mp3s(tmp_path)
+        process = start(server, tmp_path)
+        wait_until(stuck)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == code
+        there = mp3s(tmp_path)
+        assert there.items() <= served(server).items()
+        assert not {name for name in there_before if server.count()[f"/data/{RECITER}/{name}"]}
+        if sent == signal.SIGINT:
+            assert re.fullmatch(r"interrupted: \d+ of 23 files are there; .+\n", errors), errors
+        server.open.set()
+    server.requests.clear()
+    process = start(server, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert mp3s(tmp_path) == served(server)
+    assert sorted(files_asked_for(server)) == sorted(served(server).keys() - there.keys())
+
+
+def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):
+    stuck = stuck_after(server, tmp_path, "11[01]")
+    process = start(server, tmp_path)
+    wait_until(stuck)
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.count("\n") <= 1 and "Traceback" not in errors
+
+
+def test_a_killed_archive_is_resumed(server, tmp_path):
+    path = put_archive(server, served(server))
+    half = len(server.files[path]) // 2
+
+    def half_then_silence(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(2 * half))
+        handler.end_headers()
+        handler.wfile.write(handler.body[:half])
+        silence(handler)
+
+    server.faults[path] = [half_then_silence]
+    process = start(server, tmp_path, "--zip")
+    part = tmp_path / "audio" / RECITER / "000_versebyverse.zip.part"
+    wait_until(lambda: part.exists() and part.stat().st_size >= half - (1 << 17))
+    process.kill()
+    process.communicate()
+    assert mp3s(tmp_path) == {}
+    kept = part.stat().st_size
+    fetch(server, tmp_path, "--zip")
+    assert mp3s(tmp_path) == served(server) and files_asked_for(server) == []
+    assert server.requests[-1].headers["Range"] == f"bytes={kept}-"
+
+
+def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(server, tmp_path):
+    folder = tmp_path / "audio" / RECITER
+    folder.mkdir(parents=True)
+    old, fresh = folder / ".112001.mp3.0badcafe.tmp", folder / ".112002.mp3.0badcafe.tmp"
+    for file in (old, fresh):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    fetch(server, tmp_path)
+    assert not old.exists() and fresh.exists()
+
+
+# --- Bad input and bad surroundings
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        main(arguments, PATIENCE)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("Husary_128kbs", "Husary_128kbps"),
+        ("husary", "Husary_128kbps"),
+        ("Sudais", "Abdurrahmaan_As-Sudais_192kbps"),
+        ("Jibril", "Muhammad_Jibreel_64kbps"),
+    ],
+)
+def test_an_unknown_reciter_is_refused_with_the_nearest(tmp_path, name, near):
+    line = refusal("--reciters", name, "--out", str(tmp_path / "data"))
+    assert line.startswith(f"no reciter {name} ") and near in line
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "/tmp", ".hidden", "", "a b", "é"])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    line = refusal("--reciters", name, "--mirror", "everyayah=http://127.0.0.1:9", "--out", str(tmp_path / "data"))
+    assert "cannot name a folder" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_bad_input_is_one_line(tmp_path):
+    out = "--out", str(tmp_path)
+    addresses = "ftp://host file:///etc http:// http://[::1 http://host:70000 http://host/é".split()
+    for mirror in ["http://127.0.0.1:9", "there=http://host", *(f"everyayah={address}" for address in addresses)]:
+        assert refusal("--mirror", mirror, *out).startswith(f"--mirror {mirror}: give everyayah=URL")
+    assert "--surahs" in refusal("--surahs", "0:115", *out)
+    assert "names nobody" in refusal("--reciters", *out)
+
+
+def test_no_connection_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with contextlib.closing(MisbehavingServer()) as closed:
+        address = closed.url
+    line = refusal("--mirror", f"tanzil={address}/text", "--out", str(tmp_path))
+    assert address in line and "refused" in line and "check the connection" in line
+    line = refusal("--mirror", "tanzil=http://nowhere.invalid/text", "--out", str(tmp_path))
+    assert "its name cannot be resolved" in line
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "in the way" in refusal(*options(server, tmp_path / "file"))
+    assert server.requests == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, monkeypatch):
+    """A real full device stands in for each file in its turn: the text, then an ayah, then the archive."""
+    real_open = open
+
+    def open_on_full_device(file, mode="r", *args, **kwargs):
+        full = "w" in mode and re.search(where, str(file))
+        return real_open("/dev/full" if full else file, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", open_on_full_device)
+    put_archive(server, served(server))
+    for where in (r"ayah_text_clear", r"112001\.mp3", r"\.zip\.part"):
+        out = tmp_path / re.sub(r"\W", "", where)
+        line = refusal(*options(server, out, *["--zip"] * (".zip" in where)))
+        assert line.startswith("no space left to write ")
+        assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
+        assert not list(out.rglob("*.tmp"))
+
+
+def test_a_text_that_is_not_tanzils_is_refused(quran):
+    text = tanzil_text(quran)
+    lines = text.decode().split("\n")
+    wrong = {
+        "web page": HTML,
+        "empty": b"",
+        "cut": text[: len(text) // 2],
+        "without licence": text.replace(LICENCE.encode(), b""),
+        "an ayah twice": "\n".join([*lines[:9], lines[8], *lines[9:]]).encode(),
+        "an ayah missing": "\n".join(lines[:99] + lines[100:]).encode(),
+        "with diacritics": text.replace("الحمد لله".encode(), "الْحَمْدُ لِلَّهِ".encode()),
+        "with pause marks": text.replace("لا ريب فيه".encode(), "لا ريب ۛ فيه".encode()),
+        "an ayah without text": text.replace("1|3|الرحمن الرحيم".encode(), b"1|3|"),
+        "not UTF-8": text.decode().encode("utf-16"),
+    }
+    for body in wrong.values():
+        with pytest.raises(Failed):
+            parse_tanzil(body)
+    texts, _ = parse_tanzil(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert texts == published_text(quran)
+
+
+@pytest.mark.parametrize("fault", [other_body(HTML), no_length, chunked_cut, status(500)])
+def test_a_text_that_comes_wrong_is_asked_for_again(server, quran, tmp_path, fault):
+    server.faults["/text"] = [fault]
+    fetch(server, tmp_path)
+    assert (tmp_path / "metadata" / "ayah_text_clear.csv").exists()
+    assert server.count()["/text"] == 2
+
+
+def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
+    """The proxy gets the whole address and the credentials; the host itself, which does not exist, is not looked up."""
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", server.url.replace("//", "//user:p%40ss@"))
+    server.files |= {f"http://recitations.invalid{path}": body for path, body in server.files.items()}
+    server.held = re.compile("never")
+    arguments = options(server, tmp_path)
+    main([argument.replace(server.url, "http://recitations.invalid") for argument in arguments], PATIENCE)
+    assert mp3s(tmp_path) == served(server)
+    assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic dXNlcjpwQHNz"}
+
+
+# --- What is known, and the check of a folder
+
+
+def test_the_default_is_experiment_2a(capsys):
+    config = module.parse(module.DownloadConfig, "", [])
+    assert len(config.reciters) == 8
+    require_known(config.reciters)
+    main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(KNOWN_RECITERS)
+    assert sum("Experiment 2A: training" in line for line in lines) == 6
+    assert sum("Experiment 2A: validation" in line for line in lines) == 2
+
+
+def test_ayat_are_counted_as_the_text_counts_them(quran):
+    assert ayat_of(ALL) == list(published_text(quran))
+
+
+def test_stretches_of_ayat_in_few_words():
+    assert spans([]) == ""
+    assert spans([(2, 255)]) == "2:255"
+    assert spans([(1, 7), (1, 1), (1, 2), (3, 5)]) == "1:1-2, 1:7, 3:5"
+    assert spans(ayat_of([1, 2, 3, 5, 114])) == "surahs 1-3, surah 5, surah 114"
+    assert spans([*ayat_of([2])[282:], *ayat_of([3, 4]), (5, 1)]) == "2:283-286, surahs 3-4, 5:1"
+    assert spans([(2, ayah) for ayah in range(1, 30, 2)], most=2) == "2:1, 2:3, and 13 stretches more"
+
+
+def test_check_of_a_whole_folder_is_content(server, tmp_path, capsys):
+    fetch(server, tmp_path, OTHER)
+    capsys.readouterr()
+    main(["--check", str(tmp_path), "--surahs", "110:114"])
+    heading, row, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["reciter", "ayat", "missing", "double"]
+    assert row.split()[:6] == [OTHER, "23", "0", "0", "0", "0"] and row.endswith("5 of 5")
+
+
+def test_check_finds_what_is_missing_double_unreadable_and_long(quran, tmp_path, capsys):
+    folder = tmp_path / "audio" / "Somebody"
+    folder.mkdir(parents=True)
+    odd = {
+        "001002.mp3": "empty.mp3",
+        "001003.mp3": "text_named.mp3",
+        "001004.mp3": "noise_bytes.mp3",
+        "001005.mp3": "damaged_frames.mp3",
+        "001006.flac": "jfk_english_44kHz.flac",
+        "001006.mp3": "stereo_48kHz.mp3",
+        "001000.mp3": "001000_basmala.mp3",
+        "001008.mp3": "mono_8kHz.mp3",
+    }
+    for name, source in odd.items():
+        shutil.copy(quran / "odd" / source, folder / name)
+    shutil.copy(quran / "audio" / "AbdulWadood_Haneef" / "002282.mp3", folder / "001007.mp3")
+    (folder / "000_versebyverse.zip").write_bytes(b"EveryAyah's own")
+    (tmp_path / "metadata").mkdir()
+    shutil.copy(quran / "metadata" / "ayah_text_clear.csv", tmp_path / "metadata")
+
+    line = refusal("--check", str(tmp_path), "--surahs", "1:2")
+    out = capsys.readouterr().out
+    row = next(row for row in out.splitlines() if row.startswith("Somebody"))
+    name, ayat, missing, double, unreadable, long, *_ = row.split()
+    assert (ayat, missing, double, unreadable, long) == ("6", "287", "1", "3", "1")
+    assert row.endswith("0 of 2")
+    assert "missing: 1:1, surah 2\n" in out and "double: 1:6\n" in out and "001008.mp3" in out
+    for name in ("001002.mp3", "001003.mp3", "001004.mp3"):
+        assert f"unreadable: {name} (" in out
+    assert "287 missing, 1 double, 3 unreadable" in line
+
+
+def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):
+    (tmp_path / "metadata").mkdir()
+    text = (quran / "metadata" / "ayah_text_clear.csv").read_text(encoding="utf-8-sig")
+    (tmp_path / "metadata" / "ayah_text_clear.csv").write_text(re.sub(r"\n112,4,[^\n]*", "", text), encoding="utf-8")
+    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", tmp_path / "Somebody")
+    line = refusal("--check", str(tmp_path), "--surahs", "112:114")
+    out = capsys.readouterr().out
+    assert "2 of 3" in out and "text: 14 of 15 ayat; missing: 112:4" in out
+    assert "1 without text" in line
+    assert "no recitations in" in refusal("--check", str(tmp_path / "metadata"))

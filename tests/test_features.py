@@ -1,0 +1,66 @@
+"""Features are whisper's own, whatever the batch."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import whisper
+
+from whisper_quran import features
+from whisper_quran.features import collate, log_mel
+
+
+def whispers_own(clip: np.ndarray, n_mels: int) -> torch.Tensor:
+    audio = torch.from_numpy(clip).float() / 32768
+    return whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), n_mels)
+
+
+@pytest.fixture(scope="module")
+def clips(quran) -> list[np.ndarray]:
+    """Real ayat, one of them whispered, and the lengths at which padding and mirrored edges meet."""
+    files = [quran / "audio" / "Yasser_Salama_hadr" / f"{ayah}.mp3" for ayah in ("001001", "002255", "112004")]
+    ayat = [soundfile.read(file, dtype="int16", always_2d=True)[0][:, 0] for file in files]
+    long = ayat[1]
+    whispered = (ayat[2] // 300).astype(np.int16)
+    edges = [long[:length] for length in (480_000, 479_999, 479_801, 479_600, 1, 0)]
+    return [ayat[0], long[:300_000], whispered, np.zeros(16_000, np.int16), *edges]
+
+
+def assert_whispers_own(mel: torch.Tensor, clips: list[np.ndarray], n_mels: int) -> None:
+    assert mel.shape == (len(clips), n_mels, 3000)
+    for clip, own in zip(clips, mel, strict=True):
+        assert (own - whispers_own(clip, n_mels)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_each_clip_has_the_features_it_would_have_alone(clips, n_mels):
+    assert_whispers_own(log_mel(collate(clips), n_mels), clips, n_mels)
+    # What a GPU does: the whole batch at once.
+    mel = torch.empty((len(clips), n_mels, 3000))
+    features._log_mel(collate(clips), 3000, mel)
+    assert_whispers_own(mel, clips, n_mels)
+
+
+@pytest.mark.parametrize("longest", [0, 1, 400, 16_000, 200_001, 479_500, 479_650])
+def test_transforms_that_stop_where_the_audio_does_change_nothing(clips, longest):
+    short = [clip[:longest] for clip in clips]
+    assert_whispers_own(log_mel(collate(short), 80), short, 80)
+
+
+def test_float_audio_is_as_good_as_int16(clips):
+    audio = collate(clips[:2])
+    assert torch.equal(log_mel(audio.float() / 32768, 80), log_mel(audio, 80))
+
+
+def test_more_than_30_seconds_are_refused():
+    with pytest.raises(ValueError, match="480000"):
+        log_mel(torch.zeros((1, 480_001), dtype=torch.int16), 80)
+
+
+def test_collating_pads_with_zeros_on_the_right(clips):
+    batch = collate(clips)
+    assert batch.dtype == torch.int16
+    assert batch.shape == (len(clips), 480_000)
+    for clip, row in zip(clips, batch.numpy(), strict=True):
+        assert np.array_equal(row[: len(clip)], clip)
+        assert not row[len(clip) :].any()

@@ -1,0 +1,329 @@
+"""A checkpoint is data from strangers: it is refused in one line, nothing of it is run, and DEST stays as it was."""
+
+import functools
+import importlib
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import runpy
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint import small_whisper
+
+import convert
+from whisper_quran.checkpoint import read_checkpoint, save_checkpoint
+from whisper_quran.errors import UserError, run_command
+from whisper_quran.unpickling import Inert, unpickle
+
+
+class Call:
+    """Pickled, an instruction to call ``function`` with ``args``."""
+
+    def __init__(self, function: Callable, *args: object, state: object = None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+def torch_zip(path: Path, program: bytes, method: int = zipfile.ZIP_STORED, **storages: bytes) -> Path:
+    """A file laid out as `torch.save` does, around any pickle."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr("archive/data.pkl", program)
+        for key, data in storages.items():
+            file.writestr(f"archive/data/{key.removeprefix('_')}", data)
+    return path
+
+
+def refused(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line with which ``convert.py`` refuses ``source``, leaving the DEST that is there as it was."""
+    dest = source.parent / "dest"
+    dest.mkdir(exist_ok=True)
+    (dest / "model.pt").write_text("as it was")
+    sys.argv = ["convert.py", str(source), str(dest / "model.pt"), "--force"]
+    with pytest.raises(SystemExit) as exit:
+        run_command(convert.main)
+    assert exit.value.code == 2
+    assert [path.name for path in dest.iterdir()] == ["model.pt"]
+    assert (dest / "model.pt").read_text() == "as it was"
+    line = capsys.readouterr().err
+    assert len(line.splitlines()) == 1 and line.startswith("error: ") and str(source.parent) in line
+    assert line.isprintable() or line[:-1].isprintable()
+    return line
+
+
+@pytest.fixture(autouse=True)
+def own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
+def attacks(proof: Path) -> dict[str, object]:
+    """What each pickle would leave ``proof`` of having been run, by the name of what it calls."""
+    code = f"open({str(proof)!r}, 'w')"
+    touch = f"touch {proof}"
+    return {
+        "posix.system": Call(os.system, touch),
+        "builtins.exec": Call(exec, code),
+        "builtins.eval": Call(eval, code),
+        "io.open": Call(open, str(proof), "w"),
+        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(proof)]),
+        "subprocess.check_output": Call(subprocess.check_output, ["touch", str(proof)]),
+        "runpy._run_code": Call(runpy._run_code, code, {}),
+        "importlib.import_module": Call(importlib.import_module, "antigravity"),
+        "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, touch))),
+        "torch.serialization.load": Call(torch.load, str(proof)),
+        "torch.hub.load": Call(torch.hub.load, "someone/something", "model"),
+        "numpy.fromfile": Call(np.fromfile, str(proof)),
+        "builtins.map": Call(map, os.system, [touch]),
+        "builtins.getattr": Call(getattr, "", "format"),
+        "what another call returned": Call(Call(functools.partial, os.system, touch)),
+        "posix.remove": [1, {"deep": [Call(os.remove, str(proof))]}],
+    }
+
+
+@pytest.mark.parametrize("named", attacks(Path("proof")))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_calls_something_is_refused_and_not_run(
+    named: str, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = tmp_path / "proof"
+    attack = attacks(proof)[named]
+    program = io.BytesIO()
+    if named == "what another call returned":
+        # No Python object pickles to this: (partial(os.system, "touch …"))().
+        program.write(b"cfunctools\npartial\n(cposix\nsystem\nV" + f"touch {proof}".encode() + b"\ntR(tR.")
+    else:
+        state = {"state_dict": {"decoder.ln.weight": 1}, "hyper_parameters": attack}
+        pickle.Pickler(program, protocol).dump(state)
+    line = refused(torch_zip(tmp_path / "model.ckpt", program.getvalue()), capsys)
+    assert f"tries to call {named}" in line.replace("numpy._core.multiarray", "numpy").replace("_pickle", "pickle")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"(S'touch %s'\nios\nsystem\n.", id="INST"),
+        pytest.param(b"(cos\nsystem\nS'touch %s'\no.", id="OBJ"),
+        pytest.param(b"\x80\x04\x8c\x05posix\x8c\x06system\x93V" + b"touch %s\n\x85R.", id="STACK_GLOBAL"),
+        pytest.param(b"c__builtin__\neval\n(S'open(\"%s\",\"w\")'\ntR.", id="Python 2's name"),
+        pytest.param(b"c__builtin__\ngetattr\n(cos\npath\nS'os.system'\ntR(S'touch %s'\ntR.", id="an attribute"),
+        pytest.param(b"ccollections\nOrderedDict\n)R}S'x'\ncos\nsystem\nsbcos\nsystem\n(S'touch %s'\ntR.", id="BUILD"),
+        pytest.param(b"csubprocess\nPopen\n(S'touch %s'\nt\x81}(S'__setstate__'\ncos\nsystem\nub(tR.", id="NEWOBJ"),
+        pytest.param(b"cnotebook\nrun_everything\n(S'%s'\ntR.", id="someone's function"),
+    ],
+)  # fmt: skip
+def test_no_instruction_of_a_pickle_calls_anything(
+    program: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = tmp_path / "proof"
+    line = refused(torch_zip(tmp_path / "m.pt", program.replace(b"%s", str(proof).encode())), capsys)
+    assert "tries to call" in line
+    assert not proof.exists()
+
+
+def test_no_module_that_a_pickle_names_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "booby_trap.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    stands_in = unpickle(b"cbooby_trap\nConfig\n)\x81}S'lr'\nF0.1\nsb.")
+    assert isinstance(stands_in, Inert) and str(stands_in.type) == "booby_trap.Config"
+    assert "booby_trap" not in sys.modules and not (tmp_path / "proof").exists()
+
+
+def test_the_command_refuses_in_one_line_with_exit_code_2(tmp_path: Path) -> None:
+    """The real process; the tests around this one call its `main`."""
+    proof, source = tmp_path / "proof", tmp_path / "model.ckpt"
+    torch.save({"state_dict": small_whisper().state_dict(), "callbacks": Call(os.system, f"touch {proof}")}, source)
+    command = [sys.executable, convert.__file__, str(source), str(tmp_path / "model.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {source} tries to call posix.system, which no checkpoint needs: nothing was run\n"
+    assert done.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def nested(depth: int) -> Iterable[bytes]:
+    """(((), ()), ((), ())) …: small as a pickle, for ever to hash."""
+    yield b"\x80\x02}("
+    yield b")" + b"2\x86" * depth
+    yield b"K\x01u."
+
+
+MEMORY_EATERS = {
+    "a memo of 4 billion places": b"\x80\x02]r\xff\xff\xff\xff.",
+    "a string of 2**60 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.",
+    "bytes of 2**60 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
+    "a bytearray of 2**40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+    "a frame of 2**60 bytes": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
+    "a number of a gigabyte": b"\x80\x02\x8b" + struct.pack("<i", 2**30) + b"\1.",
+    "a key that takes for ever": b"".join(nested(500)),
+    "a million sets": b"\x80\x04(" + b"\x8f" * 1_000_001 + b"l.",
+    "a million marks": b"(" * 1_000_001 + b".",
+    "a name that doubles": b"c__builtin__\ngetattr\n2(cx\nC\nV" + b"y" * 900 + b"\ntR" * 3 + b".",
+}
+
+
+@pytest.mark.parametrize("eater", MEMORY_EATERS)
+def test_a_pickle_that_eats_memory_is_refused(eater: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch_zip(tmp_path / "eater.pt", MEMORY_EATERS[eater])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "eater.pt", capsys)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+
+def test_zip_bombs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = b"\x80\x02]" + b"N" * 200_000_000 + b"."
+    torch_zip(tmp_path / "bomb.pt", program, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pt").stat().st_size < 1e6
+    assert "compressed" in refused(tmp_path / "bomb.pt", capsys)
+    torch_zip(tmp_path / "fat.pt", program)
+    assert "200,000,004 bytes, more than any checkpoint needs" in refused(tmp_path / "fat.pt", capsys)
+    with zipfile.ZipFile(tmp_path / "crowd.pt", "w") as file:
+        for index in range(1500):
+            file.writestr(f"{index:060000}", b"")
+    assert "a zip with a directory of" in refused(tmp_path / "crowd.pt", capsys)
+
+
+def tensor(storage: str, elements: int, offset: int, size: tuple, stride: tuple) -> Call:
+    """Pickled, a float32 tensor as torch writes it."""
+
+    class Place:
+        persistent_id = ("storage", torch.FloatStorage, storage, "cpu", elements)
+
+    return Call(torch._utils._rebuild_tensor_v2, Place(), offset, size, stride, False, {})
+
+
+class TorchPickler(pickle.Pickler):
+    def persistent_id(self, value: object) -> object:
+        return getattr(value, "persistent_id", None)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param((10**9, 0, (10**9, 64), (0, 0)), id="a billion rows of one number"),
+        pytest.param((16, 0, (16, 16), (1, 1)), id="rows that overlap"),
+        pytest.param((16, 0, (17,), (1,)), id="past the end"),
+        pytest.param((16, 12, (8,), (1,)), id="past the end from the middle"),
+        pytest.param((16, -4, (4,), (1,)), id="before the beginning"),
+        pytest.param((16, 15, (4,), (-1,)), id="backwards"),
+        pytest.param((16, 0, (2**62, 2**62), (1, 1)), id="more than there are numbers"),
+        pytest.param((16, 0, (4,) * 500, (0,) * 500), id="500 axes"),
+        pytest.param((16, 0, (4, 4), (1,)), id="axes without a step"),
+        pytest.param((16, 0, ("4",), (1,)), id="a size that is no number"),
+    ],
+)
+def test_tensors_that_lie_about_their_place_are_refused(
+    place: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = io.BytesIO()
+    TorchPickler(program, 2).dump({"decoder.token_embedding.weight": tensor("0", *place)})
+    torch_zip(tmp_path / "liar.pt", program.getvalue(), _0=bytes(64))
+    assert "damaged" in refused(tmp_path / "liar.pt", capsys)
+
+
+def safetensors_file(path: Path, header: object, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param({"x": {"dtype": "F32", "shape": [10**9, 64], "data_offsets": [0, 64]}}, id="a large shape"),
+        pytest.param({"x": {"dtype": "F32", "shape": [16], "data_offsets": [8, 72]}}, id="past the end"),
+        pytest.param({"x": {"dtype": "F32", "shape": [16], "data_offsets": [-64, 0]}}, id="before the beginning"),
+        pytest.param({"x": {"dtype": "F32", "shape": [-4, -4], "data_offsets": [0, 64]}}, id="negative sizes"),
+        pytest.param({"x": {"dtype": "F32", "shape": [16] * 9, "data_offsets": [0, 64]}}, id="nine axes"),
+        pytest.param({"x": {"dtype": "F32", "shape": "16", "data_offsets": [0, 64]}}, id="no shape"),
+        pytest.param({"x": [1, 2]}, id="no tensor"),
+        pytest.param({"\x1b[2J": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}, id="a terminal's command"),
+        pytest.param(b'{"x": ' + b"[" * 100_000, id="brackets without end"),
+        pytest.param(b"{" + b" " * 100, id="no JSON"),
+    ],
+)
+def test_safetensors_that_lie_are_refused(header: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "damaged" in refused(safetensors_file(tmp_path / "liar.safetensors", header, bytes(64)), capsys)
+
+
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "liar.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}" + bytes(64))
+    assert "its header goes past its end" in refused(tmp_path / "liar.safetensors", capsys)
+
+
+def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    for elsewhere in ("../secret.safetensors", "/etc/passwd", [], None):
+        index = {"weight_map": {"model.encoder.conv1.weight": elsewhere}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "does not name files beside it" in refused(folder, capsys)
+
+
+def test_one_stored_number_cannot_grow_into_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every tensor of a Whisper, all on the same few bytes."""
+    state = small_whisper().state_dict()
+    largest = max(tensor.numel() for tensor in state.values())
+    one = torch.zeros(largest)
+    torch.save({name: one[: tensor.numel()].view(tensor.shape) for name, tensor in state.items()}, tmp_path / "one.pt")
+    assert "larger than the file" in refused(tmp_path / "one.pt", capsys)
+    # A decoder's mask is the square of its context.
+    torch.save({**state, "decoder.positional_embedding": torch.zeros(100_000, 64)}, tmp_path / "long.pt")
+    assert "too many" in refused(tmp_path / "long.pt", capsys)
+
+
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.99, 0.9999])
+def test_truncated_files_are_refused(part: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(tmp_path / "whole.pt", small_whisper())
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * part)])
+    assert "truncated or damaged" in refused(tmp_path / "cut.pt", capsys)
+    tensors = {"x": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}
+    whole = safetensors_file(tmp_path / "whole.safetensors", tensors, bytes(4000)).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: int(len(whole) * part)])
+    if len(whole) * part >= 9:
+        assert "truncated or damaged" in refused(tmp_path / "cut.safetensors", capsys)
+
+
+def test_a_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bart has a decoder of Whisper's names, and no ears."""
+    names = ["encoder.embed_tokens", "decoder.embed_tokens", "encoder.layers.0.fc1", "decoder.layers.0.fc1"]
+    torch.save({f"model.{name}.weight": torch.zeros(64, 64) for name in names}, tmp_path / "pytorch_model.bin")
+    assert "encoder.conv1.weight is missing" in refused(tmp_path / "pytorch_model.bin", capsys)
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    assert "another model ('bart')" in refused(tmp_path, capsys)
+
+
+def test_random_damage_is_refused_or_harmless_but_never_a_traceback(tmp_path: Path) -> None:
+    """Bytes changed, lost and added in all that is not weights: the pickle, the zip's directory, the JSON."""
+    state = {f"model.{name}": tensor for name, tensor in small_whisper().state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"path": Path("/x"), "set": {1}}}, tmp_path / "a.ckpt")
+    data = (tmp_path / "a.ckpt").read_bytes()
+    start = data.index(b"\x80\x02")
+    places = [*range(start, data.index(b"PK", start)), *range(data.index(b"PK\1\2"), len(data))]
+    generator = random.Random(0)
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(1000):
+        damaged = bytearray(data)
+        for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
+            replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
+            damaged[place : place + 1] = replacement
+        (tmp_path / "b.ckpt").write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / "b.ckpt")
+            outcomes["read"] += 1
+        except UserError as error:
+            assert str(error).isprintable()
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 500

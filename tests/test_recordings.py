@@ -1,0 +1,473 @@
+"""Decoded once, found again, and true whatever happens in between."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from whisper_quran.audio import SAMPLE_RATE
+from whisper_quran.errors import UserError
+from whisper_quran.recordings import Recordings, default_cache, prepare
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write_wav(path: Path, seed: int, samples: int = 3000) -> np.ndarray:
+    """A 16 kHz file of its own content, which is returned: cheap to decode, and known to the bit."""
+    content = np.random.default_rng(seed).integers(-32768, 32768, samples).astype(np.int16)
+    soundfile.write(os.fsencode(path), content, SAMPLE_RATE)
+    return content
+
+
+@pytest.fixture
+def reciter(tmp_path) -> tuple[list[Path], list[np.ndarray]]:
+    """Twelve files of a reciter, and what is in them."""
+    folder = tmp_path / "data" / "Reciter"
+    folder.mkdir(parents=True)
+    files = [folder / f"001{ayah:03}.wav" for ayah in range(1, 13)]
+    return files, [write_wav(file, seed, 3000 + 100 * seed) for seed, file in enumerate(files)]
+
+
+def the_folder(cache: Path) -> Path:
+    (folder,) = cache.iterdir()
+    return folder
+
+
+def contents(folder: Path) -> tuple[bytes, list[dict]]:
+    """The samples and the index of a reciter's folder in the cache, without the name that chance gave the audio."""
+    (audio,) = folder.glob("*.int16")
+    header, *lines = (folder / "index.jsonl").read_text().splitlines()
+    assert json.loads(header) == {"audio": audio.name}
+    return audio.read_bytes(), [json.loads(line) for line in lines]
+
+
+def assert_holds(recordings: Recordings, files: list[Path], expected: list[np.ndarray]) -> None:
+    for file, samples in zip(files, expected, strict=True):
+        assert recordings.length(file) == len(samples)
+        np.testing.assert_array_equal(recordings.read(file), samples)
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from whisper_quran import recordings
+from whisper_quran.errors import run_command
+data, cache, pattern, commit_seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+recordings.COMMIT_SECONDS = commit_seconds
+sources = {folder.name: sorted(folder.glob(pattern)) for folder in sorted(data.iterdir())}
+run_command(lambda: print("clips", len(recordings.prepare(sources, cache, workers=2).clips)))
+"""
+
+
+def start_preparing(
+    data: Path, cache: Path, torchaudio: str | None = "", *, pattern: str = "*", commit_seconds: float = 1.0
+) -> subprocess.Popen[str]:
+    """A process that prepares all of ``data``. ``torchaudio`` replaces the real one: "" is enough for 16 kHz files."""
+    path = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    if torchaudio is not None:
+        (data.parent / "stubs").mkdir(exist_ok=True)
+        (data.parent / "stubs" / "torchaudio.py").write_text(torchaudio)
+        path["PYTHONPATH"] += f"{os.pathsep}{data.parent / 'stubs'}"
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, data, cache, pattern, str(commit_seconds)],
+        env=path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_real_recitations_are_decoded_once(quran, tmp_path, capfd):
+    sources = {
+        name: sorted((quran / "audio" / name).glob("001*.mp3")) for name in ("AbdulWadood_Haneef", "Yasser_Salama_hadr")
+    }
+    sources["odd"] = sorted((quran / "odd").iterdir())
+    first = prepare(sources, tmp_path, workers=2)
+    said = capfd.readouterr()
+    assert said.out.startswith("Decoding 23 files of 3 reciters, about 1.8 min: 3.5 MB in ")
+    assert said.out.endswith(f"{tmp_path}\n")
+    assert "libmpg123" not in said.err
+
+    assert len(first.clips) == 20
+    assert [path.name for path, _ in first.skipped] == ["empty.mp3", "noise_bytes.mp3", "text_named.mp3"]
+    assert {path.name for path in first.damaged} == {"001002.mp3", "001004.mp3", "damaged_frames.mp3", "truncated.mp3"}
+    for name, seconds in [("001000_basmala.mp3", 9.822), ("stereo_48kHz.mp3", 10.68), ("truncated.mp3", 1.047)]:
+        assert first.length(quran / "odd" / name) / SAMPLE_RATE == pytest.approx(seconds, abs=0.001)
+    ayah = sources["AbdulWadood_Haneef"][0]
+    assert ayah in first
+    assert quran / "odd" / "empty.mp3" not in first
+    assert np.abs(first.read(ayah).astype(int)).max() > 1000
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = prepare(sources, tmp_path, workers=2)
+    assert capfd.readouterr() == ("", "")
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_data_is_only_read(reciter, tmp_path):
+    files, expected = reciter
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    assert_holds(prepare({"Reciter": files}, tmp_path / "cache", workers=1), files, expected)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+def test_the_number_of_workers_changes_nothing(reciter, tmp_path):
+    files, _ = reciter
+    for workers in (1, 2):
+        prepare({"Reciter": files}, tmp_path / str(workers), workers=workers, quiet=True)
+    assert contents(the_folder(tmp_path / "1")) == contents(the_folder(tmp_path / "2"))
+
+
+def test_recordings_travel_to_loader_processes(reciter, tmp_path):
+    files, expected = reciter
+    recordings = prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    assert_holds(pickle.loads(pickle.dumps(recordings)), files, expected)
+
+
+def test_quiet_says_nothing(reciter, tmp_path, capfd):
+    prepare({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_added_and_changed_files_are_decoded_and_no_others(reciter, tmp_path, capfd):
+    files, expected = reciter
+    cache = tmp_path / "cache"
+    prepare({"Reciter": files[:8]}, cache, workers=1)
+    expected[3] = write_wav(files[3], seed=100, samples=len(expected[3]))  # Of the same size as before.
+    files[5].write_bytes(b"no audio any more")
+    capfd.readouterr()
+    recordings = prepare({"Reciter": files}, cache, workers=1)
+    assert "Decoding 6 files of Reciter" in capfd.readouterr().out
+    assert [path for path, _ in recordings.skipped] == [files[5]]
+    assert_holds(recordings, files[:5] + files[6:], expected[:5] + expected[6:])
+
+    if shutil.which("ffmpeg"):  # Without it, a file that nothing reads is tried again: it may be there next time.
+        prepare({"Reciter": files}, cache, workers=1)
+        assert capfd.readouterr().out == ""
+    expected[5] = write_wav(files[5], seed=101)
+    recordings = prepare({"Reciter": files}, cache, workers=1)
+    assert "Decoding 1 file of Reciter" in capfd.readouterr().out
+    assert recordings.skipped == []
+    assert_holds(recordings, files, expected)
+
+
+def test_a_reader_is_not_disturbed_by_a_later_preparation(reciter, tmp_path):
+    files, expected = reciter
+    before = prepare({"Reciter": files[:6]}, tmp_path / "cache", workers=1, quiet=True)
+    for file in files[:6]:
+        write_wav(file, seed=200)
+    prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    assert_holds(before, files[:6], expected[:6])
+
+
+def test_samples_that_are_mostly_superseded_are_spoken_of(reciter, tmp_path, capfd):
+    files, _ = reciter
+    for round_ in range(3):
+        for file in files:
+            write_wav(file, seed=round_)
+        prepare({"Reciter": files}, tmp_path / "cache", workers=1)
+        assert ("superseded" in capfd.readouterr().out) == (round_ == 2)
+
+
+def test_what_cannot_be_opened_is_skipped_and_tried_again(reciter, tmp_path):
+    files, expected = reciter
+    gone = files[0].with_name("gone.wav")
+    recordings = prepare({"Reciter": [gone, *files]}, tmp_path / "cache", workers=1, quiet=True)
+    assert recordings.skipped == [(gone, "cannot be read (No such file or directory)")]
+    assert_holds(recordings, files, expected)
+    content = write_wav(gone, seed=50)
+    assert_holds(prepare({"Reciter": [gone]}, tmp_path / "cache", workers=1, quiet=True), [gone], [content])
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_what_only_ffmpeg_reads_is_tried_again_once_it_is_there(reciter, tmp_path, monkeypatch):
+    files, _ = reciter
+    m4a = files[0].with_suffix(".m4a")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", files[0], m4a], check=True)
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))
+        ((path, reason),) = prepare({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True).skipped
+    assert path == m4a
+    assert reason.endswith("; ffmpeg: not installed")
+    assert m4a in prepare({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True)
+
+
+def test_two_data_sets_with_a_reciter_of_one_name(tmp_path):
+    expected = []
+    for data in ("a", "b"):
+        (tmp_path / data / "Reciter").mkdir(parents=True)
+        expected.append(write_wav(tmp_path / data / "Reciter" / "001001.wav", seed=len(expected)))
+        os.utime(tmp_path / data / "Reciter" / "001001.wav", (0, 0))  # As an archive might have it.
+    for _ in range(2):
+        for data, content in zip(("a", "b"), expected, strict=True):
+            files = [tmp_path / data / "Reciter" / "001001.wav"]
+            assert_holds(prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True), files, [content])
+
+
+def test_reciters_and_files_of_any_name(tmp_path):
+    sources, expected = {}, []
+    for i, reciter in enumerate(["../../up", "الحصري", "x" * 300, ""]):
+        file = tmp_path / os.fsdecode(b"not utf-8 \xff %d\n.wav" % i)
+        sources[reciter] = [file]
+        expected.append(write_wav(file, seed=i))
+    for _ in range(2):
+        recordings = prepare(sources, tmp_path / "cache", workers=1, quiet=True)
+        assert_holds(recordings, [file for files in sources.values() for file in files], expected)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+# A cache that something happened to.
+
+
+def damage_truncated_audio(folder: Path) -> None:
+    (audio,) = folder.glob("*.int16")
+    os.truncate(audio, audio.stat().st_size // 3 | 1)
+
+
+def damage_no_audio(folder: Path) -> None:
+    for audio in folder.glob("*.int16"):
+        audio.unlink()
+
+
+def damage_torn_line(folder: Path) -> None:
+    os.truncate(folder / "index.jsonl", (folder / "index.jsonl").stat().st_size - 20)
+
+
+def damage_whole_last_line_without_its_newline(folder: Path) -> None:
+    os.truncate(folder / "index.jsonl", (folder / "index.jsonl").stat().st_size - 1)
+
+
+def damage_garbage_line(folder: Path) -> None:
+    lines = (folder / "index.jsonl").read_bytes().splitlines(keepends=True)
+    lines[4:6] = [b"\x00\xff garbage\n", b'{"path": 3}\n', b"[]\n"]
+    (folder / "index.jsonl").write_bytes(b"".join(lines))
+
+
+def damage_offset_out_of_bounds(folder: Path) -> None:
+    lines = (folder / "index.jsonl").read_text().splitlines(keepends=True)
+    lines[5] = json.dumps(json.loads(lines[5]) | {"offset": 10**9}) + "\n"
+    lines[6] = json.dumps(json.loads(lines[6]) | {"offset": -1}) + "\n"
+    (folder / "index.jsonl").write_text("".join(lines))
+
+
+def damage_no_header(folder: Path) -> None:
+    (folder / "index.jsonl").write_bytes((folder / "index.jsonl").read_bytes()[5:])
+
+
+def damage_empty_index(folder: Path) -> None:
+    (folder / "index.jsonl").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage", [f for name, f in list(globals().items()) if name.startswith("damage_")], ids=lambda f: f.__name__[7:]
+)
+def test_a_damaged_cache_is_mended(reciter, tmp_path, damage):
+    """Half of the files are asked for first: stale lines must not come true again once the audio has grown."""
+    files, expected = reciter
+    cache = tmp_path / "cache"
+    prepare({"Reciter": files}, cache, workers=1, quiet=True)
+    damage(the_folder(cache))
+    half = files[8:] + files[:2]
+    assert_holds(prepare({"Reciter": half}, cache, workers=1, quiet=True), half, expected[8:] + expected[:2])
+    assert_holds(prepare({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
+    assert_holds(prepare({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
+
+
+def test_a_run_does_not_read_other_ayat_from_a_cache_that_was_made_anew(reciter, tmp_path):
+    files, _ = reciter
+    running = prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    shutil.rmtree(tmp_path / "cache")
+    prepare({"Reciter": files[::-1]}, tmp_path / "cache", workers=1, quiet=True)
+    with pytest.raises(FileNotFoundError):
+        running.read(files[0])
+
+
+# Processes that are killed, that meet, and that run out of disk.
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A data folder with two reciters of 300 files each."""
+    data = tmp_path / "data"
+    for reciter in ("A", "B"):
+        (data / reciter).mkdir(parents=True)
+        for ayah in range(300):
+            write_wav(data / reciter / f"002{ayah:03}.wav", seed=ayah, samples=20_000 + 10 * ayah)
+    return data
+
+
+def test_a_killed_preparation_goes_on_to_the_same_result(many, tmp_path):
+    """Killed eight times, wherever it is when it has gone on by some lines of the index."""
+    assert start_preparing(many, tmp_path / "whole").communicate()[0].endswith("clips 600\n")
+    generator = random.Random(0)
+
+    def written() -> int:
+        return sum(index.stat().st_size for index in (tmp_path / "killed").glob("*/index.jsonl"))
+
+    left = []
+    for _ in range(8):
+        process = start_preparing(many, tmp_path / "killed", commit_seconds=0.02)
+        left.append(process.stdout.readline())
+        enough = written() + generator.uniform(0, 12_000)
+        while written() < enough and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.02))
+        process.kill()
+        process.communicate()
+    assert start_preparing(many, tmp_path / "killed").communicate()[0].endswith("clips 600\n")
+    assert len(set(left)) > 4, f"it was hardly ever killed half-way: {left}"
+    for whole in (tmp_path / "whole").iterdir():
+        assert contents(whole) == contents(tmp_path / "killed" / whole.name)
+
+
+def test_processes_that_meet_at_a_reciter_share_the_work(many, tmp_path):
+    first = start_preparing(many, tmp_path / "cache")
+    assert first.stdout.readline().startswith("Decoding 600 files of 2 reciters")
+    second = start_preparing(many, tmp_path / "cache")
+    assert second.communicate()[0] == "Waiting for another process that is decoding A\nclips 600\n"
+    assert first.communicate()[0] == "clips 600\n"
+    for folder in (tmp_path / "cache").iterdir():
+        audio, lines = contents(folder)
+        assert len(lines) == 300
+        assert len(audio) == 2 * sum(line["length"] for line in lines)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A small disk of its own at ``folder``, where mounting is allowed."""
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("whisper_quran.recordings.COMMIT_SECONDS", 0)
+    files = [tmp_path / f"001{ayah:03}.wav" for ayah in range(20)]
+    expected = [write_wav(file, seed, samples=55_000) for seed, file in enumerate(files)]
+    with mounted(tmp_path / "cache", "size=2m") as cache:  # 2.2 MB are wanted, which may be an error of the estimate.
+        with pytest.raises(UserError, match=r"no space left .*\(--cache\)"):
+            prepare({"R": files}, cache, workers=2, quiet=True)
+        audio, lines = contents(the_folder(cache))
+        assert 0 < len(lines) < 20
+        assert len(audio) == len(lines) * 110_000
+        some = files[: len(lines)]
+        assert_holds(prepare({"R": some}, cache, workers=2, quiet=True), some, expected[: len(lines)])
+        subprocess.run(["mount", "-o", "remount,size=4m", cache], check=True)
+        assert_holds(prepare({"R": files}, cache, workers=2, quiet=True), files, expected)
+
+
+def test_what_clearly_does_not_fit_is_refused_beforehand(quran, tmp_path):
+    files = sorted((quran / "audio" / "Yasser_Salama_hadr").glob("002*.mp3"))
+    with mounted(tmp_path / "cache", "size=2m") as cache:
+        with pytest.raises(UserError, match=r"needs about \d+\.\d MB in .*, where 2\.\d MB are free: .*--cache"):
+            prepare({"R": files}, cache, workers=2, quiet=True)
+        assert not list(cache.glob("*/*.int16"))
+
+
+def test_a_cache_that_cannot_be_written(reciter, tmp_path):
+    files, expected = reciter
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*\(--cache\)"):
+        prepare({"Reciter": files}, tmp_path / "file", workers=1, quiet=True)
+    with mounted(tmp_path / "cache", "size=4m") as cache:
+        prepare({"Reciter": files[:6]}, cache, workers=1, quiet=True)
+        subprocess.run(["mount", "-o", "remount,ro", cache], check=True)
+        with pytest.raises(UserError, match=r"cannot write .*\(--cache\)"):
+            prepare({"Reciter": files}, cache, workers=1, quiet=True)
+        # What is there can be used all the same.
+        assert_holds(prepare({"Reciter": files[:6]}, cache, workers=1, quiet=True), files[:6], expected[:6])
+
+
+def test_decoding_processes_that_keep_dying_are_an_error_that_says_so(reciter, tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.syspath_prepend(tmp_path)  # The workers', not this process's: numpy is loaded already.
+    with pytest.raises(UserError, match=r"keep dying \(signal 9, at .*\): try fewer --workers"):
+        prepare({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_without_torchaudio_ffmpeg_resamples_and_that_is_said_once(quran, tmp_path):
+    data = tmp_path / "data"
+    (data / "R").mkdir(parents=True)
+    for ayah in range(1, 7):
+        shutil.copy(quran / "odd" / "mono_8kHz.mp3", data / "R" / f"001{ayah:03}.mp3")
+    write_wav(data / "R" / "002001.wav", seed=0)
+    broken = "raise OSError('libc10_cuda.so: cannot open shared object file')"
+    process = start_preparing(data, tmp_path / "cache", torchaudio=broken)
+    output, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    assert "Traceback" not in complaints
+    heading, problem, result = output.splitlines()
+    assert heading.startswith("Decoding 7 files of R, about ")
+    assert problem.startswith("torchaudio cannot be imported (libc10_cuda.so: cannot open shared object file)")
+    assert result == "clips 7"
+    _, lines = contents(the_folder(tmp_path / "cache"))
+    assert [(line["decoder"], line["length"]) for line in lines] == [("ffmpeg", 52992)] * 6 + [("soundfile", 3000)]
+
+
+def test_ctrl_c_leaves_what_was_committed_and_one_line(many, tmp_path):
+    process = start_preparing(many, tmp_path / "cache", commit_seconds=0.02)
+    process.stdout.readline()
+    while not any((tmp_path / "cache").glob("A*/index.jsonl")):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in complaints
+    for index in (tmp_path / "cache").glob("*/index.jsonl"):
+        audio, lines = contents(index.parent)
+        assert len(audio) == 2 * sum(line["length"] for line in lines)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
+def test_memory_does_not_grow_with_what_is_read(tmp_path):
+    data = tmp_path / "data" / "R"
+    data.mkdir(parents=True)
+    for i in range(16):  # 64 MB
+        write_wav(data / f"{i}.wav", seed=i, samples=2_000_000)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from whisper_quran.recordings import prepare\n"
+        "files = sorted(Path(sys.argv[1]).iterdir())\n"
+        "recordings = prepare({'R': files}, Path(sys.argv[2]), workers=1, quiet=True)\n"
+        "def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4\n"
+        "recordings.read(files[0]).max(); once = resident()\n"
+        "for file in files: recordings.read(file).max()\n"
+        "print(resident() - once)"
+    )
+    prepare({"R": sorted(data.iterdir())}, tmp_path / "cache", workers=2, quiet=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, data, tmp_path / "cache"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(run.stdout) < 8_000  # kB
+
+
+def test_the_default_cache_is_where_caches_belong(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "whisper_quran"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "whisper_quran"

@@ -1,0 +1,74 @@
+"""Long recitations are cut at pauses, and every sample is in exactly one piece."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_quran.segmentation import pieces, segments
+
+RATE = 16_000
+LONG_AYAT = ["002061", "002102", "002177", "002187", "002255", "002282"]  # over 30 s with both reciters
+
+
+def assert_whole(spans: list[tuple[int, int]], length: int) -> None:
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
+    assert all(end - start <= 30 * RATE for start, end in spans)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(0, 200 * RATE),
+    loudness=st.lists(st.integers(0, 20_000), min_size=1, max_size=40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_sample_is_in_exactly_one_piece_of_at_most_30_seconds(length, loudness, seed):
+    """Any length, any course of loudness, stretches of digital silence among them."""
+    course = np.repeat(loudness, -(-length // len(loudness)) if length else 0)[:length]
+    noise = np.random.default_rng(seed).uniform(-1, 1, length)
+    spans = segments((course * noise).astype(np.int16))
+    assert_whole(spans, length)
+    if length > 30 * RATE:
+        assert all(end - start >= 10 * RATE for start, end in spans)
+    else:
+        assert len(spans) == 1
+
+
+@given(pause=st.floats(10.2, 25.8))
+@settings(max_examples=20, deadline=None)
+def test_a_cut_is_in_the_middle_of_the_pause(pause):
+    """36 s of noise with one pause of half a second."""
+    samples = np.random.default_rng(0).integers(-9000, 9000, 36 * RATE, dtype=np.int16)
+    samples[round((pause - 0.25) * RATE) : round((pause + 0.25) * RATE)] //= 100
+    ((_, cut), _) = segments(samples)
+    assert abs(cut / RATE - pause) <= 0.11
+
+
+@pytest.mark.parametrize("reciter", ["AbdulWadood_Haneef", "Yasser_Salama_hadr"])
+def test_real_long_ayat_are_cut_where_the_reciter_pauses(quran, reciter):
+    for ayah in LONG_AYAT:
+        sound, rate = soundfile.read(quran / "audio" / reciter / f"{ayah}.mp3", dtype="int16", always_2d=True)
+        # Near enough 16 kHz for where the pauses are.
+        samples = sound[np.arange(0, len(sound), rate / RATE).astype(int), 0]
+        assert len(samples) > 30 * RATE
+        spans = segments(samples)
+        assert_whole(spans, len(samples))
+        frames = samples[: len(samples) // 1600 * 1600].reshape(-1, 1600).astype(float)
+        median = np.median(np.square(frames).mean(axis=1))
+        for _, cut in spans[:-1]:
+            around = samples[cut - 1600 : cut + 1600].astype(float)
+            assert np.square(around).mean() < 0.25 * median, (ayah, cut / RATE)
+
+
+def test_pieces_of_many_clips_are_numbered_within_each_clip():
+    clips = [np.zeros(seconds * RATE, np.int16) for seconds in (5, 70, 30)]
+    found = pieces(clips)
+    assert [(piece.clip, piece.number) for piece in found if piece.clip != 1] == [(0, 0), (2, 0)]
+    of_the_long_one = [piece for piece in found if piece.clip == 1]
+    assert [piece.number for piece in of_the_long_one] == list(range(len(of_the_long_one)))
+    assert_whole([(piece.start, piece.end) for piece in of_the_long_one], 70 * RATE)

@@ -1,0 +1,170 @@
+"""Whisper's vocabulary as Hugging Face's tokenizer files, made offline from what openai-whisper ships.
+
+openai-whisper keeps its vocabulary as tiktoken does: byte strings in the order in which byte-pair encoding learnt them.
+Hugging Face wants the pairs that were merged (GPT-2's ``merges.txt``) and writes bytes as printable characters. The
+pair behind a byte string is what encoding it with the strings learnt before it leaves: two pieces.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import whisper.normalizers
+from whisper.tokenizer import Tokenizer, get_tokenizer
+
+from .files import atomic_write
+from .sizes import ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB
+
+FILES = {
+    "added_tokens.json",
+    "merges.txt",
+    "normalizer.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+}
+
+
+def tokenizer_of(n_vocab: int) -> Tokenizer | None:
+    """Whisper's tokenizer with ``n_vocab`` tokens, or None where Whisper has none of that size."""
+    if n_vocab == ENGLISH_VOCAB:
+        return get_tokenizer(False)
+    if n_vocab in (MULTILINGUAL_VOCAB, V3_VOCAB):
+        return get_tokenizer(True, num_languages=n_vocab - MULTILINGUAL_VOCAB + 99)
+    return None
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write all that transformers, tokenizers and faster-whisper look for: the same vocabulary in each one's form."""
+    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
+    characters = byte_characters()
+    written = ["".join(characters[byte] for byte in token) for token in tokens]
+    vocab = {token: index for index, token in enumerate(written)}
+    merges = [[written[left], written[right]] for left, right in merged_pairs(tokens)]
+    # In the order of their ids. Timestamps are text to Hugging Face: it finds the first of them after the last special.
+    added = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    special = [token for token, index in added if index < tokenizer.timestamp_begin]
+    added_tokens = [
+        {
+            "id": index,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": index < tokenizer.timestamp_begin,
+        }
+        for token, index in added
+    ]
+    eot = "<|endoftext|>"
+    roles = {
+        "bos_token": eot,
+        "eos_token": eot,
+        "unk_token": eot,
+        "pad_token": eot,
+        "additional_special_tokens": special,
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    write_json(folder / "vocab.json", vocab)
+    with atomic_write(folder / "merges.txt") as file:
+        file.writelines(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)])
+    write_json(folder / "added_tokens.json", dict(added))
+    write_json(folder / "special_tokens_map.json", roles)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **roles,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {str(token["id"]): _without_id(token) for token in added_tokens},
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "model_max_length": 1024,
+            "processor_class": "WhisperProcessor",
+            "return_attention_mask": False,
+            "tokenizer_class": "WhisperTokenizer",
+        },
+    )
+    write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added_tokens,
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": _template(tokenizer),
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": vocab,
+                "merges": merges,
+            },
+        },
+    )
+    spelling = Path(whisper.normalizers.__file__).with_name("english.json")
+    write_json(folder / "normalizer.json", json.loads(spelling.read_text(encoding="utf-8")))
+
+
+def _without_id(token: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in token.items() if name != "id"}
+
+
+def _template(tokenizer: Tokenizer) -> dict[str, object]:
+    """What Hugging Face's Whisper tokenizers put around a text: start of transcript, no timestamps, and the end."""
+
+    def special(token: str, type_id: int = 0) -> dict[str, object]:
+        return {"SpecialToken": {"id": token, "type_id": type_id}}
+
+    def text(name: str, type_id: int) -> dict[str, object]:
+        return {"Sequence": {"id": name, "type_id": type_id}}
+
+    sot, no_timestamps, eot = "<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>"
+    start = [special(sot), special(no_timestamps)]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*start, text("A", 0), special(eot)],
+        "pair": [*start, text("A", 0), text("B", 1), special(eot, 1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [tokenizer.special_tokens[token]], "tokens": [token]}
+            for token in (sot, no_timestamps, eot)
+        },
+    }
+
+
+def byte_characters() -> list[str]:
+    """GPT-2's printable character for each byte: itself where it is printable, else the next from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
+
+
+def merged_pairs(tokens: list[bytes]) -> list[tuple[int, int]]:
+    """The ids of the two tokens that each of ``tokens`` was merged from, in the order in which they were learnt.
+
+    Single bytes, and tokens that no text is encoded to (multilingual Whisper's last is empty), come from no pair.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    pairs = []
+    for rank, token in enumerate(tokens):
+        pieces = [token[i : i + 1] for i in range(len(token))]
+        while len(pieces) > 2:
+            learnt = [ranks.get(left + right, rank) for left, right in pairwise(pieces)]
+            first = learnt.index(min(learnt))
+            pieces[first : first + 2] = [pieces[first] + pieces[first + 1]]
+        if len(pieces) == 2:
+            pairs.append((ranks[pieces[0]], ranks[pieces[1]]))
+    return pairs
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")

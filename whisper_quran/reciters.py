@@ -1,0 +1,143 @@
+"""What is known before anything is fetched: EveryAyah's reciters, and how many ayat each surah has.
+
+The names are EveryAyah's own folder names, spelled as its recitation list spells them. Only Arabic recitations of the
+Hafs reading that hold all 6,236 ayat are listed: the text is that of Hafs, so the Warsh folders would not fit it, and
+teaching recitations, where pupils repeat each ayah, would not either. Sizes are what those folders held when they were
+surveyed in 2026; they say what to expect on disk and decide nothing.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from .errors import UserError
+
+Key = tuple[int, int]  # surah, ayah
+
+# The counts of Kufa, which the Hafs mushaf, EveryAyah and Tanzil follow; surah 1 first.
+# fmt: off
+AYAT_PER_SURAH = (
+    7, 286, 200, 176, 120, 165, 206, 75, 129, 109, 123, 111, 43, 52, 99, 128, 111, 110, 98,
+    135, 112, 78, 118, 64, 77, 227, 93, 88, 69, 60, 34, 30, 73, 54, 45, 83, 182, 88,
+    75, 85, 54, 53, 89, 59, 37, 35, 38, 29, 18, 45, 60, 49, 62, 55, 78, 96, 29,
+    22, 24, 13, 14, 11, 11, 18, 12, 12, 30, 52, 52, 44, 28, 28, 20, 56, 40, 31,
+    50, 40, 46, 42, 29, 19, 36, 25, 22, 17, 19, 26, 30, 20, 15, 21, 11, 8, 8,
+    19, 5, 8, 8, 11, 11, 8, 3, 9, 5, 4, 7, 3, 6, 3, 5, 4, 5, 6,
+)
+# fmt: on
+ALL = range(1, len(AYAT_PER_SURAH) + 1)
+
+# Reciter and size in MiB.
+KNOWN_RECITERS = {
+    "Abdullaah_3awwaad_Al-Juhaynee_128kbps": 1122,
+    "Abdullah_Basfar_192kbps": 2388,
+    "Abdullah_Basfar_32kbps": 431,
+    "Abdullah_Basfar_64kbps": 820,
+    "Abdullah_Matroud_128kbps": 1539,
+    "Abdul_Basit_Mujawwad_128kbps": 3048,
+    "Abdul_Basit_Murattal_192kbps": 2478,
+    "Abdul_Basit_Murattal_64kbps": 859,
+    "Abdurrahmaan_As-Sudais_192kbps": 1722,
+    "Abdurrahmaan_As-Sudais_64kbps": 579,
+    "Abu_Bakr_Ash-Shaatree_128kbps": 1353,
+    "Abu_Bakr_Ash-Shaatree_64kbps": 725,
+    "Ahmed_ibn_Ali_al-Ajamy_128kbps_ketaballah.net": 1481,
+    "Ahmed_ibn_Ali_al-Ajamy_64kbps_QuranExplorer.Com": 729,
+    "ahmed_ibn_ali_al_ajamy_128kbps": 1426,
+    "Ahmed_Neana_128kbps": 1656,
+    "Akram_AlAlaqimy_128kbps": 1538,
+    "Alafasy_128kbps": 1631,
+    "Alafasy_64kbps": 821,
+    "Ali_Hajjaj_AlSuesy_128kbps": 1680,
+    "Ali_Jaber_64kbps": 696,
+    "Ayman_Sowaid_64kbps": 1130,
+    "aziz_alili_128kbps": 1410,
+    "Fares_Abbad_64kbps": 589,
+    "Ghamadi_40kbps": 423,
+    "Hani_Rifai_192kbps": 2014,
+    "Hani_Rifai_64kbps": 698,
+    "Hudhaify_128kbps": 1634,
+    "Hudhaify_32kbps": 312,
+    "Hudhaify_64kbps": 812,
+    "Husary_128kbps": 2298,
+    "Husary_128kbps_Mujawwad": 3104,
+    "Husary_64kbps": 1167,
+    "Husary_Mujawwad_64kbps": 1669,
+    "Ibrahim_Akhdar_32kbps": 460,
+    "Karim_Mansoori_40kbps": 1009,
+    "Khaalid_Abdullaah_al-Qahtaanee_192kbps": 2183,
+    "khalefa_al_tunaiji_64kbps": 753,
+    "MaherAlMuaiqly128kbps": 1148,
+    "Maher_AlMuaiqly_64kbps": 585,
+    "mahmoud_ali_al_banna_32kbps": 363,
+    "Menshawi_16kbps": 190,
+    "Minshawy_Mujawwad_192kbps": 4134,
+    "Minshawy_Mujawwad_64kbps": 1624,
+    "Minshawy_Murattal_128kbps": 1571,
+    "Mohammad_al_Tablaway_128kbps": 1623,
+    "Mohammad_al_Tablaway_64kbps": 817,
+    "Muhammad_AbdulKareem_128kbps": 1276,
+    "Muhammad_Ayyoub_128kbps": 1748,
+    "Muhammad_Ayyoub_64kbps": 886,
+    "Muhammad_Jibreel_128kbps": 1419,
+    "Muhammad_Jibreel_64kbps": 719,
+    "Muhsin_Al_Qasim_192kbps": 1674,
+    "Nabil_Rifa3i_48kbps": 717,
+    "Nasser_Alqatami_128kbps": 1124,
+    "Parhizgar_48kbps": 570,
+    "Sahl_Yassin_128kbps": 1343,
+    "Salaah_AbdulRahman_Bukhatir_128kbps": 1317,
+    "Salah_Al_Budair_128kbps": 1238,
+    "Saood_ash-Shuraym_128kbps": 1001,
+    "Saood_ash-Shuraym_64kbps": 506,
+    "Yaser_Salamah_128kbps": 1472,
+    "Yasser_Ad-Dussary_128kbps": 1428,
+}
+
+
+def ayat_of(surahs: Iterable[int]) -> list[Key]:
+    """Every (surah, ayah) of ``surahs``, in the order of the mushaf."""
+    return [(surah, ayah) for surah in surahs for ayah in range(1, AYAT_PER_SURAH[surah - 1] + 1)]
+
+
+def spans(ayat: Iterable[Key], most: int = 8) -> str:
+    """``ayat`` in few words, such as ``2:61-286, surahs 3-77``; beyond ``most`` stretches only their number."""
+    surahs: dict[int, set[int]] = {}
+    for surah, ayah in ayat:
+        surahs.setdefault(surah, set()).add(ayah)
+    whole = {surah for surah, numbers in surahs.items() if len(numbers) == AYAT_PER_SURAH[surah - 1]}
+    stretches = [(first, 1, f"surah{'s' * (last > first)} ", first, last) for first, last in _runs(whole)]
+    for surah in surahs.keys() - whole:
+        stretches += [(surah, first, f"{surah}:", first, last) for first, last in _runs(surahs[surah])]
+    words = [f"{what}{first}" + f"-{last}" * (last > first) for _, _, what, first, last in sorted(stretches)]
+    return ", ".join(words[:most] + [f"and {len(words) - most:,} stretches more"] * (len(words) > most))
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The (first, last) of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def require_known(names: Iterable[str]) -> None:
+    """Raise :class:`UserError` for the first name that is no known reciter, with the names nearest to it."""
+    for name in names:
+        if name not in KNOWN_RECITERS:
+            near = _nearest(name)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--list shows those known"
+            raise UserError(f"no reciter {name} on EveryAyah that this program knows: {hint}")
+
+
+def _nearest(name: str) -> list[str]:
+    """The known reciters most like ``name``, at most three; a part of a known name will do (``sudais``)."""
+
+    def likeness(known: str) -> float:
+        words = [known.lower(), known.lower()[: len(name)], *re.split("[_-]", known.lower())]
+        return max(difflib.SequenceMatcher(None, name.lower(), word).ratio() for word in words)
+
+    return [known for known in sorted(KNOWN_RECITERS, key=likeness, reverse=True)[:3] if likeness(known) > 0.6]

@@ -1,0 +1,65 @@
+"""The text: Tanzil's ``simple-clean`` edition, which is what Experiment 2A trained on, and its licence.
+
+Tanzil writes the basmala before the first ayah of every surah but 1 (whose first ayah it is) and 9. EveryAyah's
+recordings do not have it there, and neither has the published text, so it is taken off; 27:30 keeps its own.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+from .files import atomic_write, make_folder
+from .polite import Client, Failed, cannot_fetch
+from .reciters import ALL, Key, ayat_of
+
+TANZIL = "https://tanzil.net/pub/download/index.php?quranType=simple-clean&outType=txt-2&agree=true"
+
+_BASMALA = "بسم الله الرحمن الرحيم "
+# Diacritics and pause marks: text with them is not the text that was asked for.
+_MARKS = re.compile("[\u064b-\u065f\u0670\u06d6-\u06ed]")
+
+
+def fetch_text(client: Client, url: str, folder: Path) -> None:
+    """Write ``ayah_text_clear.csv`` and Tanzil's licence to ``folder``, unless the text is there already."""
+    path = folder / "ayah_text_clear.csv"
+    if path.exists():
+        return
+    make_folder(folder)
+    try:
+        texts, licence = client.fetch(url, parse_tanzil, limit=16 << 20, sized=False)
+    except Failed as failure:
+        raise cannot_fetch(url, failure) from failure
+    with atomic_write(folder / "LICENSE-tanzil.txt") as file:
+        file.write(
+            f"{licence}\n\nChanged in {path.name}: the basmala that Tanzil writes before the first ayah of a surah is\n"
+            "left out, as the recordings leave it out.\n"
+        )
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["sorah", "ayah", "text"])
+        writer.writerows([*key, text] for key, text in texts.items())
+
+
+def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
+    """Return the texts by (surah, ayah), and the licence, from lines ``surah|ayah|text`` and a footer of ``#`` lines.
+
+    Raises:
+        Failed: this is not the whole text: an error page, a part, another edition.
+    """
+    lines = body.decode("utf-8-sig", errors="replace").replace("\r", "").split("\n")
+    licence = [line for line in lines if line.startswith("#")]
+    rows = [line.split("|") for line in lines if line.strip() and not line.startswith("#")]
+    keys = ayat_of(ALL)
+    if [tuple(row[:2]) for row in rows] != [(str(surah), str(ayah)) for surah, ayah in keys] or not licence:
+        raise Failed(
+            f"what comes is not Tanzil's text: {len(keys):,} lines surah|ayah|text and a licence were expected"
+        )
+    texts = {}
+    for key, row in zip(keys, rows, strict=True):
+        text = " ".join("|".join(row[2:]).split())
+        if key[1] == 1 and key[0] != 1:
+            text = text.removeprefix(_BASMALA)
+        if not text or _MARKS.search(text):
+            raise Failed(f"the text of {key[0]}:{key[1]} is empty or has diacritics: not Tanzil's simple-clean text")
+        texts[key] = text
+    return texts, "\n".join(licence)
