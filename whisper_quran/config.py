@@ -104,6 +104,47 @@ class TrainingConfig:
     demo: bool = option(False, "train a small Whisper from nothing on synthetic reciters: no data, no network")
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated on what; ``fixed`` options are those that predictions depend on."""
+
+    models: tuple[str, ...] = option(
+        dataclasses.MISSING, "Whisper names, or any checkpoints that convert.py reads", metavar="MODEL"
+    )
+    data: Path = option(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/", fixed=True)
+    text: Path | None = option(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)", fixed=True)
+    manifest: Path | None = option(
+        None, "CSV audio,text[,reciter] to use in place of --data; paths are relative to it", fixed=True
+    )
+    reciters: tuple[str, ...] = option(
+        EXPERIMENT_2A_VALID,
+        "reciters to evaluate on (default: Experiment 2A's two for validation; with --manifest, all)",
+        metavar="R",
+    )
+    surahs: str | None = option(None, "only surahs A to B, inclusive", metavar="A:B")
+    max_duration: float | None = option(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
+    normalize: str = option(
+        "diacritics",
+        "what is taken from both texts before they are compared",
+        choices=("diacritics", "full", "none"),
+        fixed=True,
+    )
+    long_form: str = option(
+        "segments",
+        "beyond 30 s: cut at the quietest points, or openai-whisper's own sequential algorithm",
+        choices=("segments", "transcribe"),
+        fixed=True,
+    )
+    batch_size: int | None = option(None, "clips decoded at a time (default: 32, on a GPU 64)", at_least=1)
+    language: str = option("ar", "language token", fixed=True)
+    precision: str = option("auto", "auto takes the fastest", choices=("auto", "fp32", "bf16", "fp16"), fixed=True)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    workers: int = option(4, "processes that decode audio the first time a reciter is used", at_least=1)
+    cache: Path | None = option(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
+    out: Path = option(Path("results"), "folder for the table, the predictions and the report")
+    quiet: bool = option(False, "print nothing but errors")
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but a wrong command line is a :class:`UserError`, so one line."""
 

@@ -1,0 +1,24 @@
+"""How well Whisper checkpoints recognise recitations: word error rates, ayah by ayah.
+
+  python evaluate.py small runs/mine/best.pt --data data                      Experiment 2A's two reciters
+  python evaluate.py runs/mine/best.pt --data data --reciters A B --surahs 78:114 --out results/juz-amma
+  python evaluate.py small medium --manifest clips.csv
+
+Writes predictions.csv, results.json, results.md and report.html, a page to look into. Started again after an
+interruption, with the same --out, it goes on from the predictions that are there.
+"""
+
+from whisper_quran.config import EvaluationConfig, parse
+from whisper_quran.errors import run_command
+
+
+def main() -> None:
+    config = parse(EvaluationConfig, __doc__)
+    # Imported here so that --help and a wrong option answer at once: torch takes seconds.
+    from whisper_quran.evaluation import evaluate
+
+    evaluate(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,227 @@
+"""`python evaluate.py` on real recordings: what it counts, writes, keeps and refuses."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_whisper, talkative
+from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
+
+import evaluate as command
+from whisper_quran import evaluation
+from whisper_quran.audio import decode_file
+from whisper_quran.checkpoint import save_checkpoint
+from whisper_quran.errors import run_command
+from whisper_quran.metrics import ErrorCounts, count_errors
+
+LIMIT = 12  # tokens a clip: random weights would ramble on to the end of the context
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workshop")
+    for seed in (0, 1):
+        save_checkpoint(folder / f"model{seed}.pt", talkative(make_whisper(seed=seed)))
+    save_checkpoint(folder / "model.en.pt", make_whisper(n_vocab=51864))
+    return folder
+
+
+@pytest.fixture
+def run(quran, workshop, monkeypatch, capsys):
+    """Run `evaluate.py` with options, in this process; return (exit code, stdout, stderr)."""
+    decode = evaluation.decode_clips
+    monkeypatch.setattr(evaluation, "decode_clips", lambda *args, **options: decode(*args, sample_len=LIMIT, **options))
+
+    def run(*options: object) -> tuple[int, str, str]:
+        defaults = {
+            "--data": quran,
+            "--cache": workshop / "cache",
+            "--reciters": "AbdulWadood_Haneef",
+            "--surahs": "1:1",
+            "--precision": "fp32",
+            "--device": "cpu",
+        }
+        given = [str(option) for option in options]
+        rest = [str(x) for pair in defaults.items() if pair[0] not in given for x in pair]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *given, *rest])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            run_command(command.main)
+        out, err = capsys.readouterr()
+        return exit.value.code, out, err
+
+    return run
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_models_and_two_reciters_give_one_table(run, workshop, tmp_path):
+    models = [str(workshop / "model0.pt"), str(workshop / "model1.pt")]
+    reciters = ["AbdulWadood_Haneef", "Yasser_Salama_hadr"]
+    code, out, err = run(*models, "--reciters", *reciters, "--out", tmp_path / "r")
+    assert code == 0, err
+    predictions = read_predictions(tmp_path / "r")
+    assert [(row["model"], row["reciter"], row["sorah"], row["ayah"]) for row in predictions] == [
+        (model, reciter, "1", str(ayah)) for model in models for reciter in reciters for ayah in range(1, 8)
+    ]
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert [(row["model"], row["reciter"]) for row in results["rows"]] == [(m, r) for m in models for r in reciters]
+    for row in results["rows"]:
+        mine = [p for p in predictions if (p["model"], p["reciter"]) == (row["model"], row["reciter"])]
+        total = sum((count_errors(p["reference"], p["hypothesis"]) for p in mine), ErrorCounts())
+        assert (row["wer"], row["cer"], row["words"]) == (total.wer, total.cer, total.words)
+        assert sum(int(p["substitutions"]) for p in mine) == row["substitutions"] == total.substitutions
+        assert row["ayat"] == 7 and row["skipped"] == 0
+        assert row["audio_s"] == pytest.approx(sum(float(p["duration"]) for p in mine))
+        assert row["rtf"] == pytest.approx(row["wall_s"] / row["audio_s"])
+    table = (tmp_path / "r" / "results.md").read_text()
+    assert table in out
+    assert [line.split("|")[1].strip() for line in table.splitlines()] == ["model", "---", *models]
+    assert "AbdulWadood_Haneef WER" in table.splitlines()[0]
+    assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
+
+
+def test_hypotheses_are_whispers_own(run, quran, workshop, tmp_path):
+    """A clip decoded here in a batch reads as `whisper.decode` reads it alone."""
+    code, _, err = run(workshop / "model0.pt", "--normalize", "none", "--out", tmp_path / "r")
+    assert code == 0, err
+    import whisper
+
+    model = whisper.load_model(str(workshop / "model0.pt"), device="cpu")
+    options = DecodingOptions(language="ar", without_timestamps=True, fp16=False, sample_len=LIMIT)
+    for row in read_predictions(tmp_path / "r"):
+        samples = decode_file(quran / "audio" / "AbdulWadood_Haneef" / f"001{int(row['ayah']):03}.mp3").samples
+        audio = torch.from_numpy(samples).float() / 32768
+        alone = model.decode(log_mel_spectrogram(pad_or_trim(audio)), options).text
+        assert row["hypothesis"] == " ".join(alone.split())
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_predictions(run, workshop, tmp_path, monkeypatch):
+    model = workshop / "model0.pt"
+    assert run(model, "--out", tmp_path / "whole")[0] == 0
+    decode, decoded = evaluation.decode_clips, []
+
+    def cut_off(model, clips, **options):
+        for done, result in enumerate(decode(model, clips, **options)):
+            if done == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(evaluation, "decode_clips", cut_off)
+    assert run(model, "--out", tmp_path / "cut")[0] == 130
+    assert len(read_predictions(tmp_path / "cut")) == 3
+    with open(tmp_path / "cut" / "predictions.csv", "a") as file:
+        file.write("torn,row,1")
+
+    def counted(model, clips, **options):
+        decoded.append(len(clips))
+        return decode(model, clips, **options)
+
+    monkeypatch.setattr(evaluation, "decode_clips", counted)
+    code, out, err = run(model, "--out", tmp_path / "cut")
+    assert code == 0, err
+    assert decoded == [4] and "3 predictions are there already" in out
+    assert (tmp_path / "cut" / "predictions.csv").read_text() == (tmp_path / "whole" / "predictions.csv").read_text()
+
+
+def test_a_checkpoint_that_changed_is_decoded_anew_and_another_model_keeps_its_rows(run, workshop, tmp_path):
+    model = tmp_path / "best.pt"
+    save_checkpoint(model, talkative(make_whisper(seed=0)))
+    assert run(model, workshop / "model1.pt", "--out", tmp_path / "r")[0] == 0
+    before = read_predictions(tmp_path / "r")
+    save_checkpoint(model, talkative(make_whisper(seed=2)))
+    code, out, _ = run(model, "--out", tmp_path / "r")
+    assert code == 0 and "are there already" not in out
+    after = read_predictions(tmp_path / "r")
+    assert [row["hypothesis"] for row in after[:7]] != [row["hypothesis"] for row in before[:7]]
+    assert after[7:] == before[7:]
+
+
+def test_other_options_do_not_overwrite_predictions(run, workshop, tmp_path):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    before = (tmp_path / "r" / "predictions.csv").read_bytes()
+    code, _, err = run(workshop / "model0.pt", "--normalize", "full", "--out", tmp_path / "r")
+    assert code == 2 and "--normalize diacritics" in err
+    assert (tmp_path / "r" / "predictions.csv").read_bytes() == before
+
+
+def test_what_cannot_be_decoded_is_skipped_and_never_right(run, quran, workshop, tmp_path):
+    audio = tmp_path / "data" / "R"
+    audio.mkdir(parents=True)
+    (audio / "001001.mp3").symlink_to(quran / "odd" / "mono_8kHz.mp3")
+    (audio / "001002.mp3").symlink_to(quran / "odd" / "noise_bytes.mp3")
+    code, out, err = run(
+        workshop / "model0.pt", "--data", tmp_path / "data", "--text", quran / "metadata" / "ayah_text_clear.csv",
+        "--reciters", "R", "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert code == 0, err
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert (results["rows"][0]["ayat"], results["rows"][0]["skipped"]) == (1, 1)
+    assert "soundfile" in results["skipped"][0]["reason"]
+    assert "1 cannot be decoded" in out
+
+
+@pytest.mark.parametrize("long_form", ["segments", "transcribe"])
+def test_an_ayah_over_30_seconds_is_decoded_whole(run, quran, workshop, tmp_path, long_form, monkeypatch):
+    if long_form == "transcribe":
+        transcribed = []
+        model_class = type(make_whisper())
+        monkeypatch.setattr(
+            model_class, "transcribe", lambda self, samples, **_: transcribed.append(len(samples)) or {"text": "x"}
+        )
+    code, _, err = run(
+        workshop / "model0.pt", "--surahs", "2:2", "--long-form", long_form, "--out", tmp_path / "r", "--data",
+        long_only(quran, tmp_path),
+    )  # fmt: skip
+    assert code == 0, err
+    (row,) = read_predictions(tmp_path / "r")
+    assert float(row["duration"]) > 30 and row["hypothesis"]
+    if long_form == "transcribe":
+        assert transcribed == pytest.approx([float(row["duration"]) * 16000], abs=16)
+
+
+def long_only(quran: Path, tmp_path: Path) -> Path:
+    """A data folder with one ayah of over 30 s."""
+    folder = tmp_path / "data" / "audio" / "AbdulWadood_Haneef"
+    folder.mkdir(parents=True)
+    (folder / "002102.mp3").symlink_to(quran / "audio" / "AbdulWadood_Haneef" / "002102.mp3")
+    (tmp_path / "data" / "metadata").symlink_to(quran / "metadata")
+    return tmp_path / "data"
+
+
+def test_quiet_prints_nothing(run, workshop, tmp_path):
+    code, out, err = run(workshop / "model0.pt", "--quiet", "--out", tmp_path / "r")
+    assert (code, out, err) == (0, "", "")
+
+
+BAD = [
+    (["{tmp}/none.pt"], "none.pt"),
+    (["enormous"], "enormous"),
+    (["{tmp}/text.pt"], "text.pt"),
+    (["{workshop}/model.en.pt"], "English-only"),
+    (["{workshop}/model0.pt", "--reciters", "Nobody"], "there are AbdulWadood_Haneef, Yasser_Salama_hadr"),
+    (["{workshop}/model0.pt", "--surahs", "60:70"], "no ayah left"),
+    (["{workshop}/model0.pt", "--max-duration", "0.1"], "no ayah left"),
+    (["{workshop}/model0.pt", "--out", "{tmp}/text.pt"], "text.pt"),
+    (["{workshop}/model0.pt", "--batch-size", "0"], "--batch-size"),
+    (["{workshop}/model0.pt", "--precision", "fp16"], "needs a GPU"),
+    (["{workshop}/model0.pt", "--normalize", "everything"], "--normalize"),
+    ([], "MODEL"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), BAD, ids=[" ".join(options) or "nothing" for options, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2(run, workshop, tmp_path, options, says):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    options = [option.format(tmp=tmp_path, workshop=workshop) for option in options]
+    if "--out" not in options:
+        options += ["--out", str(tmp_path / "r")]
+    code, _, err = run(*options)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1 and says in err, err
