@@ -1,12 +1,24 @@
 """What the tests share: the real recitations beside the repository, and small Whispers made on the spot."""
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from whisper.model import ModelDimensions, Whisper
 
-QURAN = Path(__file__).resolve().parents[2] / "shared" / "quran"
+import train
+from whisper_quran.checkpoint import save_checkpoint
+from whisper_quran.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+QURAN = ROOT.parent / "shared" / "quran"
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +57,98 @@ def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
                 for linear in (attention.query, attention.key, attention.value):
                     linear.weight *= 6
     return model
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory) -> Path:
+    """A folder with a small multilingual Whisper, an English-only one, and a cache that the tests share."""
+    folder = tmp_path_factory.mktemp("workshop")
+    model = make_whisper()
+    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.02)  # a loss near log(vocabulary), that falls
+    save_checkpoint(folder / "model.pt", model)
+    save_checkpoint(folder / "model.en.pt", make_whisper(n_vocab=51864))
+    return folder
+
+
+def training_options(quran: Path, workshop: Path, options: tuple) -> list[str]:
+    """The command line of a short training on real recordings; ``options`` come first and replace defaults."""
+    defaults = {
+        "--data": quran,
+        "--model": workshop / "model.pt",
+        "--cache": workshop / "cache",
+        "--train-reciters": "Yasser_Salama_hadr",
+        "--valid-reciters": "AbdulWadood_Haneef",
+        "--surahs": "1:1",
+        "--batch-size": 4,
+        "--epochs": 2,
+        "--precision": "fp32",
+        "--device": "cpu",
+    }
+    given = [str(option) for option in options]
+    if "--manifest" in given:
+        for name in ("--data", "--surahs", "--train-reciters", "--valid-reciters"):
+            defaults.pop(name)
+    return [*given, *(str(x) for pair in defaults.items() if pair[0] not in given for x in pair)]
+
+
+@pytest.fixture
+def run(quran, workshop, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `train.py` with options, in this process; return (exit code, stdout, stderr)."""
+
+    def run(*options: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *training_options(quran, workshop, options)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            run_command(train.main)
+        out, err = capsys.readouterr()
+        return exit.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def start(quran, workshop) -> Callable[..., subprocess.Popen]:
+    """Start `train.py` with options as processes of its own (``torchrun`` where ``processes`` > 1)."""
+    started = []
+
+    def start(*options: object, processes: int = 1, torchrun: tuple[str, ...] = ()) -> subprocess.Popen:
+        launcher = [sys.executable]
+        if processes > 1 or torchrun:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun]
+        command = [*launcher, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
+        # One thread: the order of a sum, and so its last bit, depends on how many there are.
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results_of(folder: Path) -> tuple[list[dict], dict[str, str]]:
+    """All that a run's options decide: its measurements (without timings), and a digest of each tensor in its last state."""
+    timing = {"clips_per_s", "data_wait", "seconds"}
+    rows = [{key: value for key, value in row.items() if key not in timing} for row in rows_of(folder)]
+    digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in state_of(folder).items()}
+    return rows, digests
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's state.pt, by their path in it."""
+    return flat(torch.load(folder / "state.pt", weights_only=True))
+
+
+def flat(value: object, name: str = "") -> dict[str, torch.Tensor]:
+    """The tensors in nested dicts and lists, by their path."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {path: tensor for key, item in items for path, tensor in flat(item, f"{name}.{key}").items()}

@@ -27,7 +27,7 @@ def read(file) -> np.ndarray:
     return sound[np.arange(0, len(sound), rate / RATE).astype(int), 0]
 
 
-def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
+def talkative(model: Whisper, eot_gain: float = 2.4) -> Whisper:
     """Give random weights something to say: texts that hang on the audio, differ, and end (or not) by themselves.
 
     Random Whispers repeat one token to the limit whatever they hear. Here all embeddings are large, eot's largest, so
@@ -39,6 +39,7 @@ def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
         encoder.conv2.weight *= 8
         decoder.token_embedding.weight.normal_(std=0.5)
         decoder.positional_embedding.normal_(std=0.5)
+        decoder.positional_embedding[0] *= 10  # unsure of what follows there, too: a slot whose clip has ended
         decoder.token_embedding.weight[50257 if model.is_multilingual else 50256] *= eot_gain
         for block in decoder.blocks:
             for attention in (block.attn, block.cross_attn):
@@ -91,8 +92,8 @@ def expected(model, mel) -> list[DecodingResult]:
     lengths = [len(result.tokens) for result in results]
     # Worth comparing with: texts that differ, some short, some long.
     assert len({result.text for result in results}) > 15
-    assert min(lengths) < 20
-    assert max(lengths) > 60
+    assert min(lengths) < 10
+    assert max(lengths) == 224  # sample_len: it does not end by itself
     return results
 
 

@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from whisper_quran import download as module
 from whisper_quran.corpus import open_corpus
 from whisper_quran.download import main
 from whisper_quran.errors import UserError
-from whisper_quran.polite import Failed, Patience
+from whisper_quran.polite import Client, Failed, Patience, Stopped
 from whisper_quran.reciters import ALL, KNOWN_RECITERS, ayat_of, require_known, spans
 from whisper_quran.tanzil import parse_tanzil
 
@@ -239,11 +240,14 @@ def test_chunked_bodies_are_fine(server, tmp_path):
 
 
 def test_a_server_that_asks_for_a_pause_gets_it_from_every_connection(server, tmp_path):
-    server.faults[f"/data/{RECITER}/110001.mp3"] = [status(429, {"Retry-After": "1"})]
+    first = f"/data/{RECITER}/110001.mp3"
+    for path in served(server):
+        server.faults[f"/data/{RECITER}/{path}"] = [lambda handler: (time.sleep(0.25), handler.serve())]
+    server.faults[first] = [status(429, {"Retry-After": "1"})]
     fetch(server, tmp_path)
-    asked = next(request.at for request in server.requests if request.path.endswith("110001.mp3"))
-    # Requests that were under way when the answer came may still arrive; then there is silence for a second.
-    after = [request.at - asked for request in server.requests if request.at > asked + 0.5]
+    asked = next(request.at for request in server.requests if request.path == first)
+    # What was under way when the answer came may still arrive; then there is silence until a second is over.
+    after = [request.at - asked for request in server.requests if request.at > asked + 0.2]
     assert after and min(after) >= 1.0
     assert mp3s(tmp_path) == served(server)
 
@@ -514,6 +518,26 @@ def test_interrupted_twice_it_goes_on_and_fetches_nothing_twice(server, tmp_path
     assert (process.returncode, errors) == (0, "")
     assert mp3s(tmp_path) == served(server)
     assert sorted(files_asked_for(server)) == sorted(served(server).keys() - there.keys())
+
+
+def test_stopping_wakes_a_thread_that_waits_for_a_silent_server(server):
+    client = Client("test", Patience(timeout=600), tell=print)
+    ended = []
+
+    def work() -> None:
+        client.fetch(f"{server.url}/text", len, 1 << 24)  # the connection is kept open for the next
+        try:
+            client.fetch(f"{server.url}/data/{RECITER}/112001.mp3", len, 1 << 24)
+        except Stopped:
+            ended.append("stopped")
+
+    server.open.clear()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    wait_until(lambda: len(server.requests) == 2)
+    client.stop()
+    thread.join(60)
+    assert ended == ["stopped"]
 
 
 def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):

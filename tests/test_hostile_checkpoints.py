@@ -117,6 +117,8 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
         pytest.param(b"(S'touch %s'\nios\nsystem\n.", id="INST"),
         pytest.param(b"(cos\nsystem\nS'touch %s'\no.", id="OBJ"),
         pytest.param(b"\x80\x04\x8c\x05posix\x8c\x06system\x93V" + b"touch %s\n\x85R.", id="STACK_GLOBAL"),
+        pytest.param(b"\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93Vtouch %s\n\x85R.", id="through a harmless module"),
+        pytest.param(b"\x80\x04\x8c\x05numpy\x8c\x15f2py.subprocess.Popen\x93Vtouch %s\n\x85R.", id="or a package"),
         pytest.param(b"c__builtin__\neval\n(S'open(\"%s\",\"w\")'\ntR.", id="Python 2's name"),
         pytest.param(b"c__builtin__\ngetattr\n(cos\npath\nS'os.system'\ntR(S'touch %s'\ntR.", id="an attribute"),
         pytest.param(b"ccollections\nOrderedDict\n)R}S'x'\ncos\nsystem\nsbcos\nsystem\n(S'touch %s'\ntR.", id="BUILD"),

@@ -298,10 +298,10 @@ def test_a_run_does_not_read_other_ayat_from_a_cache_that_was_made_anew(reciter,
 # Processes that are killed, that meet, and that run out of disk.
 
 
-@pytest.fixture
-def many(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
     """A data folder with two reciters of 300 files each."""
-    data = tmp_path / "data"
+    data = tmp_path_factory.mktemp("many") / "data"
     for reciter in ("A", "B"):
         (data / reciter).mkdir(parents=True)
         for ayah in range(300):
@@ -399,7 +399,7 @@ def test_a_cache_that_cannot_be_written(reciter, tmp_path):
 def test_decoding_processes_that_keep_dying_are_an_error_that_says_so(reciter, tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.syspath_prepend(tmp_path)  # The workers', not this process's: numpy is loaded already.
-    with pytest.raises(UserError, match=r"keep dying \(signal 9, at .*\): try fewer --workers"):
+    with pytest.raises(UserError, match=r"keep dying \(signal 9, at .*\): free memory, try fewer --workers"):
         prepare({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
 
 

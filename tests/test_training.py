@@ -1,7 +1,6 @@
 """`python train.py` on real recordings, from the command line to the checkpoints."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -10,61 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import whisper
-from conftest import make_whisper
+from conftest import results_of, rows_of
 
-import train as command
-from whisper_quran.checkpoint import save_checkpoint
-from whisper_quran.errors import run_command
 from whisper_quran.training import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
-    """A folder with a small multilingual Whisper, an English-only one, and a cache that the tests share."""
-    folder = tmp_path_factory.mktemp("workshop")
-    model = make_whisper()
-    torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.02)  # a loss near log(vocabulary), that falls
-    save_checkpoint(folder / "model.pt", model)
-    save_checkpoint(folder / "model.en.pt", make_whisper(n_vocab=51864))
-    return folder
-
-
-@pytest.fixture
-def run(quran, workshop, monkeypatch, capsys):
-    """Run `train.py` with options, in this process; return (exit code, stdout, stderr)."""
-
-    def run(*options: object) -> tuple[int, str, str]:
-        defaults = {
-            "--data": quran,
-            "--model": workshop / "model.pt",
-            "--cache": workshop / "cache",
-            "--train-reciters": "Yasser_Salama_hadr",
-            "--valid-reciters": "AbdulWadood_Haneef",
-            "--surahs": "1:1",
-            "--batch-size": 4,
-            "--epochs": 2,
-            "--precision": "fp32",
-            "--device": "cpu",
-        }
-        given = [str(option) for option in options]
-        if "--manifest" in given:
-            for name in ("--data", "--surahs", "--train-reciters", "--valid-reciters"):
-                defaults.pop(name)
-        rest = [str(x) for pair in defaults.items() if pair[0] not in given for x in pair]
-        monkeypatch.setattr(sys, "argv", ["train.py", *given, *rest])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            run_command(command.main)
-        out, err = capsys.readouterr()
-        return exit.value.code, out, err
-
-    return run
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_on_real_recordings_leaves_what_the_contract_names(run, quran, workshop, tmp_path):
@@ -130,11 +79,7 @@ def test_a_run_that_stopped_after_an_epoch_resumes_to_the_same_weights(run, tmp_
 
     whole, cut = (torch.load(tmp_path / name / "epoch-002.pt")["model_state_dict"] for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    timing = {"clips_per_s", "data_wait", "seconds"}
-    rows = [
-        [{k: v for k, v in row.items() if k not in timing} for row in rows_of(tmp_path / n)] for n in ("whole", "cut")
-    ]
-    assert rows[0] == rows[1]
+    assert results_of(tmp_path / "whole") == results_of(tmp_path / "cut")
 
 
 def test_resuming_with_options_that_change_the_run_is_refused(run, tmp_path):

@@ -157,8 +157,6 @@ class BatchDecoder:
                 entered, and enters when enough slots are free for all of it: batches of a quarter of the slots keep
                 both the encoder and the slots busy.
         """
-        self.tokens.fill_(self.eot)
-        self.positions.zero_()
         active: dict[int, _Clip] = {}
         rows, count = self.slots, 0
         for features in batches:

@@ -41,7 +41,7 @@ from .corpus import parse_surahs
 from .errors import UserError, run_command
 from .files import atomic_write, make_folder
 from .inventory import check
-from .polite import PATIENCE, Absent, Client, Failed, Patience, Stopped, cannot_fetch, split_url
+from .polite import PATIENCE, Absent, Client, Failed, Patience, cannot_fetch, split_url
 from .reciters import ALL, KNOWN_RECITERS, Key, ayat_of, require_known, spans
 from .tanzil import TANZIL, fetch_text
 
@@ -69,8 +69,8 @@ class DownloadConfig:
     zip: bool = option(False, "fetch the archive of a reciter of whom nothing is there yet, in place of single files")
     mirror: tuple[str, ...] = option(
         (),
-        "other addresses: everyayah=URL (files at URL/<Reciter>/SSSAAA.mp3; any reciter may then be named) "
-        "and tanzil=URL (the address of the text)",
+        "addresses to use for the default ones: everyayah=URL (files at URL/<Reciter>/SSSAAA.mp3; any reciter may "
+        "then be named) and tanzil=URL (of the text itself)",
         metavar="SITE=URL",
     )
     check: Path | None = option(None, "fetch nothing; check the folder DATA and show what it holds", metavar="DATA")
@@ -240,8 +240,6 @@ def _in_parallel(
                 return
             try:
                 done.put((job, work(job)))
-            except Stopped:
-                return
             except Exception as error:
                 done.put((job, error))
 

@@ -57,8 +57,8 @@ def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
     texts = {}
     for key, row in zip(keys, rows, strict=True):
         text = " ".join("|".join(row[2:]).split())
-        if key[1] == 1 and key[0] != 1:
-            text = text.removeprefix(_BASMALA)
+        if key[1] == 1:
+            text = text.removeprefix(_BASMALA)  # 1:1 is the basmala and no more, so it stays
         if not text or _MARKS.search(text):
             raise Failed(f"the text of {key[0]}:{key[1]} is empty or has diacritics: not Tanzil's simple-clean text")
         texts[key] = text

@@ -181,7 +181,8 @@ def _zip_places(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise UserError(f"{path} holds compressed entries, which torch.save never writes: give the file itself")
         # The directory does not say where an entry's bytes begin: its own header, of 30 bytes and two names, does.
-        header = _read_at(file, max(entry.header_offset, 0), 30)
+        inside = 0 <= entry.header_offset < length
+        header = _read_at(file, entry.header_offset, 30) if inside else b""
         if len(header) < 30 or header[:4] != b"PK\3\4":
             raise damaged(path, f"no entry where {entry.filename!r} should be")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
@@ -258,7 +259,8 @@ def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         UserError: a finite weight would become infinite. Clamping it would be a change that nobody sees.
     """
     cast = tensor.detach().to(dtype)
-    if dtype != tensor.dtype and bool((cast.isinf() & tensor.isfinite()).any()):
+    infinite = int(cast.isinf().sum()) if cast.dtype != tensor.dtype else 0
+    if infinite and infinite > int(tensor.isinf().sum()):
         largest = tensor[tensor.isfinite()].abs().max()
         raise UserError(f"{name} holds {largest:.3g}, beyond the range of {dtype}: its training diverged, or keep fp32")
     cast = cast.cpu().contiguous()

@@ -11,8 +11,8 @@ cannot be opened at all. Here the program is only taken apart, by the standard l
 - a program that calls anything but a data type is refused, with the name of what it tried.
 
 Classes and functions cannot be told apart without importing them, so the rule goes by names: of Python's own
-library only the types listed in ``DATA_TYPES`` and ``DATA_MODULES`` may be called; elsewhere, what is written like a
-class (``lightning.fabric.utilities.data.AttributeDict``). What the rule lets through is inert all the same: it decides
+library only the types listed in ``DATA_TYPES`` may be called; elsewhere, what is written like a class
+(``lightning.fabric.utilities.data.AttributeDict``). What the rule lets through is inert all the same: it decides
 what is refused, never what is run.
 """
 
@@ -22,22 +22,36 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass
 from pickle import UnpicklingError
 
-# A checkpoint's pickle holds no weights, only where they are: 1 MB and 200,000 instructions for a large Whisper with
+# A checkpoint's pickle holds no weights, only where they are: 0.5 MB and 160,000 instructions for a large Whisper with
 # its optimiser. The bounds keep what a file can make of itself in memory below some hundreds of megabytes.
 MAX_BYTES = 64 * 2**20
 MAX_INSTRUCTIONS = 1_000_000
 MAX_NAME = 1000  # characters
 
-DATA_MODULES = {"collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid", "zoneinfo"}
-DATA_TYPES = {
-    *(f"builtins.{name}" for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")),
-    *(f"builtins.{name}" for name in ("list", "object", "range", "set", "slice", "str", "tuple")),
-    *("_codecs.encode", "argparse.Namespace", "copyreg._reconstructor", "functools.partial", "types.SimpleNamespace"),
-    *("numpy.dtype", "numpy.ndarray"),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
-    *("torch.device", "torch.serialization._get_layout"),
+_DATA_TYPES_BY_MODULE = {
+    "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",  # Python 3.13
+    "uuid": "UUID",
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+    "functools": "partial",
+    # How bytes, objects and arrays are written by the older protocols.
+    "_codecs": "encode",
+    "copyreg": "_reconstructor",
+    "numpy": "dtype ndarray",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.numeric": "_frombuffer",
+    "numpy._core.numeric": "_frombuffer",
+    "torch": "device",
+    "torch.serialization": "_get_layout",
 }
+DATA_TYPES = {f"{module}.{name}" for module, names in _DATA_TYPES_BY_MODULE.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -265,14 +279,17 @@ def _call(callee: object, args: object) -> object:
 
 
 def _is_data_type(callee: Global) -> bool:
-    package = callee.module.partition(".")[0]
-    if str(callee) in DATA_TYPES or package in DATA_MODULES:
+    names = callee.name.split(".")
+    if str(callee) in DATA_TYPES:
         return True
-    if callee.module == "torch._utils":
+    if callee.module == "torch._utils" and len(names) == 1:
         return callee.name.startswith("_rebuild_")  # sparse, quantised, ... tensors: no Whisper's weights
-    looks_like_class = callee.name.rpartition(".")[2][:1].isupper()
-    # The exceptions are the only classes of builtins with a capital.
-    return looks_like_class and (package == "builtins" or package not in sys.stdlib_module_names)
+    package = callee.module.partition(".")[0]
+    # The exceptions are the only classes of builtins with a capital. Of a dotted name each part must be a class:
+    # pickle would find "os.system" in any module that imports os.
+    return all(name[:1].isupper() for name in names) and (
+        package == "builtins" or package not in sys.stdlib_module_names
+    )
 
 
 def _storage(persistent_id: object) -> _Storage:

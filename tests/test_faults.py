@@ -1,0 +1,276 @@
+"""Whatever happens to a run, the last good state stays, and what is resumed ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import results_of, rows_of, state_of
+
+from whisper_quran import state as state_module
+from whisper_quran import training
+from whisper_quran.objective import Objective
+from whisper_quran.state import find_state
+
+# 17 steps of 2 clips, in epochs of 4; every step is saved.
+RUN = ("--epochs", 5, "--max-steps", 17, "--batch-size", 2, "--save-every", 1, "--valid-limit", 2, "--no-vanilla")
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Wait until metrics.jsonl has ``count`` lines, or the process has ended."""
+    file = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and file.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quran, workshop, tmp_path_factory):
+    """The results of the run that nothing happens to."""
+    from conftest import ROOT, sys, training_options
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *training_options(quran, workshop, (*RUN, "--out", folder / "run")),
+    ]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return results_of(folder / "run")
+
+
+@pytest.mark.slow
+def test_20_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, tmp_path):
+    choice = random.Random(20)
+    killed = 0
+    for trial in range(20):
+        out = tmp_path / str(trial)
+        process = start(*RUN, "--out", out, "--resume")
+        wait_for_rows(out, choice.randrange(1, 17), process)
+        time.sleep(choice.uniform(0, 0.3))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        process = start(*RUN, "--out", out, "--resume")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert results_of(out) == undisturbed, f"trial {trial}"
+    print(f"{killed} of 20 were killed before their end; all 20 ended bit-identical")
+    assert killed >= 15
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_resumes_exactly(start, undisturbed, tmp_path, number, code):
+    out = tmp_path / "run"
+    # Only the signal makes it save: the state it leaves is that of the step at hand.
+    options = [*RUN, "--out", out, "--resume"]
+    options[options.index("--save-every") + 1] = 1000
+    process = start(*options)
+    wait_for_rows(out, 6, process)
+    process.send_signal(number)
+    stdout, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "saved: continue with --resume" in stdout and "Traceback" not in err
+    saved = torch.load(out / "state.pt", weights_only=True)
+    assert saved["step"] == len([row for row in rows_of(out) if row["event"] == "train"]) >= 5
+    process = start(*RUN, "--out", out, "--resume")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert results_of(out) == undisturbed
+
+
+def test_a_second_ctrl_c_leaves_at_once(run, tmp_path, monkeypatch):
+    """The first one comes while a step runs; the second before that step's end."""
+    forward = Objective.forward
+
+    def interrupted(self, *batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        loss = forward(self, *batch)
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(Objective, "forward", interrupted)
+    assert run(*RUN, "--out", tmp_path / "run")[0] == 130
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_the_time_limit_saves_and_the_same_line_goes_on(run, tmp_path):
+    assert run(*RUN, "--out", tmp_path / "whole")[0] == 0
+    options = (*RUN, "--out", tmp_path / "run", "--resume")
+    code, out, err = run(*options, "--max-time", 1e-4)
+    assert code == 0, err
+    assert "time is up at step 1 of 17: continue with --resume" in out
+    code, out, err = run(*options)
+    assert code == 0 and "1 are done" in out, err
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty"])
+def test_a_damaged_state_gives_way_to_the_one_before_it(run, tmp_path, damage):
+    assert run(*RUN, "--out", tmp_path / "whole")[0] == 0
+    out = tmp_path / "run"
+    assert run(*RUN, "--out", out, "--max-time", 1e-4)[0] == 0
+    assert run(*RUN, "--out", out, "--max-time", 1e-4, "--resume")[0] == 0
+    file = out / "state.pt"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    elif damage == "truncated":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    file.write_bytes(content)
+    if damage == "gone":
+        file.unlink()
+    code, said, err = run(*RUN, "--out", out, "--resume")
+    assert code == 0, err
+    assert "cannot be used" in said and "the one before it is" in said and "1 are done" in said
+    assert results_of(out) == results_of(tmp_path / "whole")
+
+
+def test_where_both_states_are_damaged_it_is_said(tmp_path):
+    for name in ("state.pt", "state-previous.pt"):
+        (tmp_path / name).write_bytes(b"PK broken")
+    said = []
+    with pytest.raises(training.UserError, match="no saved state"):
+        find_state(tmp_path, said.append)
+    assert len(said) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with 200 MB of room: a state of the test's model is 42 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder]).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_too_small_a_disk_is_said_before_the_start(run, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(100_000_000))
+    code, _, err = run(*RUN, "--out", small_disk / "run")
+    assert code == 2 and "GB free, and this run needs" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
+    run, tmp_path, small_disk, trouble, monkeypatch
+):
+    assert run(*RUN, "--out", tmp_path / "whole")[0] == 0
+    monkeypatch.setattr(training, "check_space", lambda *_: 0)
+    step = training.training_step
+    steps = 0
+
+    def spoil(*args, **options):
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            if trouble == "full":
+                free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+                (small_disk / "ballast").write_bytes(bytes(free - 8192))
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        return step(*args, **options)
+
+    monkeypatch.setattr(training, "training_step", spoil)
+    code, _, err = run(*RUN, "--out", small_disk / "run", "--keep", "best")
+    assert code == 2, err
+    assert ("no space left" if trouble == "full" else "cannot write") in err
+    assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+    monkeypatch.setattr(training, "training_step", step)
+    if trouble == "full":
+        (small_disk / "ballast").unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    code, said, err = run(*RUN, "--out", small_disk / "run", "--keep", "best", "--resume")
+    assert code == 0 and "are done" in said, err
+    assert results_of(small_disk / "run") == results_of(tmp_path / "whole")
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(run, tmp_path, monkeypatch):
+    loss, calls = Objective.loss, []
+
+    def poisoned(self, *batch):
+        calls.append(1)
+        return loss(self, *batch) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(Objective, "loss", poisoned)
+    code, out, err = run(*RUN, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "1 of 17 steps were skipped" in out
+    rows = [row for row in rows_of(tmp_path / "run") if row["event"] == "train"]
+    assert [row["step"] for row in rows if row["skipped"]] == [3] and rows[2]["loss"] is None
+    assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "run").values())
+
+
+def test_several_in_a_row_stop_the_run_with_its_last_good_state(run, tmp_path, monkeypatch):
+    loss, calls = Objective.loss, []
+
+    def poisoned(self, *batch):
+        calls.append(1)
+        return loss(self, *batch) * (float("inf") if len(calls) > 2 else 1.0)
+
+    monkeypatch.setattr(Objective, "loss", poisoned)
+    code, _, err = run(*RUN, "--out", tmp_path / "run")
+    assert code == 2 and "5 steps in a row" in err and "--lr" in err
+    assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "run").values())
+
+
+def test_out_of_memory_halves_the_micro_batch_and_not_the_step(run, tmp_path, monkeypatch):
+    options = ("--epochs", 2, "--batch-size", 4, "--no-vanilla", "--valid-limit", 1)
+    assert run(*options, "--out", tmp_path / "whole")[0] == 0
+    forward = Objective.forward
+
+    def in_little_memory(self, mel, *text):
+        if len(mel) > 1:
+            raise torch.OutOfMemoryError
+        return forward(self, mel, *text)
+
+    monkeypatch.setattr(Objective, "forward", in_little_memory)
+    code, out, err = run(*options, "--out", tmp_path / "small")
+    assert code == 0, err
+    assert out.count("out of memory") == 2 and "micro-batches of 1 clips" in out
+    whole, small = (state_of(tmp_path / name) for name in ("whole", "small"))
+    for name in whole:
+        assert (whole[name] - small[name]).norm() <= 1e-5 * whole[name].norm(), name
+
+    monkeypatch.setattr(Objective, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    code, _, err = run(*options, "--out", tmp_path / "none")
+    assert code == 2 and "no memory for a single clip" in err
+
+
+def test_keep_bounds_what_stays_on_disk(run, tmp_path):
+    for keep, names in (("best", ["best.pt"]), ("last", ["best.pt", "epoch-001.pt"])):
+        assert run("--keep", keep, "--no-vanilla", "--valid-limit", 1, "--out", tmp_path / keep)[0] == 0
+        found = sorted(path.name for path in (tmp_path / keep).glob("*.pt") if "state" not in path.name)
+        assert found == names
+
+
+def test_another_number_of_clips_a_step_is_refused_another_cut_of_them_is_not(run, tmp_path):
+    options = ("--epochs", 2, "--no-vanilla", "--valid-limit", 1, "--out", tmp_path / "run")
+    assert run(*options, "--batch-size", 4, "--max-time", 1e-4)[0] == 0
+    code, _, err = run(*options, "--batch-size", 2, "--resume")
+    assert code == 2 and "clips a step were 4, are 2" in err
+    code, _, err = run(*options, "--batch-size", 2, "--accumulate", 2, "--resume")
+    assert code == 0, err
+
+
+def test_a_write_in_the_background_is_a_copy_of_the_moment(tmp_path):
+    """The optimiser may move on while the state is being written."""
+    weights = torch.zeros(1000)
+    writer = state_module.StateWriter(tmp_path)
+    writer.save({"weights": weights})
+    weights += 1
+    writer.save({"weights": weights})
+    weights += 1
+    writer.finish()
+    assert torch.load(tmp_path / "state-previous.pt")["weights"].sum() == 0
+    assert torch.load(tmp_path / "state.pt")["weights"].sum() == 1000
