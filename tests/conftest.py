@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 QURAN = ROOT.parent / "shared" / "quran"
 
 
+# One thread: the order of a sum, and so its last bit, depends on how many there are; and small tensors are no slower.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def quran() -> Path:
     """The folder of real recitations (``audio/<Reciter>/SSSAAA.mp3``, ``metadata``, ``odd``)."""
@@ -116,7 +120,6 @@ def start(quran, workshop) -> Callable[..., subprocess.Popen]:
         if processes > 1 or torchrun:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun]
         command = [*launcher, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
-        # One thread: the order of a sum, and so its last bit, depends on how many there are.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         started.append(process)
@@ -134,7 +137,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def results_of(folder: Path) -> tuple[list[dict], dict[str, str]]:
-    """All that a run's options decide: its measurements (without timings), and a digest of each tensor in its last state."""
+    """All that a run's options decide: what it measured (but for timings), and a digest of each tensor of its state."""
     timing = {"clips_per_s", "data_wait", "seconds"}
     rows = [{key: value for key, value in row.items() if key not in timing} for row in rows_of(folder)]
     digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in state_of(folder).items()}

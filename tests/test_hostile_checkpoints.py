@@ -24,7 +24,7 @@ from test_checkpoint import small_whisper
 import convert
 from whisper_quran.checkpoint import read_checkpoint, save_checkpoint
 from whisper_quran.errors import UserError, run_command
-from whisper_quran.unpickling import Inert, unpickle
+from whisper_quran.unpickling import MEND, Inert, unpickle
 
 
 class Call:
@@ -150,7 +150,7 @@ def test_the_command_refuses_in_one_line_with_exit_code_2(tmp_path: Path) -> Non
     command = [sys.executable, convert.__file__, str(source), str(tmp_path / "model.pt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f"error: {source} tries to call posix.system, which no checkpoint needs: nothing was run\n"
+    assert done.stderr == f"error: {source} tries to call posix.system; nothing was run: {MEND}\n"
     assert done.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
 
 

@@ -152,16 +152,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse(config: type[T], doc: str, argv: Sequence[str] | None = None) -> T:
+def parse(config: type[T], doc: str, argv: Sequence[str] | None = None, prog: str | None = None) -> T:
     """Read a command line (``sys.argv`` by default) into ``config``.
 
     A field without a default is a positional argument that takes one or more values. ``doc``, the script's docstring,
-    is the description that ``--help`` shows.
+    is the description that ``--help`` shows, and ``prog`` the command's name where that is not the script's.
 
     Raises:
         UserError: an unknown option, a value that does not parse, or a number out of bounds.
     """
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         _add_option(parser, field, hints[field.name])

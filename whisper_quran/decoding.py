@@ -211,9 +211,7 @@ class BatchDecoder:
 
     def _result(self, features: Tensor, sampled: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
         """What whisper's ``DecodingTask.run`` makes of the tokens of a clip."""
-        tokens = sampled[: self.sample_len]
-        if self.eot in tokens:
-            tokens = tokens[: tokens.index(self.eot)]
+        tokens = sampled[: sampled.index(self.eot)] if self.eot in sampled else sampled
         text = self.task.tokenizer.decode(tokens).strip()
         return DecodingResult(
             audio_features=features,

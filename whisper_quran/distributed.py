@@ -70,7 +70,9 @@ class World:
                 outcome[1] = str(error)
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
-            raise UserError(outcome[1])
+            error = UserError(outcome[1])
+            error.told = not self.is_main
+            raise error
         return outcome[0]
 
 
@@ -86,11 +88,14 @@ def connect(world: World, device: torch.device) -> None:
     """Meet the other processes: over NCCL between GPUs, over gloo between CPUs. Every process must come here."""
     if world.size == 1 or dist.is_initialized():
         return
+    store, rank, size = next(dist.rendezvous("env://"))
+    # After a restart torchrun's store still holds the addresses of the processes before it: look under new names.
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=device)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
 
 
 def disconnect() -> None:

@@ -1,5 +1,6 @@
 """The errors that are not bugs, and the one place where they become exit codes."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -9,16 +10,18 @@ class UserError(Exception):
     """Something the user must change.
 
     The message is one line that says what is wrong, where, and how to mend it. Anything else that is raised is a
-    bug and keeps its traceback.
+    bug and keeps its traceback. ``told`` where another process of the run says it already.
     """
+
+    told = False
 
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM, by its signal number. Like KeyboardInterrupt it passes through ``except Exception``."""
 
-    def __init__(self, signal: int):
-        super().__init__(f"interrupted by signal {signal}")
-        self.signal = signal
+    def __init__(self, number: int):
+        super().__init__(f"interrupted by signal {number}")
+        self.signal = number
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -26,10 +29,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would change the exit code
         sys.exit(130)
     except Interrupted as error:
+        signal.signal(error.signal, signal.SIG_IGN)
         sys.exit(128 + error.signal)
     sys.exit(0)

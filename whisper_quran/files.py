@@ -22,7 +22,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    # File names need not be UTF-8, and are what text files here may hold.
+    encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     try:
         with open(beside, mode, **encoding) as file:
             yield file
@@ -39,7 +40,7 @@ def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
     """What to raise for ``error`` while writing ``path``: a :class:`UserError` where the user can mend it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left to write {path}: free some disk space or choose another folder")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO):
         return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")
     return error
 

@@ -11,7 +11,7 @@ import jiwer
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Word and character errors of one ayah, or, added up, of many. ``words`` and ``characters`` are the reference's."""
+    """Word and character errors of one ayah, or, added up, of many; ``words`` and ``characters`` of the reference."""
 
     words: int = 0
     hits: int = 0

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .files import atomic_write
-from .unpickling import MAX_BYTES, MAX_NAME, PickledTensor, unpickle
+from .unpickling import MAX_NAME, MEND, PickledTensor, unpickle
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -60,7 +60,9 @@ SAFETENSORS_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
     "C64": torch.complex64,
 }
-MAX_HEADER = 16 * 2**20  # bytes of JSON, or of a zip's directory: a large Whisper with its optimiser has 0.4 MB
+# What describes a large Whisper with its optimiser takes half a megabyte: bytes of JSON or of a zip's directory, of a
+# pickle (where a notebook's hyper-parameters may be lists of thousands of files).
+MAX_HEADER, MAX_PICKLE = 16 * 2**20, 64 * 2**20
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
 
 
@@ -145,8 +147,8 @@ def read_torch_file(path: Path) -> TorchFile:
             raise UserError(f"{path} is a zip, but not one that torch.save wrote: give a checkpoint file")
         root = pickles[0].removesuffix("data.pkl")
         start, nbytes = places[pickles[0]]
-        if nbytes > MAX_BYTES:
-            raise UserError(f"{path} holds a pickle of {nbytes:,} bytes, more than any checkpoint needs")
+        if nbytes > MAX_PICKLE:
+            raise UserError(f"{path} holds a pickle of {nbytes:,} bytes, more than any checkpoint needs: {MEND}")
         program = _read_at(file, start, nbytes)
         if f"{root}byteorder" in places and _read_at(file, *places[f"{root}byteorder"]) != b"little":
             raise UserError(f"{path} was written on a big-endian machine: save it again on a usual one")
@@ -171,7 +173,9 @@ def _zip_places(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
     if zip64[:4] == b"PK\6\6":
         directory = max(directory % 0xFFFFFFFF, struct.unpack("<Q", zip64[40:48])[0])
     if directory > MAX_HEADER:
-        raise UserError(f"{path} is a zip with a directory of {directory:,} bytes, more than any checkpoint needs")
+        raise UserError(
+            f"{path} is a zip with a directory of {directory:,} bytes, more than any checkpoint needs: {MEND}"
+        )
     try:
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
@@ -225,7 +229,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         dtype = SAFETENSORS_DTYPES[dtype_name]
         if len(shape) > 8 or any(type(size) is not int or not 0 <= size < 2**48 for size in shape):
             raise damaged(path, f"{name} has no shape")
-        tensor = StoredTensor(path, data + begin, dtype, tuple(shape), contiguous_stride(shape))
+        tensor = StoredTensor(path, data + begin, dtype, tuple(shape), _contiguous_stride(shape))
         if not 0 <= begin <= end <= length - data or tensor.nbytes != end - begin:
             raise damaged(path, f"{name} is larger than what is stored of it")
         tensors[name] = tensor
@@ -273,7 +277,7 @@ def check_name(path: Path, name: str) -> None:
         raise damaged(path, f"a tensor is called {name[:40]!r}")
 
 
-def contiguous_stride(shape: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+def _contiguous_stride(shape: list[int] | tuple[int, ...]) -> tuple[int, ...]:
     """Steps in elements of a tensor whose elements lie in order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 

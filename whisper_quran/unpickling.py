@@ -22,11 +22,11 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass
 from pickle import UnpicklingError
 
-# A checkpoint's pickle holds no weights, only where they are: 0.5 MB and 160,000 instructions for a large Whisper with
-# its optimiser. The bounds keep what a file can make of itself in memory below some hundreds of megabytes.
-MAX_BYTES = 64 * 2**20
+# A checkpoint's pickle holds no weights, only where they are: 160,000 instructions for a large Whisper with its
+# optimiser. The bound keeps what a program can make in memory below some hundreds of megabytes.
 MAX_INSTRUCTIONS = 1_000_000
 MAX_NAME = 1000  # characters
+MEND = "distrust it, or, if it is your own, save its state_dict() alone"
 
 _DATA_TYPES_BY_MODULE = {
     "builtins": "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple",
@@ -97,16 +97,14 @@ def unpickle(program: bytes) -> object:
     Dicts and `OrderedDict`s are dicts, in the file's order; a key that is no string becomes :class:`Inert`.
 
     Raises:
-        pickle.UnpicklingError: the program is damaged, too large, or calls something that is no data type; the
+        pickle.UnpicklingError: the program is damaged, too long, or calls something that is no data type; the
             message continues a sentence that starts with the file's name.
     """
-    if len(program) > MAX_BYTES:
-        raise UnpicklingError(f"holds a pickle of {len(program):,} bytes, more than any checkpoint needs")
     try:
         return _Machine().run(program)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         # An instruction that is none, an empty stack, a memo never written, a number where a list should be.
-        raise UnpicklingError("holds a damaged pickle") from error
+        raise UnpicklingError("holds a damaged pickle: copy or download it again") from error
 
 
 class _Machine:
@@ -120,7 +118,7 @@ class _Machine:
     def run(self, program: bytes) -> object:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(program)):
             if count == MAX_INSTRUCTIONS:
-                raise UnpicklingError(f"holds a pickle of more than {MAX_INSTRUCTIONS:,} instructions")
+                raise UnpicklingError(f"holds a pickle of more than {MAX_INSTRUCTIONS:,} instructions: {MEND}")
             self.step(opcode.name, arg)
         return self.stack.pop()  # genops raises ValueError unless the last instruction is STOP
 
@@ -208,8 +206,8 @@ class _Machine:
                 self.push(_call(callee, tuple(args)))
             case "NEWOBJ" | "NEWOBJ_EX":  # a new object, its constructor not called: data
                 del stack[-1 if name == "NEWOBJ" else -2 :]
-                type = stack.pop()
-                self.push(Inert(type if isinstance(type, Global) else None))
+                made = stack.pop()
+                self.push(Inert(made if isinstance(made, Global) else None))
             case "BUILD":  # an object's attributes
                 stack.pop()
             case "BINPERSID":
@@ -261,7 +259,7 @@ def _call(callee: object, args: object) -> object:
     if not isinstance(args, tuple):
         raise TypeError
     if not isinstance(callee, Global):
-        raise UnpicklingError("tries to call what another call returned, which no checkpoint needs")
+        raise UnpicklingError(f"tries to call what another call returned; nothing was run: {MEND}")
     match str(callee), args:
         case "collections.OrderedDict", ():
             return {}
@@ -274,7 +272,7 @@ def _call(callee: object, args: object) -> object:
         case "builtins.getattr", (Global() as outer, str() as name):
             return _name(outer.module, f"{outer.name}.{name}")  # how a class inside a class is named
     if not _is_data_type(callee):
-        raise UnpicklingError(f"tries to call {callee}, which no checkpoint needs: nothing was run")
+        raise UnpicklingError(f"tries to call {callee}; nothing was run: {MEND}")
     return Inert(callee)
 
 
