@@ -180,11 +180,18 @@ def transformers_pipeline(row: Row) -> Decode:
         return generated
 
     pipe.model.generate = counted
-    options = {"language": "ar", "task": "transcribe", "max_new_tokens": row.tokens, "min_new_tokens": row.tokens}
+    options = {
+        "language": "ar",
+        "task": "transcribe",
+        "max_new_tokens": row.tokens,
+        "suppress_tokens": SILENCED[1:],
+        "num_beams": 1,
+        "do_sample": False,
+    }
 
     def decode(clips: Sequence[np.ndarray]) -> int:
         said.clear()
-        list(pipe((as_float(clip) for clip in clips), generate_kwargs={**options, "num_beams": 1, "do_sample": False}))
+        list(pipe((as_float(clip) for clip in clips), generate_kwargs=options))
         return sum(said)
 
     return decode

@@ -17,7 +17,7 @@ from whisper.model import Whisper
 
 import convert as command
 from whisper_quran import huggingface, tensorfiles
-from whisper_quran.checkpoint import load_checkpoint, save_checkpoint
+from whisper_quran.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.conversion import convert
 from whisper_quran.errors import UserError
 from whisper_quran.huggingface import huggingface_name, openai_name
@@ -121,6 +121,8 @@ def test_elements_that_a_file_does_not_align_are_read_right(saved: Path, tmp_pat
         (tmp_path / "odd.safetensors").write_bytes(shifted)
         convert(tmp_path / "odd.safetensors", tmp_path / "odd.pt", to="openai", dtype="fp32", force=True)
         assert (tmp_path / "odd.pt").read_bytes() == saved.read_bytes()
+        for tensor in read_checkpoint(tmp_path / "odd.safetensors").tensors.values():
+            assert tensor.read().data_ptr() % 4 == 0
 
 
 def test_heads_come_from_config_json(tmp_path: Path) -> None:

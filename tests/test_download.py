@@ -34,6 +34,7 @@ from misbehaving_server import (
     trickle,
 )
 
+from whisper_quran import __version__
 from whisper_quran import download as module
 from whisper_quran.corpus import open_corpus
 from whisper_quran.download import main
@@ -162,9 +163,8 @@ def test_text_of_the_users_own_is_left_alone(server, tmp_path):
 
 
 def test_is_a_polite_guest(server, tmp_path):
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     fetch(server, tmp_path, OTHER)
-    assert {request.headers["User-Agent"] for request in server.requests} == {f"whisper-quran/{version}"}
+    assert {request.headers["User-Agent"] for request in server.requests} == {f"whisper-quran/{__version__}"}
     # One connection for the text and the checksum lists, and six for each reciter's files, kept open.
     assert server.connections <= 1 + 2 * module.CONNECTIONS < len(server.requests)
 

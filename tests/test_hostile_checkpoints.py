@@ -1,12 +1,12 @@
 """A checkpoint is data from strangers: it is refused in one line, nothing of it is run, and DEST stays as it was."""
 
-import functools
 import importlib
 import io
 import json
 import os
 import pickle
 import random
+import re
 import resource
 import runpy
 import struct
@@ -30,8 +30,8 @@ from whisper_quran.unpickling import MEND, Inert, unpickle
 class Call:
     """Pickled, an instruction to call ``function`` with ``args``."""
 
-    def __init__(self, function: Callable, *args: object, state: object = None):
-        self.reduced = (function, args) if state is None else (function, args, state)
+    def __init__(self, function: Callable, *args: object):
+        self.reduced = (function, args)
 
     def __reduce__(self) -> tuple:
         return self.reduced
@@ -73,41 +73,34 @@ def attacks(proof: Path) -> dict[str, object]:
     code = f"open({str(proof)!r}, 'w')"
     touch = f"touch {proof}"
     return {
-        "posix.system": Call(os.system, touch),
-        "builtins.exec": Call(exec, code),
-        "builtins.eval": Call(eval, code),
-        "io.open": Call(open, str(proof), "w"),
+        "os.system": Call(os.system, touch),
+        "exec": Call(exec, code),
+        "eval": Call(eval, code),
+        "open": Call(open, str(proof), "w"),
         "subprocess.Popen": Call(subprocess.Popen, ["touch", str(proof)]),
         "subprocess.check_output": Call(subprocess.check_output, ["touch", str(proof)]),
         "runpy._run_code": Call(runpy._run_code, code, {}),
         "importlib.import_module": Call(importlib.import_module, "antigravity"),
         "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, touch))),
-        "torch.serialization.load": Call(torch.load, str(proof)),
+        "torch.load": Call(torch.load, str(proof)),
         "torch.hub.load": Call(torch.hub.load, "someone/something", "model"),
         "numpy.fromfile": Call(np.fromfile, str(proof)),
-        "builtins.map": Call(map, os.system, [touch]),
-        "builtins.getattr": Call(getattr, "", "format"),
-        "what another call returned": Call(Call(functools.partial, os.system, touch)),
-        "posix.remove": [1, {"deep": [Call(os.remove, str(proof))]}],
+        "map": Call(map, os.system, [touch]),
+        "getattr": Call(getattr, "", "format"),
+        "os.remove": [1, {"deep": [Call(os.remove, str(proof))]}],
     }
 
 
-@pytest.mark.parametrize("named", attacks(Path("proof")))
+@pytest.mark.parametrize("name", attacks(Path("proof")))
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_that_calls_something_is_refused_and_not_run(
-    named: str, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     proof = tmp_path / "proof"
-    attack = attacks(proof)[named]
-    program = io.BytesIO()
-    if named == "what another call returned":
-        # No Python object pickles to this: (partial(os.system, "touch …"))().
-        program.write(b"cfunctools\npartial\n(cposix\nsystem\nV" + f"touch {proof}".encode() + b"\ntR(tR.")
-    else:
-        state = {"state_dict": {"decoder.ln.weight": 1}, "hyper_parameters": attack}
-        pickle.Pickler(program, protocol).dump(state)
-    line = refused(torch_zip(tmp_path / "model.ckpt", program.getvalue()), capsys)
-    assert f"tries to call {named}" in line.replace("numpy._core.multiarray", "numpy").replace("_pickle", "pickle")
+    state = {"state_dict": {"decoder.ln.weight": 1}, "hyper_parameters": attacks(proof)[name]}
+    line = refused(torch_zip(tmp_path / "model.ckpt", pickle.dumps(state, protocol)), capsys)
+    # The module is where Python keeps the function: posix for os, _io for open.
+    assert re.search(rf"tries to call [\w.]+\.{name.rpartition('.')[2]}; nothing was run", line)
     assert not proof.exists()
 
 
@@ -123,6 +116,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
         pytest.param(b"c__builtin__\ngetattr\n(cos\npath\nS'os.system'\ntR(S'touch %s'\ntR.", id="an attribute"),
         pytest.param(b"ccollections\nOrderedDict\n)R}S'x'\ncos\nsystem\nsbcos\nsystem\n(S'touch %s'\ntR.", id="BUILD"),
         pytest.param(b"csubprocess\nPopen\n(S'touch %s'\nt\x81}(S'__setstate__'\ncos\nsystem\nub(tR.", id="NEWOBJ"),
+        pytest.param(b"cfunctools\npartial\n(cposix\nsystem\nVtouch %s\ntR(tR.", id="what a call returned"),
         pytest.param(b"cnotebook\nrun_everything\n(S'%s'\ntR.", id="someone's function"),
     ],
 )  # fmt: skip
@@ -179,7 +173,8 @@ MEMORY_EATERS = {
 def test_a_pickle_that_eats_memory_is_refused(eater: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch_zip(tmp_path / "eater.pt", MEMORY_EATERS[eater])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(tmp_path / "eater.pt", capsys)
+    line = refused(tmp_path / "eater.pt", capsys)
+    assert ("more than 1,000,000 instructions" in line) == eater.startswith("a million")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
 
 
@@ -217,6 +212,7 @@ class TorchPickler(pickle.Pickler):
         pytest.param((16, 0, (16, 16), (1, 1)), id="rows that overlap"),
         pytest.param((16, 0, (17,), (1,)), id="past the end"),
         pytest.param((16, 12, (8,), (1,)), id="past the end from the middle"),
+        pytest.param((16, 0, (4,), (8,)), id="past the end in steps"),
         pytest.param((16, -4, (4,), (1,)), id="before the beginning"),
         pytest.param((16, 15, (4,), (-1,)), id="backwards"),
         pytest.param((16, 0, (2**62, 2**62), (1, 1)), id="more than there are numbers"),

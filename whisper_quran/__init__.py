@@ -1,0 +1,71 @@
+"""Fine-tune OpenAI Whisper on Qur'an recitation, and measure it, in plain PyTorch.
+
+    from whisper_quran import EvaluationConfig, TrainingConfig, evaluate, train
+
+    train(TrainingConfig(data=Path("data"), out=Path("runs/mine")))
+    rows = evaluate(EvaluationConfig(models=("small", "runs/mine/best.pt"), data=Path("data")))
+
+The names in ``__all__`` are what other code may rely on; each is documented where it is defined.
+
+========================================== =========================================================================
+``train(config)``                          run a training; returns its :class:`.history.History`
+``TrainingConfig``                         every option of ``train.py``, Experiment 2A by default
+``evaluate(config)``                       measure checkpoints ayah by ayah; returns the rows of ``results.json``
+``EvaluationConfig``                       every option of ``evaluate.py``
+``load_checkpoint(source, device)``        a :class:`whisper.model.Whisper` from a name or any checkpoint
+``save_checkpoint(path, model)``           write one that ``whisper.load_model`` opens
+``decode_batch(model, mel)``               many clips at once, with the results of ``whisper.decode``
+``decode_clips(model, clips, batch_size)`` any number of clips of any length; yields (index, text)
+``UserError``                              what the user must change, in one line; anything else raised is a bug
+========================================== =========================================================================
+
+A name is imported when it is first used, so that what needs no torch (``python -m whisper_quran.download``, a command's
+``--help``) does not wait seconds for it. The folder may be copied into another project, under any name.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint, save_checkpoint
+    from .config import EvaluationConfig, TrainingConfig
+    from .decoding import decode_batch, decode_clips
+    from .errors import UserError
+    from .evaluation import evaluate
+    from .training import train
+
+__version__ = "0.1.0"
+__all__ = [
+    "EvaluationConfig",
+    "TrainingConfig",
+    "UserError",
+    "__version__",
+    "decode_batch",
+    "decode_clips",
+    "evaluate",
+    "load_checkpoint",
+    "save_checkpoint",
+    "train",
+]
+
+_HOME = {
+    "EvaluationConfig": "config",
+    "TrainingConfig": "config",
+    "UserError": "errors",
+    "decode_batch": "decoding",
+    "decode_clips": "decoding",
+    "evaluate": "evaluation",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

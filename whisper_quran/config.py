@@ -99,6 +99,7 @@ class TrainingConfig:
     )  # fmt: skip
     valid_limit: int | None = option(None, "ayat per validation reciter", at_least=1, fixed=True)
     no_vanilla: bool = option(False, "do not validate the untouched model first", fixed=True)
+    tensorboard: bool = option(False, "write scalars for TensorBoard to OUT/tensorboard")
     cache: Path | None = option(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
     resume: bool = option(False, "continue the run in OUT; where nothing is saved yet, start it")
     demo: bool = option(False, "train a small Whisper from nothing on synthetic reciters: no data, no network")

@@ -59,7 +59,7 @@ def make(config: TrainingConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "out": out,
         "cache": data / "cache",
-        "epochs": 6,
+        "epochs": 5,
         "batch_size": 8,
         "lr": 2e-3,
         "warmup_steps": 20,

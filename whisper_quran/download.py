@@ -35,6 +35,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from . import __version__
 from .archive import LARGEST_FILE, Disowned, file_name, mp3_check, unpack
 from .config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, option, parse
 from .corpus import parse_surahs
@@ -49,7 +50,7 @@ SITES = {
     "everyayah": "https://everyayah.com/data",
     "tanzil": TANZIL,
 }
-USER_AGENT = "whisper-quran/0.1.0"
+USER_AGENT = f"whisper-quran/{__version__}"
 CONNECTIONS = 6
 
 J = TypeVar("J")

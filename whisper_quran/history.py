@@ -6,21 +6,30 @@ after one epoch; the untouched model is epoch -1.
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from .curves import Row, draw
+from .errors import UserError
 from .files import atomic_write, storage_error
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class History:
-    """The rows of a run, kept in ``path`` as they come; a process that does not write only remembers them."""
+    """The rows of a run, kept in ``path`` as they come; a process that does not write only remembers them.
 
-    def __init__(self, path: Path, writes: bool = True):
+    With ``tensorboard`` their numbers also go to the folder ``tensorboard`` beside ``path``.
+    """
+
+    def __init__(self, path: Path, writes: bool = True, tensorboard: bool = False):
         self.path = path
         self.writes = writes
+        self.tensorboard = tensorboard
+        self.board: SummaryWriter | None = None
         self.rows: list[Row] = []
 
     def append(self, row: Row) -> None:
@@ -32,8 +41,30 @@ class History:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if self.tensorboard:
+                self._add_scalars(row)
         except OSError as error:
             raise storage_error(error, self.path) from error
+
+    def _add_scalars(self, row: Row) -> None:
+        """``train/loss``, … and for each reciter ``valid_loss/<reciter>``, …, over the steps."""
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a run that was cut off had measured from here on is hidden, since it is measured again.
+            self.board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=row["step"])
+        if row["event"] == "train":
+            tags = {name: f"train/{name}" for name in ("loss", "lr", "grad_norm", "clips_per_s", "data_wait")}
+        else:
+            tags = {name: f"valid_{name}/{row['reciter']}" for name in ("loss", "wer", "cer")}
+        for name, tag in tags.items():
+            if row[name] is not None:
+                self.board.add_scalar(tag, row[name], row["step"])
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self.board is not None:
+            self.board.close()
 
     def restore(self, step: int, epoch: int) -> None:
         """Go back to what was measured when ``step`` steps and ``epoch`` whole epochs were done."""
@@ -53,6 +84,17 @@ class History:
             if row["event"] == "valid":
                 epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
         return epochs
+
+
+def require_tensorboard() -> None:
+    """Raise a :class:`.errors.UserError` where a ``History`` with ``tensorboard`` could not be written."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--tensorboard: {error}; install it (pip install tensorboard, or this package with its extra "
+            "[tensorboard]) or leave the option out"
+        ) from None
 
 
 def corpus_rate(rows: Iterable[Row], errors: str, total: str) -> float:
@@ -86,60 +128,19 @@ def write_results(history: History, folder: Path) -> None:
     """Write ``results.md``, and ``loss.png`` where matplotlib is installed."""
     with atomic_write(folder / "results.md") as file:
         file.write(results_table(history))
+    epochs = history.valid()
+    wer = {epoch: corpus_rate(rows.values(), "word_errors", "words") for epoch, rows in epochs.items() if epoch >= 0}
+    reciters = dict.fromkeys(reciter for rows in epochs.values() for reciter in rows)
     try:
-        from matplotlib.figure import Figure
+        png = draw(
+            steps=[row for row in history.rows if row["event"] == "train"],
+            valid=[[rows[reciter] for rows in epochs.values() if reciter in rows] for reciter in reciters],
+            best=min(wer, key=wer.__getitem__, default=None),
+        )
     except ImportError:
         return
+    except Exception as error:  # matplotlib's own troubles are not worth a run
+        warnings.warn(f"{folder / 'loss.png'} could not be drawn: {error!r}", stacklevel=2)
+        return
     with atomic_write(folder / "loss.png", "wb") as file:
-        _draw(history, Figure(figsize=(8, 7), dpi=120, layout="constrained")).savefig(file, format="png")
-
-
-def _draw(history: History, figure: Any) -> Any:
-    """Losses above, word error rates below, over the epochs; vanilla stands at 0, epoch 0's end at 1."""
-    steps = [row for row in history.rows if row["event"] == "train" and row["loss"] is not None]
-    valid = history.valid()
-    reciters = list(dict.fromkeys(reciter for rows in valid.values() for reciter in rows))
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    styles = [("tab:blue", "-"), ("tab:orange", "--"), ("tab:green", "-."), ("tab:red", ":")]
-
-    if steps:
-        first = min(row["epoch"] for row in steps)
-        per_epoch = max(row["step"] for row in steps if row["epoch"] == first) / (first + 1)
-        x = [row["step"] / per_epoch for row in steps]
-        loss = [row["loss"] for row in steps]
-        upper.plot(x, loss, color="0.75", linewidth=0.8, label="training, each step")
-        upper.plot(x, _smooth(loss), color="0.2", linewidth=1.6, label="training, smoothed")
-    for index, reciter in enumerate(reciters):
-        color, line = styles[index % len(styles)]
-        rows = [(epoch + 1, row[reciter]) for epoch, row in valid.items() if reciter in row]
-        style = {"color": color, "linestyle": line, "marker": "o", "markersize": 4}
-        losses = [(epoch, row["loss"]) for epoch, row in rows if row["loss"] is not None]
-        rates = [(epoch, 100 * row["wer"]) for epoch, row in rows if row["wer"] is not None]
-        if losses:
-            upper.plot(*zip(*losses, strict=True), label=reciter, **style)
-        if rates:
-            lower.plot(*zip(*rates, strict=True), label=reciter, **style)
-            epoch, rate = rates[-1]
-            lower.annotate(f"{rate:.1f} %", (epoch, rate), xytext=(6, 4), textcoords="offset points", color=color)
-    upper.set_ylabel("loss (nats a token)")
-    upper.set_yscale("log")
-    lower.set_ylabel("word error rate (%)")
-    lower.set_ylim(bottom=0)
-    lower.set_xlabel("epochs done (0: the untouched model)")
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize="small")
-    return figure
-
-
-def _smooth(values: list[float], span: int = 50) -> list[float]:
-    """Exponential moving average over about ``span`` values (fewer at the start), without the start-up bias."""
-    decay = 1 - 1 / max(1, min(span, len(values) // 10))
-    smoothed, average, weight = [], 0.0, 0.0
-    for value in values:
-        average = decay * average + (1 - decay) * value if decay else value
-        weight = decay * weight + (1 - decay) if decay else 1.0
-        smoothed.append(average / weight)
-    return smoothed
+        file.write(png)

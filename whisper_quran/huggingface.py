@@ -104,11 +104,8 @@ def write_folder(
     A vocabulary that is none of Whisper's has no tokenizer to write, nor tokens for generation to suppress.
 
     Raises:
-        UserError: the dimensions fit no Hugging Face Whisper, there is no such language, or see
-            :func:`write_safetensors`.
+        UserError: there is no such language, or see :func:`write_safetensors`.
     """
-    if dims.n_audio_state != dims.n_text_state:
-        raise UserError("Hugging Face's Whisper has one width for encoder and decoder: keep this one as --to openai")
     tokenizer = tokenizer_of(dims.n_vocab)
     write_json(folder / CONFIG, model_config(dims, dtype, tokenizer))
     write_json(folder / FEATURES, feature_config(dims))

@@ -140,6 +140,8 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
     n_audio_ctx, _ = shape("encoder.positional_embedding", 2)
     n_text_ctx, _ = shape("decoder.positional_embedding", 2)
     n_vocab, text_state = shape("decoder.token_embedding.weight", 2)
+    if audio_state != text_state:
+        raise UserError(f"{where} is no Whisper: its encoder is {audio_state} wide and its decoder {text_state}")
     dims = ModelDimensions(
         n_mels=n_mels,
         n_audio_ctx=n_audio_ctx,

@@ -27,7 +27,7 @@ from .device import Precision, choose_device, choose_precision
 from .distributed import World, connect, disconnect, join_world
 from .errors import Interrupted, UserError
 from .features import log_mel
-from .history import History, corpus_rate, results_table, write_results
+from .history import History, corpus_rate, require_tensorboard, results_table, write_results
 from .interrupts import Interrupts
 from .objective import Objective
 from .optim import build_optimizer, schedule
@@ -55,6 +55,8 @@ def train(config: TrainingConfig, say: Say = print) -> History:
     device, device_reason = choose_device(config.device, world.local_rank)
     connect(world, device)
     with Interrupts() as interrupts:
+        if config.tensorboard:
+            world.on_main(require_tensorboard)
         selection = world.on_main(lambda: select_ayat(config, say))
         resuming = world.on_main(lambda: claim(config, world.size))
         state = load_state(world.on_main(lambda: find_state(config.out, say))) if resuming else None
@@ -142,7 +144,7 @@ class Run:
         if config.grad_checkpoint:
             checkpoint_activations(model)
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl", writes=world.is_main)
+        self.history = History(config.out / "metrics.jsonl", world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
 
         self.step = 0  # optimiser steps done
@@ -174,6 +176,7 @@ class Run:
                 self.save()
         finally:
             self.writer.finish()
+            self.history.close()
         skipped = sum(row["skipped"] for row in self.history.rows if row["event"] == "train")
         if skipped:
             self.say(f"{skipped} of {self.step} steps were skipped: their loss or gradient was not finite")
