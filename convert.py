@@ -9,16 +9,9 @@ model.safetensors or pytorch_model.bin. Nothing in it is run, and no class of yo
 """
 
 import argparse
-from typing import NoReturn
 
-from whisper_quran.errors import UserError, run_command
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is a :class:`UserError`, so one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+from whisper_quran.config import Parser
+from whisper_quran.errors import run_command
 
 
 def main() -> None:

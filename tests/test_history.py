@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import threading
 from itertools import combinations
 from pathlib import Path
 
@@ -141,6 +142,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 def test_tensorboard_shows_what_metrics_jsonl_says(run, tmp_path):
     code, _, err = run("--out", tmp_path / "run", "--epochs", 1, "--tensorboard")
     assert code == 0, err
+    assert "_AsyncWriterThread" not in [type(thread).__name__ for thread in threading.enumerate()]  # all is written
     shown = scalars(tmp_path / "run" / "tensorboard")
     rows = rows_of(tmp_path / "run")
     for name in ("loss", "lr", "grad_norm", "clips_per_s", "data_wait"):

@@ -33,6 +33,7 @@ from .tensorfiles import (
     read_json,
     read_safetensors,
     read_torch_file,
+    write_torch_file,
 )
 from .unpickling import Inert, PickledTensor
 
@@ -102,11 +103,7 @@ def write_checkpoint(
     """
     state = {name: at_precision(name, tensor, dtype) for name, tensor in tensors}
     with atomic_write(path, "wb") as file:
-        try:
-            torch.save({"dims": asdict(dims), "model_state_dict": state}, file)
-        except RuntimeError as error:
-            # torch's zip writer, closing what it could not write, puts its own error over the disk's.
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        write_torch_file({"dims": asdict(dims), "model_state_dict": state}, file)
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:

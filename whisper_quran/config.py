@@ -146,7 +146,7 @@ class EvaluationConfig:
     quiet: bool = option(False, "print nothing but errors")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse, but a wrong command line is a :class:`UserError`, so one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -162,7 +162,7 @@ def parse(config: type[T], doc: str, argv: Sequence[str] | None = None, prog: st
     Raises:
         UserError: an unknown option, a value that does not parse, or a number out of bounds.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     hints = typing.get_type_hints(config)

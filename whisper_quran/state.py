@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .files import atomic_write
+from .tensorfiles import write_torch_file
 
 State = dict[str, Any]
 _NEWEST, _PREVIOUS = "state.pt", "state-previous.pt"
@@ -59,7 +60,7 @@ class StateWriter:
         try:
             newest = self.folder / _NEWEST
             with atomic_write(newest, "wb") as file:
-                torch.save(state, file)
+                write_torch_file(state, file)
                 file.flush()
                 if newest.exists():
                     newest.replace(self.folder / _PREVIOUS)

@@ -201,6 +201,15 @@ def _read_at(file: IO[bytes], start: int, nbytes: int) -> bytes:
     return file.read(nbytes)
 
 
+def write_torch_file(contents: object, file: IO[bytes]) -> None:
+    """``torch.save``, with the disk's own error where the disk is what fails."""
+    try:
+        torch.save(contents, file)
+    except RuntimeError as error:
+        # torch's zip writer, closing what it could not write, puts an error of its own over the disk's.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file.
 
