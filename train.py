@@ -8,10 +8,11 @@
 Every checkpoint it writes is opened by whisper.load_model(path) as it is.
 """
 
+import os
 from dataclasses import fields, replace
 
 from whisper_quran.config import TrainingConfig, parse
-from whisper_quran.errors import run_command
+from whisper_quran.errors import UserError, run_command
 
 
 def main() -> None:
@@ -21,6 +22,8 @@ def main() -> None:
     from whisper_quran.training import train
 
     if config.demo:
+        if "RANK" in os.environ:
+            raise UserError("--demo runs in one process: start it without torchrun")
         made = demo.make(config)
         config = replace(config, **{f.name: made[f.name] for f in fields(config) if f.name in made})
     train(config)

@@ -24,10 +24,11 @@ from whisper.tokenizer import get_tokenizer
 from whisper_quran.corpus import open_corpus
 from whisper_quran.dataset import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.device import Precision, choose_device, choose_precision
+from whisper_quran.distributed import World
 from whisper_quran.objective import Objective
 from whisper_quran.optim import build_optimizer
 from whisper_quran.recordings import Recordings, prepare
-from whisper_quran.training import training_step
+from whisper_quran.step import accumulate, update
 
 SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}
 PROMPT = 4
@@ -100,7 +101,8 @@ def measure(
         asked = time.perf_counter()
         batch = next(feed)
         waited += time.perf_counter() - asked
-        training_step(forward, [batch], batch.target_tokens, optimizer, scaler, precision, 1.0, 80, device)
+        loss = accumulate(forward, [batch], batch.target_tokens, scaler, precision, 80, device)
+        update(optimizer, scaler, loss, 1.0, World())
         clips += len(batch)
         flops += step_flops(model, batch, args.train_encoder)
     synchronize(device)
@@ -125,9 +127,9 @@ def accumulation_error(examples: list[Example], recordings: Recordings) -> float
         batches = [make_batch(part, recordings, PROMPT) for part in split(examples[:16], size)]
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         tokens = sum(batch.target_tokens for batch in batches)
-        training_step(
-            objective, batches, tokens, optimizer, scaler, Precision("fp32", ""), 1.0, 80, torch.device("cpu")
-        )
+        fp32, cpu = Precision("fp32", ""), torch.device("cpu")
+        loss = accumulate(objective, batches, tokens, scaler, fp32, 80, cpu)
+        update(optimizer, scaler, loss, 1.0, World())
         moved = zip(model.decoder.parameters(), original.decoder.parameters(), strict=True)
         updates.append(torch.cat([(new - old).detach().flatten() for new, old in moved]))
     return ((updates[0] - updates[1]).norm() / updates[0].norm()).item()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import results_of, rows_of, state_of, training_options
 
+from whisper_quran import run as run_module
 from whisper_quran import state as state_module
 from whisper_quran import training
 from whisper_quran.config import TrainingConfig, parse
@@ -70,7 +71,7 @@ def test_a_signal_finishes_the_step_saves_and_resumes_exactly(start, undisturbed
     process.send_signal(number)
     stdout, err = process.communicate(timeout=120)
     assert process.returncode == code, err
-    assert "saved: continue with --resume" in stdout and "Traceback" not in err
+    assert "what is saved goes on with --resume" in stdout and "Traceback" not in err
     saved = torch.load(out / "state.pt", weights_only=True)
     assert saved["step"] == len([row for row in rows_of(out) if row["event"] == "train"]) >= 5
     process = start(*RUN, "--out", out, "--resume")
@@ -158,27 +159,29 @@ def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
     run, undisturbed, small_disk, trouble, monkeypatch
 ):
     monkeypatch.setattr(training, "check_space", lambda *_: 0)
-    step = training.training_step
+    step = run_module.update
     steps = 0
 
     def spoil(*args, **options):
         nonlocal steps
         steps += 1
         if steps == 6:
+            while list((small_disk / "run").glob(".*.tmp")):
+                time.sleep(0.01)  # until the state before this step is written
             if trouble == "full":
                 free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
                 (small_disk / "ballast").write_bytes(bytes(free - 8192))
             else:
                 while subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode:
-                    time.sleep(0.01)  # until the state before this step is written
+                    time.sleep(0.01)
         return step(*args, **options)
 
-    monkeypatch.setattr(training, "training_step", spoil)
+    monkeypatch.setattr(run_module, "update", spoil)
     code, _, err = run(*RUN, "--out", small_disk / "run", "--keep", "best")
     assert code == 2, err
     assert ("no space left" if trouble == "full" else "cannot write") in err
     assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
-    monkeypatch.setattr(training, "training_step", step)
+    monkeypatch.setattr(run_module, "update", step)
     if trouble == "full":
         (small_disk / "ballast").unlink()
     else:
@@ -230,7 +233,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_step(run, tmp_path, mo
     monkeypatch.setattr(Objective, "forward", in_little_memory)
     code, out, err = run(*options, "--out", tmp_path / "small")
     assert code == 0, err
-    assert out.count("out of memory") == 2 and "micro-batches of 1 clips" in out
+    assert out.count("out of memory") == 2 and "1 clips at a time" in out
     whole, small = (state_of(tmp_path / name) for name in ("whole", "small"))
     for name in whole:
         assert (whole[name] - small[name]).norm() <= 1e-5 * whole[name].norm(), name
@@ -267,3 +270,111 @@ def test_a_write_in_the_background_is_a_copy_of_the_moment(tmp_path):
     writer.finish()
     assert torch.load(tmp_path / "state-previous.pt")["weights"].sum() == 0
     assert torch.load(tmp_path / "state.pt")["weights"].sum() == 1000
+
+
+def test_validation_out_of_memory_takes_fewer_clips_at_a_time(run, tmp_path, monkeypatch):
+    validate = run_module.validate
+
+    def in_little_memory(*args, batch_size, **options):
+        if batch_size > 1:
+            raise torch.OutOfMemoryError
+        return validate(*args, batch_size=batch_size, **options)
+
+    assert run(*RUN, "--out", tmp_path / "whole")[0] == 0
+    monkeypatch.setattr(run_module, "validate", in_little_memory)
+    code, out, err = run(*RUN, "--out", tmp_path / "run")
+    assert code == 0 and out.count("out of memory") == 1, err
+    whole, small = (rows_of(tmp_path / name)[-1] for name in ("whole", "run"))
+    assert (whole["ayat"], whole["wer"]) == (small["ayat"], small["wer"])
+
+
+def test_a_run_that_ended_before_its_first_save_begins_anew(run, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"event": "train", "epoch": 0, "step": 1, "loss": 1.0}\n')
+    (out / "config.json").write_text("{}")
+    (out / ".state.pt.0123.tmp").write_bytes(b"half a state")
+    code, _, err = run(*RUN, "--out", out, "--resume")
+    assert code == 0, err
+    assert results_of(out) == undisturbed
+    assert not list(out.glob(".*"))
+
+
+def test_sigterm_may_come_twice(run, tmp_path, monkeypatch):
+    """From a batch system that signals every process, and from torchrun again."""
+    forward = Objective.forward
+
+    def terminated(self, *batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        loss = forward(self, *batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(Objective, "forward", terminated)
+    code, out, _ = run(*RUN, "--out", tmp_path / "run")
+    assert code == 143 and "stopped at step 1 of 11" in out
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 1
+
+
+def test_a_signal_during_validation_loses_nothing(run, undisturbed, tmp_path, monkeypatch):
+    validate = run_module.validate
+
+    def terminated(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*args, **options)
+
+    monkeypatch.setattr(run_module, "validate", terminated)
+    code, out, _ = run(*RUN, "--out", tmp_path / "run")
+    assert code == 143 and "stopped at step 4 of 11" in out
+    monkeypatch.setattr(run_module, "validate", validate)
+    assert run(*RUN, "--out", tmp_path / "run", "--resume")[0] == 0
+    assert results_of(tmp_path / "run") == undisturbed
+
+
+def test_other_recordings_or_another_model_are_refused(run, quran, workshop, tmp_path):
+    data = tmp_path / "data"
+    for reciter in ("Yasser_Salama_hadr", "AbdulWadood_Haneef"):
+        folder = data / reciter
+        folder.mkdir(parents=True)
+        for file in (quran / "audio" / reciter).glob("00100[1-6].mp3"):
+            (folder / file.name).symlink_to(file)
+    options = (*RUN, "--data", data, "--text", quran / "metadata" / "ayah_text_clear.csv", "--out", tmp_path / "run")
+    assert run(*options, "--max-time", 1e-7)[0] == 0
+    late = data / "Yasser_Salama_hadr" / "001007.mp3"
+    late.symlink_to(quran / "audio" / "Yasser_Salama_hadr" / "001007.mp3")
+    code, _, err = run(*options, "--resume")
+    assert code == 2 and "now 7 ayat to train on" in err
+    late.unlink()
+    assert run(*options, "--resume")[0] == 0
+
+
+def test_a_run_goes_on_on_a_device_without_its_precision(run, tmp_path):
+    out = tmp_path / "run"
+    options = (*RUN, "--precision", "auto", "--out", out)
+    assert run(*options, "--max-time", 1e-7)[0] == 0
+    state = torch.load(out / "state.pt", weights_only=True)
+    torch.save(state | {"precision": "fp16"}, out / "state.pt")
+    code, said, err = run(*options, "--resume")
+    assert code == 0 and "the run began in fp16, which cpu does not have" in said, err
+
+
+def test_whatever_bit_flips_a_state_is_whole_or_passed_over(tmp_path):
+    """Damage that the checksums do not cover, in the zip's own headers, makes readers fail in many ways."""
+    keys = "step epoch best_wer bad_steps precision dims data model optimizer scaler".split()
+    whole = dict.fromkeys(keys, 0) | {"model": {"weight": torch.arange(50.0)}}
+    file = tmp_path / "state.pt"
+    torch.save(whole, file)
+    content = file.read_bytes()
+    choice = random.Random(4)
+    passed_over = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[choice.randrange(len(damaged))] ^= 1 << choice.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            found = find_state(tmp_path, lambda message: None)
+        except training.UserError:
+            passed_over += 1
+            continue
+        assert torch.equal(state_module.load_state(found)["model"]["weight"], torch.arange(50.0))
+    assert passed_over > 50

@@ -1,6 +1,7 @@
 """The loss, its normalisation over a step, and what is trained."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from conftest import make_whisper
 
 from whisper_quran.dataset import Batch
 from whisper_quran.device import Precision
+from whisper_quran.distributed import World
 from whisper_quran.objective import Objective
 from whisper_quran.optim import build_optimizer, parameter_groups, schedule
-from whisper_quran.training import checkpoint_activations, training_step
+from whisper_quran.step import accumulate, checkpoint_activations, update
 
 CPU = torch.device("cpu")
 PROMPT = 4
@@ -42,7 +44,8 @@ def step(objective: Objective, batches: list[Batch], optimizer: torch.optim.Opti
     target_tokens = sum(batch.target_tokens for batch in batches)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     fp32 = Precision("fp32", "")
-    return training_step(objective, batches, target_tokens, optimizer, scaler, fp32, 1.0, 80, CPU)
+    loss = accumulate(objective, batches, target_tokens, scaler, fp32, 80, CPU)
+    return update(optimizer, scaler, loss, clip_grad=1.0, world=World())
 
 
 def test_the_loss_is_the_cross_entropy_of_whispers_own_logits_over_text_and_eot():
@@ -153,3 +156,31 @@ def test_bf16_autocast_stays_near_fp32():
             losses.append(objective(mel, batch.tokens, batch.positions, batch.targets).item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
+
+
+def test_with_a_gradient_scaler_an_overflow_is_skipped_and_an_empty_share_is_none():
+    """The whole of the fp16 path, which runs on a CPU as well, but for the precision itself."""
+    model = make_whisper()
+    objective = Objective(model, train_encoder=False)
+    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    fp32 = Precision("fp32", "")
+    before = copy.deepcopy(model.state_dict())
+    batch = make_batch([[10, 11, 12], [13]], seed=0)
+
+    def scaled_step(batches: list[Batch]) -> tuple[float, float]:
+        loss = accumulate(objective, batches, batch.target_tokens, scaler, fp32, 80, CPU)
+        return update(optimizer, scaler, loss, clip_grad=1.0, world=World())
+
+    assert not math.isfinite(scaled_step([batch])[1])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert scaler.get_scale() == 2.0**126
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 1024.0})
+    for parameter in model.decoder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    assert scaled_step([])[0] == 0  # a process without clips, on resuming
+    scaled = scaled_step([batch])
+    plain_model = make_whisper()
+    plain = Objective(plain_model, train_encoder=False)
+    expected = step(plain, [batch], build_optimizer(plain, lr=1e-3, weight_decay=0.01, eps=1e-8))
+    assert scaled[0] == pytest.approx(expected[0], rel=0.1) and math.isfinite(scaled[1])

@@ -83,7 +83,7 @@ class TrainingConfig:
     clip_grad: float = option(1.0, "largest norm of the gradient; 0 leaves it alone", at_least=0, fixed=True)
     workers: int = option(4, "processes that decode audio the first time a reciter is used", at_least=1)
     seed: int = option(0, "decides the shuffling", at_least=0, fixed=True)
-    precision: str = option("auto", "auto takes the fastest", choices=("auto", "fp32", "bf16", "fp16"), fixed=True)
+    precision: str = option("auto", "auto takes the fastest", choices=("auto", "fp32", "bf16", "fp16"))
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     train_encoder: bool = option(False, "train the encoder too (Experiment 2A froze it)", fixed=True)
     grad_checkpoint: bool = option(False, "recompute activations in the backward pass: less memory, more time")

@@ -90,7 +90,10 @@ def open_corpus(
     chosen = parse_surahs(surahs)
     if not data.is_dir():
         raise UserError(f"no folder {data}: point --data at a folder that holds audio/<Reciter>/SSSAAA.mp3")
-    reciters = find_reciters(data)
+    try:
+        reciters = find_reciters(data)
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if not reciters:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
     texts, skipped = read_text(text or data / "metadata" / "ayah_text_clear.csv")
@@ -200,7 +203,7 @@ def _open_manifest(path: Path) -> Corpus:
         audio = path.parent / row["audio"].strip()
         if not row["audio"].strip():
             skipped.append(Skipped(place, "no audio is named"))
-        elif not audio.is_file():
+        elif not _is_file(audio):
             skipped.append(Skipped(place, f"no such file: {audio}"))
         elif not row["text"].strip():
             skipped.append(Skipped(place, "the text is empty"))
@@ -214,6 +217,14 @@ def _open_manifest(path: Path) -> Corpus:
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} names no recording that can be used{cause}: give rows of audio,text[,reciter]")
     return Corpus(path, dict(reciters), {}, range(0), skipped)
+
+
+def _is_file(path: Path) -> bool:
+    """Path.is_file, where what stands in a manifest may be too long for a file's name, or hold a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _read_csv(path: Path, columns: Sequence[str], name: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -239,7 +239,7 @@ class BatchDecoder:
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # thread_local: another thread may be pinning memory meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
                 self._step(rows, length)
             self.graphs[rows, length] = graph
 

@@ -51,6 +51,7 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
         device = torch.device("cuda", local_rank)
         if local_rank >= torch.cuda.device_count():
             raise UserError(f"process {local_rank} has no GPU, there are {torch.cuda.device_count()}: start fewer")
+    torch.cuda.set_device(device)  # CUDA graphs are captured on the current device
     properties = torch.cuda.get_device_properties(device)
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 

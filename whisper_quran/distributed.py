@@ -27,6 +27,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    restarts: int = 0  # how often torchrun has started these processes again
 
     @property
     def is_main(self) -> bool:
@@ -81,7 +82,7 @@ def join_world() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if not all(name in os.environ for name in names):
         return World()
-    return World(*(int(os.environ[name]) for name in names))
+    return World(*(int(os.environ[name]) for name in names), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 
 
 def connect(world: World, device: torch.device) -> None:
@@ -90,9 +91,8 @@ def connect(world: World, device: torch.device) -> None:
         return
     store, rank, size = next(dist.rendezvous("env://"))
     # After a restart torchrun's store still holds the addresses of the processes before it: look under new names.
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.PrefixStore(f"attempt_{world.restarts}", store)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=device)
     else:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)

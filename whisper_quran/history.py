@@ -77,6 +77,11 @@ class History:
         with atomic_write(self.path) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
+    def clear(self) -> None:
+        """Forget everything, on disk too."""
+        self.rows = []
+        self.path.unlink(missing_ok=True)
+
     def valid(self) -> dict[int, dict[str, Row]]:
         """The validation rows by epoch, then by reciter."""
         epochs: dict[int, dict[str, Row]] = {}

@@ -14,7 +14,7 @@ class Interrupts:
 
     Where nothing can be lost a signal raises :class:`.errors.Interrupted` at once. Inside :meth:`deferred` the first
     one is only noted in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a
-    second one raises at once.
+    second Ctrl-C raises at once.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferring or self.requested is not None:
+        # SIGTERM may well come twice, from torchrun and from whoever stopped it; only Ctrl-C again means at once.
+        if not self._deferring or (self.requested is not None and number == signal.SIGINT):
             raise Interrupted(number)
         self.requested = number
 

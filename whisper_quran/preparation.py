@@ -1,5 +1,6 @@
 """What a run trains and validates on: chosen from the corpus, decoded once, fitted to the model, and accounted for."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Data:
     valid: dict[str, list[Example]]
     recordings: Recordings
     skipped: list[Skipped]
+
+    def digest(self) -> str:
+        """What the numbers of a run depend on: which ayat, how long, with which text, and in which order."""
+        examples = [*self.train, *(example for examples in self.valid.values() for example in examples)]
+        content = repr([(e.ayah.reciter, e.ayah.audio.name, e.samples, e.tokens) for e in examples])
+        return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
 
 def select_ayat(config: TrainingConfig, say: Say) -> Selection:
@@ -127,3 +134,22 @@ def summary(skipped: Iterable[Skipped]) -> str:
     """How many were left out for which reason, the commonest first."""
     reasons = Counter(item.reason.split(":")[0] for item in skipped)
     return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"
+
+
+def describe_data(data: Data, out: Path, say: Say) -> None:
+    """Say how many ayat and hours of each reciter there are, and what was left out."""
+    train: dict[str, list[Example]] = {}
+    for example in data.train:
+        train.setdefault(example.ayah.reciter, []).append(example)
+    for name, reciters in (("train", train), ("valid", data.valid)):
+        if len(reciters) > 10:
+            everyone = [example for examples in reciters.values() for example in examples]
+            reciters = {f"{len(reciters)} reciters": everyone}
+        for reciter, examples in reciters.items():
+            hours = sum(example.seconds for example in examples) / 3600
+            say(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
+    if not data.valid:
+        say("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
+    if data.recordings.damaged:
+        say(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
+    say(f"left out   {summary(data.skipped)}" + (f" (listed in {out / 'skipped.csv'})" if data.skipped else ""))

@@ -14,13 +14,16 @@ import whisper
 
 from .config import TrainingConfig, to_json
 from .corpus import Skipped
+from .distributed import World
 from .errors import UserError
 from .files import atomic_write, make_folder
 from .state import has_state
 
 
-def claim(config: TrainingConfig, world_size: int) -> bool:
+def claim(config: TrainingConfig, world: World) -> bool:
     """Make ``config.out`` this run's folder; return whether there is a saved state to go on from.
+
+    A run that torchrun started again is resumed without being told. Files that a killed run left half-written go.
 
     Raises:
         UserError: a run is there already and --resume was not asked for, or --resume would continue it with options
@@ -28,10 +31,12 @@ def claim(config: TrainingConfig, world_size: int) -> bool:
     """
     out = make_folder(config.out)
     path = out / "config.json"
-    if not config.resume:
-        if path.exists() or has_state(out):
+    if not config.resume and not world.restarts:
+        if any(out.glob("*.pt")):
             raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
         return False
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
     if not has_state(out):
         return False
     try:
@@ -45,8 +50,8 @@ def claim(config: TrainingConfig, world_size: int) -> bool:
         for field in fields(config)
         if field.metadata["fixed"] and then.get(field.name) != now[field.name]
     ]
-    if global_batch != global_batch_of(config, world_size):
-        changed.append(f"clips a step were {global_batch}, are {global_batch_of(config, world_size)}")
+    if global_batch != global_batch_of(config, world.size):
+        changed.append(f"clips a step were {global_batch}, are {global_batch_of(config, world.size)}")
     if changed:
         raise UserError(f"{out} cannot be resumed as another run ({'; '.join(changed)}): use what it had")
     return True

@@ -7,7 +7,9 @@ tensor has a checksum in the file) is passed over for the one before it.
 Saving costs the training a copy of the tensors to memory; a thread writes that copy while training goes on.
 """
 
+import os
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from .files import atomic_write
 from .tensorfiles import write_torch_file
 
 State = dict[str, Any]
+_KEYS = frozenset("step epoch best_wer bad_steps precision dims data model optimizer scaler".split())
 _NEWEST, _PREVIOUS = "state.pt", "state-previous.pt"
 
 
@@ -29,6 +32,7 @@ class StateWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.seconds = 0.0  # what the last state took, from its copying until it was on disk
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -39,8 +43,9 @@ class StateWriter:
             UserError: the write before this one failed: the disk is full, or the folder cannot be written any more.
         """
         self.finish()
-        copy = _to_memory(state)
-        self._thread = threading.Thread(target=self._write, args=(copy,))
+        start = time.monotonic()
+        copy = to_memory(state)
+        self._thread = threading.Thread(target=self._write, args=(copy, start))
         self._thread.start()
 
     def finish(self) -> None:
@@ -56,26 +61,28 @@ class StateWriter:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State, start: float) -> None:
         try:
             newest = self.folder / _NEWEST
             with atomic_write(newest, "wb") as file:
                 write_torch_file(state, file)
                 file.flush()
+                os.fsync(file.fileno())  # before the one on disk steps back
                 if newest.exists():
                     newest.replace(self.folder / _PREVIOUS)
+            self.seconds = time.monotonic() - start
         except BaseException as error:
             self._error = error
 
 
-def _to_memory(value: Any) -> Any:
+def to_memory(value: Any) -> Any:
     """A copy of nested dicts and lists with every tensor copied into main memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _to_memory(item) for key, item in value.items()}
+        return {key: to_memory(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_to_memory(item) for item in value)
+        return type(value)(to_memory(item) for item in value)
     return value
 
 
@@ -100,13 +107,16 @@ def find_state(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a state file; None if its checksums are all right."""
+    """What is wrong with a state file; None if its checksums are right and it reads as a state."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        return str(error) or type(error).__name__
-    return f"{broken} is damaged" if broken else None
+        if broken:
+            return f"{broken} is damaged"
+        missing = _KEYS - load_state(path).keys()
+    except Exception as error:  # whatever a broken file makes of a reader
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return f"it lacks {', '.join(sorted(missing))}" if missing else None
 
 
 def load_state(path: Path) -> State:

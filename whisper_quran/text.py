@@ -43,6 +43,6 @@ def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """
     return [
         *tokenizer.sot_sequence_including_notimestamps,
-        *tokenizer.encode(" " + text.strip()),
+        *tokenizer.encode(" " + text.strip(), disallowed_special=()),
         tokenizer.eot,
     ]

@@ -1,0 +1,137 @@
+"""What is published, and what it needs: the wheel, the sdist, their dependencies, and an unlucky environment."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import whisper_quran
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["whisper_quran", "tests", "benchmarks", ".ci", *(path.name for path in ROOT.iterdir() if path.is_file())]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the wheel and the sdist, built from a checkout that has been worked in."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, checkout / name)
+    for stray in ("data/audio/R/001001.mp3", "runs/a/best.pt", "results/report.html", "whisper_quran/model.pt"):
+        (checkout / stray).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / stray).write_text("not for publication")
+    for stray in (".venv/lib/x.py", "uv.lock", "notes.txt", "whisper_quran/__pycache__/x.pyc", "runs.ipynb"):
+        (checkout / stray).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / stray).write_text("not for publication")
+    out = tmp_path_factory.mktemp("built")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(out)], cwd=checkout, check=True)
+    return out
+
+
+def files_of_the_package() -> set[str]:
+    files = [path for path in (ROOT / "whisper_quran").iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".py", ".typed", ".html", ".css", ".js"}
+    return {f"whisper_quran/{path.name}" for path in files}
+
+
+def metadata(built: Path) -> Message:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    (path,) = built.glob("*.whl")
+    assert path.name == f"whisper_quran-{whisper_quran.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+    info = {name for name in names if name.startswith(f"whisper_quran-{whisper_quran.__version__}.dist-info/")}
+    assert names - info == files_of_the_package()
+    assert any(name.endswith("licenses/LICENSE") for name in info)
+
+
+def test_the_sdist_holds_what_it_takes_to_build_and_to_test(built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as sdist:
+        names = {name.split("/", 1)[1] for name in sdist.getnames()}
+    written = {f"{folder}/{p.name}" for folder in ("tests", "benchmarks") for p in (ROOT / folder).glob("*.*")}
+    top = {"pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py", "convert.py", ".gitignore", "PKG-INFO"}
+    assert names == files_of_the_package() | written | top
+
+
+def test_everything_imported_is_declared(built):
+    """At the top of a file: a dependency. Elsewhere: a dependency or an extra."""
+    owners = importlib.metadata.packages_distributions()
+    needed, optional = set(), set()
+    for line in metadata(built).get_all("Requires-Dist"):
+        name = re.match(r"[\w.-]+", line)[0]
+        (optional if "extra ==" in line else needed).add(name)
+    for path in (ROOT / "whisper_quran").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules = [alias.name.split(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module.split(".")[0]]
+            else:
+                continue
+            for module in set(modules) - sys.stdlib_module_names:
+                allowed = needed if node in tree.body else needed | optional
+                assert {owner.lower() for owner in owners[module]} & allowed, f"{path.name} imports {module}"
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+
+from whisper_quran.recordings import prepare
+
+odd, cache = map(Path, sys.argv[1:])
+recordings = prepare({"odd": sorted(path for path in odd.iterdir() if path.is_file())}, cache, workers=2)
+print("decoded", *sorted(Path(path).name for path in recordings.clips))
+"""
+
+
+@pytest.mark.slow
+def test_a_torchaudio_that_cannot_be_imported_leaves_the_work_to_ffmpeg(quran, tmp_path):
+    """pip pairs torch 2.13 with torchaudio 2.11, the newest there is; then ``import torchaudio`` fails."""
+    python = tmp_path / "env" / "bin" / "python"
+    links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if os.environ.get("PIP_FIND_LINKS") else []
+    install = ["uv", "pip", "install", "--quiet", "--python", str(python)]
+    for command in (
+        ["uv", "venv", "--quiet", "--python", sys.executable, str(tmp_path / "env")],
+        [*install, *links, "torch==2.13.0", "soundfile", "numpy", "tqdm"],
+        [*install, "--no-deps", "torchaudio==2.11.0"],
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            pytest.skip(f"no environment with torch 2.13: {error}")
+        if done.returncode:
+            pytest.skip(f"no environment with torch 2.13: {done.stderr}")
+    command = [str(python), "-c", PREPARE, str(quran / "odd"), str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    decoded = next(line for line in done.stdout.splitlines() if line.startswith("decoded ")).split()[1:]
+    assert decoded == [
+        "001000_basmala.mp3",
+        "damaged_frames.mp3",
+        "jfk_english_44kHz.flac",
+        "mono_8kHz.mp3",
+        "stereo_48kHz.mp3",
+        "truncated.mp3",
+    ]
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "torchaudio cannot be imported (" in line]
+    assert len(said) == 1 and "ffmpeg" in said[0], said
