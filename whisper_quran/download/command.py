@@ -21,7 +21,6 @@ The addresses are as those sites publish them. Redirects to other hosts are refu
 
 import queue
 import re
-import signal
 import sys
 import threading
 import time
@@ -35,12 +34,12 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from . import __version__
+from .. import __version__
+from ..config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, option, parse
+from ..corpus import parse_surahs
+from ..errors import UserError
+from ..files import atomic_write, make_folder
 from .archive import LARGEST_FILE, Disowned, file_name, mp3_check, unpack
-from .config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, option, parse
-from .corpus import parse_surahs
-from .errors import UserError, run_command
-from .files import atomic_write, make_folder
 from .inventory import check
 from .polite import PATIENCE, Absent, Client, Failed, Patience, cannot_fetch, split_url
 from .reciters import ALL, KNOWN_RECITERS, Key, ayat_of, require_known, spans
@@ -322,15 +321,7 @@ def _size(bytes: float) -> str:
 
 def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> None:
     """The command line; ``argv`` is ``sys.argv``'s by default."""
-    config = parse(DownloadConfig, __doc__, argv)
-    try:
-        _run(config, patience)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near; a second Ctrl-C must not make a mess of it
-        raise
-
-
-def _run(config: DownloadConfig, patience: Patience) -> None:
+    config = parse(DownloadConfig, __doc__, argv, prog=f"python -m {__package__}")
     if config.list:
         for name, mebibytes in KNOWN_RECITERS.items():
             part = "training" if name in EXPERIMENT_2A_TRAIN else "validation" if name in EXPERIMENT_2A_VALID else ""
@@ -339,7 +330,3 @@ def _run(config: DownloadConfig, patience: Patience) -> None:
         check(config.check, config.surahs)
     else:
         download(config, patience)
-
-
-if __name__ == "__main__":
-    run_command(main)
