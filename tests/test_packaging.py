@@ -40,9 +40,9 @@ def built(tmp_path_factory) -> Path:
 
 
 def files_of_the_package() -> set[str]:
-    files = [path for path in (ROOT / "whisper_quran").iterdir() if path.is_file()]
+    files = [path for path in (ROOT / "whisper_quran").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {path.suffix for path in files} == {".py", ".typed", ".html", ".css", ".js"}
-    return {f"whisper_quran/{path.name}" for path in files}
+    return {str(path.relative_to(ROOT)) for path in files}
 
 
 def metadata(built: Path) -> Message:
@@ -77,7 +77,7 @@ def test_everything_imported_is_declared(built):
     for line in metadata(built).get_all("Requires-Dist"):
         name = re.match(r"[\w.-]+", line)[0]
         (optional if "extra ==" in line else needed).add(name)
-    for path in (ROOT / "whisper_quran").glob("*.py"):
+    for path in (ROOT / "whisper_quran").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

@@ -112,9 +112,9 @@ import torch, whisper, jiwer, tqdm, numpy
 before = dict(os.environ), list(warnings.filters), list(sys.path), torch.get_num_threads(), torch.get_default_dtype()
 import recitation.speech
 
-names = [module.name for module in pkgutil.iter_modules(recitation.speech.__path__)]
+names = [module.name for module in pkgutil.walk_packages(recitation.speech.__path__, "recitation.speech.")]
 for name in names:
-    importlib.import_module(f"recitation.speech.{name}")
+    importlib.import_module(name)
 assert len(names) > 30
 assert not logging.root.handlers and logging.root.level == logging.WARNING
 assert threading.active_count() == 1
@@ -143,7 +143,7 @@ def imports_of(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
 
 def test_the_package_imports_itself_by_relative_names_only():
     """Also where no test comes by."""
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             absolute = isinstance(node, ast.Import) or node.level == 0
@@ -166,6 +166,6 @@ def test_the_public_names_are_the_same_for_python_and_for_type_checkers():
 
 
 def test_the_download_and_the_configurations_need_no_torch(project):
-    code = "import sys; from recitation.speech import TrainingConfig, UserError; import recitation.speech.download; "
-    done = python(project, "-c", code + "print([name for name in ('torch', 'whisper') if name in sys.modules])")
+    code = "import sys, recitation.speech.download.command; from recitation.speech import TrainingConfig, UserError"
+    done = python(project, "-c", code + "; print([name for name in ('torch', 'whisper') if name in sys.modules])")
     assert done.stdout == "[]\n", done.stderr

@@ -3,4 +3,5 @@
 from ..errors import run_command
 from .command import main
 
-run_command(main)
+if __name__ == "__main__":
+    run_command(main)
