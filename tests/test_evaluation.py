@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from whisper_quran.audio import decode_file
 from whisper_quran.checkpoint import save_checkpoint
 from whisper_quran.errors import run_command
 from whisper_quran.metrics import ErrorCounts, count_errors
+from whisper_quran.predictions import Predictions
 
 LIMIT = 12  # tokens a clip: random weights would ramble on to the end of the context
 
@@ -45,6 +49,9 @@ def run(quran, workshop, monkeypatch, capsys):
             "--device": "cpu",
         }
         given = [str(option) for option in options]
+        if "--manifest" in given:
+            for name in ("--data", "--reciters", "--surahs"):
+                defaults.pop(name)
         rest = [str(x) for pair in defaults.items() if pair[0] not in given for x in pair]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *given, *rest])
         capsys.readouterr()
@@ -116,8 +123,8 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(run, workshop, t
     monkeypatch.setattr(evaluation, "decode_clips", cut_off)
     assert run(model, "--out", tmp_path / "cut")[0] == 130
     assert len(read_predictions(tmp_path / "cut")) == 3
-    with open(tmp_path / "cut" / "predictions.csv", "a") as file:
-        file.write("torn,row,1")
+    with open(tmp_path / "cut" / "predictions.csv", "ab") as file:
+        file.write("torn,row,1,1,2.5,ب".encode()[:-1])  # in the middle of a letter
 
     def counted(model, clips, **options):
         decoded.append(len(clips))
@@ -193,6 +200,52 @@ def long_only(quran: Path, tmp_path: Path) -> Path:
     (folder / "002102.mp3").symlink_to(quran / "audio" / "AbdulWadood_Haneef" / "002102.mp3")
     (tmp_path / "data" / "metadata").symlink_to(quran / "metadata")
     return tmp_path / "data"
+
+
+def test_sigterm_ends_with_143_and_keeps_what_was_predicted(run, workshop, tmp_path, monkeypatch):
+    decode = evaluation.decode_clips
+
+    def terminated(model, clips, **options):
+        for done, result in enumerate(decode(model, clips, **options)):
+            if done == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield result
+
+    monkeypatch.setattr(evaluation, "decode_clips", terminated)
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 143
+    assert len(read_predictions(tmp_path / "r")) == 2
+    made = json.loads((tmp_path / "r" / "results.json").read_text())["made_with"]["models"]
+    assert made[str(workshop / "model0.pt")]["seconds"]["AbdulWadood_Haneef"][1] > 0
+
+
+def test_two_evaluations_do_not_write_one_folder(run, workshop, tmp_path):
+    with closing(Predictions(tmp_path / "r", {})):
+        code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 2 and "another evaluation is writing" in err
+
+
+def test_predictions_that_nothing_vouches_for_are_not_overwritten(run, workshop, tmp_path):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    (tmp_path / "r" / "results.json").unlink()
+    code, _, err = run(workshop / "model1.pt", "--out", tmp_path / "r")
+    assert code == 2 and "does not say how" in err
+    assert len(read_predictions(tmp_path / "r")) == 7
+
+
+def test_a_reference_without_words_gives_valid_json(run, quran, workshop, tmp_path):
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text(f"audio,text\n{quran / 'audio' / 'AbdulWadood_Haneef' / '001001.mp3'},...\n")
+    code, _, err = run(workshop / "model0.pt", "--manifest", manifest, "--normalize", "full", "--out", tmp_path / "r")
+    assert code == 0, err
+    results = json.loads((tmp_path / "r" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["rows"][0]["wer"] is None and "– (–)" in (tmp_path / "r" / "results.md").read_text()
+
+
+def test_a_wrong_model_is_found_before_the_ones_before_it_are_decoded(run, workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "decode_clips", lambda *_, **__: pytest.fail("decoded"))
+    for wrong in (tmp_path / "none.pt", workshop / "model.en.pt", "small.en"):
+        code, _, err = run(workshop / "model0.pt", wrong, "--out", tmp_path / "r")
+        assert code == 2 and Path(wrong).name in err
 
 
 def test_quiet_prints_nothing(run, workshop, tmp_path):

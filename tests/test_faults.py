@@ -355,7 +355,7 @@ def test_a_run_goes_on_on_a_device_without_its_precision(run, tmp_path):
     state = torch.load(out / "state.pt", weights_only=True)
     torch.save(state | {"precision": "fp16"}, out / "state.pt")
     code, said, err = run(*options, "--resume")
-    assert code == 0 and "the run began in fp16, which cpu does not have" in said, err
+    assert code == 0 and "the run began in fp16" in said, err
 
 
 def test_whatever_bit_flips_a_state_is_whole_or_passed_over(tmp_path):

@@ -170,6 +170,17 @@ def test_tensorboard_shows_no_step_of_an_interrupted_run_twice(tmp_path):
     assert losses == [1.0, 1.0, 1.0, 2.0, None]
 
 
+def test_tensorboard_keeps_the_reciters_measured_before_an_interruption(tmp_path):
+    for reciter in ("A", "B"):  # the untouched model: one before the interruption, the other after it
+        history = History(tmp_path / "metrics.jsonl", tensorboard=True)
+        if reciter == "B":
+            history.restore(step=0, epoch=0)
+        history.append(valid_row(0, -1, reciter, 1.0, 0.5))
+        history.close()
+    shown = scalars(tmp_path / "tensorboard")
+    assert shown["valid_wer/A"] == shown["valid_wer/B"] == {0: 0.5}
+
+
 def test_without_tensorboard_the_option_is_refused_before_anything_is_done(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)

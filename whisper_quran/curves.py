@@ -84,7 +84,7 @@ def draw(steps: Sequence[Row], valid: Sequence[Sequence[Row]], best: int | None)
             rates = [100 * row["wer"] for rows in valid for row in rows if row["wer"] is not None]
             # A model that knows nothing may insert without end, and would press everything else to the ground.
             top = min(max(rates, default=1), max(100, 1.5 * min(rates, default=1)))
-            panels[1].set_ylim(0, 1.08 * top or 1)
+            panels[1].set_ylim(-0.03 * top, 1.08 * top or 1)  # a marker at 0 is seen whole
             _label(panels[1], ends)
         if best is not None:
             x = next(row["step"] for rows in valid for row in rows if row["epoch"] == best) / per_epoch

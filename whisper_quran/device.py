@@ -56,6 +56,16 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def resume_precision(asked: str, before: str | None, device: torch.device, model: Whisper) -> Precision:
+    """:func:`choose_precision`, but ``auto`` is what it was ``before``, where this device has that."""
+    if asked == "auto" and before is not None:
+        try:
+            return Precision(choose_precision(before, device, model).name, "as before")
+        except UserError:
+            pass
+    return choose_precision(asked, device, model)
+
+
 def choose_precision(name: str, device: torch.device, model: Whisper) -> Precision:
     """Resolve ``auto``: bf16 where a GPU has it, else fp16 on a GPU; on a CPU the faster of fp32 and bf16, by trial.
 

@@ -1,9 +1,12 @@
 """Evaluating checkpoints: every ayah decoded for real, its errors counted, and a table and a report made of them."""
 
 import json
+import math
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from operator import add
@@ -18,13 +21,15 @@ from whisper.audio import N_SAMPLES
 from whisper.model import Whisper
 
 from .audio import SAMPLE_RATE
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, read_checkpoint
 from .config import EXPERIMENT_2A_VALID, EvaluationConfig, to_json
 from .corpus import Ayah, Skipped, open_corpus
 from .decoding import decode_clips
-from .device import Precision, choose_device, choose_precision
+from .device import Precision, choose_device, resume_precision
 from .errors import UserError
 from .files import atomic_write
+from .history import percent
+from .interrupts import Interrupts
 from .metrics import ErrorCounts
 from .predictions import Predictions, key_of, predict
 from .preparation import make_tokenizer, summary
@@ -42,7 +47,8 @@ class _Task:
 
     ayat: dict[str, list[Ayah]]
     recordings: Recordings
-    skipped: dict[str, list[Skipped]]
+    undecodable: dict[str, int]
+    left_out: list[Skipped]
 
     def seconds(self, ayah: Ayah) -> float:
         return self.recordings.length(ayah.audio) / SAMPLE_RATE
@@ -69,20 +75,34 @@ def evaluate(config: EvaluationConfig, say: Say = print) -> list[Row]:
 
     Raises:
         UserError: a model, a reciter, the data or an option must be changed first.
+        Interrupted: by Ctrl-C or SIGTERM; what was predicted is kept.
     """
     if config.quiet:
         say = _nothing
     device, device_reason = choose_device(config.device)
+    models = {name if name in whisper.available_models() else os.path.normpath(name): None for name in config.models}
+    _check_models(models, config.language)
     options = {f.name: to_json(config)[f.name] for f in fields(config) if f.metadata["fixed"]}
-    predictions = Predictions(config.out, options)
+    with Interrupts(), closing(Predictions(config.out, options)) as predictions:
+        return _evaluate(config, models, device, device_reason, predictions, say)
+
+
+def _evaluate(
+    config: EvaluationConfig,
+    models: Iterable[str],
+    device: torch.device,
+    device_reason: str,
+    predictions: Predictions,
+    say: Say,
+) -> list[Row]:
     task = _find(config, say)
     results: dict[str, Any] = {"rows": [], "environment": _environment(), "normalization": config.normalize}
-    results["skipped"] = [asdict(item) for items in task.skipped.values() for item in items]
-    for name in dict.fromkeys(config.models):
+    results["skipped"] = [asdict(item) for item in task.left_out]
+    for name in models:
+        files = _identity(name)  # before its weights are read: a training may replace them meanwhile
         model = load_checkpoint(name, device)
-        make_tokenizer(model, config.language)
-        precision = choose_precision(config.precision, device, model)
-        kept = predictions.start(name, _identity(name))
+        precision = resume_precision(config.precision, predictions.precision_of(name), device, model)
+        kept = predictions.start(name, {"files": files, "precision": precision.name})
         parameters = sum(parameter.numel() for parameter in model.parameters())
         results["environment"] |= {"device": f"{device}: {device_reason}", "precision": precision.name}
         say(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
@@ -95,13 +115,14 @@ def evaluate(config: EvaluationConfig, say: Say = print) -> list[Row]:
                 _decode(name, model, reciter, task, predictions, precision, config, say)
             finally:
                 _write_json(config.out, results, predictions)
-            results["rows"].append(_row(name, reciter, parameters, task, predictions, config))
+            results["rows"].append(_row(name, reciter, parameters, precision, task, predictions))
+        model = None  # makes room for the next one
     predictions.finish()
     _write_json(config.out, results, predictions)
     table = results_table(results["rows"])
     with atomic_write(config.out / "results.md") as file:
         file.write(table)
-    asked = {key_of(name, ayah) for name in config.models for ayat in task.ayat.values() for ayah in ayat}
+    asked = {key_of(name, ayah) for name in models for ayat in task.ayat.values() for ayah in ayat}
     rows = [asdict(row) for row in predictions.rows.values() if row.key in asked]
     write_report(config.out / "report.html", rows, results)
     say(f"\n{table}\nlook at {config.out / 'report.html'}")
@@ -113,34 +134,49 @@ def _find(config: EvaluationConfig, say: Say) -> _Task:
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
     all_of_manifest = config.manifest is not None and config.reciters == EXPERIMENT_2A_VALID
     reciters = tuple(corpus.reciters) if all_of_manifest else config.reciters
+    if not reciters:
+        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
     found, left_out = corpus.select(reciters)
     sources: dict[str, list[Path]] = {}
     for ayah in found:
         sources.setdefault(ayah.reciter, []).append(ayah.audio)
     recordings = prepare(sources, config.cache or default_cache(), config.workers, quiet=config.quiet)
     reasons = {str(path): reason for path, reason in recordings.skipped}
-    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in sources}
-    skipped: dict[str, list[Skipped]] = {reciter: [] for reciter in sources}
-    too_long = 0
+    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
+    undecodable = dict.fromkeys(reciters, 0)
+    account = [*corpus.skipped, *left_out]
     for ayah in found:
         if ayah.audio not in recordings:
-            reason = f"cannot be decoded: {reasons.get(str(ayah.audio))}"
-            skipped[ayah.reciter].append(Skipped(str(ayah.audio), reason))
+            undecodable[ayah.reciter] += 1
+            account.append(Skipped(str(ayah.audio), f"cannot be decoded: {reasons.get(str(ayah.audio))}"))
         elif config.max_duration and recordings.length(ayah.audio) > config.max_duration * SAMPLE_RATE:
-            too_long += 1
+            account.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
         else:
             ayat[ayah.reciter].append(ayah)
-    ayat = {reciter: its_ayat for reciter, its_ayat in ayat.items() if its_ayat}
-    undecodable = [item for items in skipped.values() for item in items]
-    account = [*corpus.skipped, *left_out, *undecodable]
-    account += [Skipped("", f"longer than {config.max_duration} s")] * too_long
-    if not ayat:
-        raise UserError(f"no ayah left to evaluate on in {corpus.source}: {summary(account)}")
     for reciter, its_ayat in ayat.items():
+        if not its_ayat:
+            raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
         hours = sum(recordings.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
         say(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
+    if recordings.damaged:
+        say(f"damaged: {len(recordings.damaged)} files have damaged frames; they are used")
     say(f"left out: {summary(account)}")
-    return _Task(ayat, recordings, skipped)
+    # That there is no audio for a text is no news where a reciter has a few surahs: counted above, not listed.
+    listed = [item for item in account if item.reason != "text without audio"]
+    return _Task(ayat, recordings, undecodable, listed)
+
+
+def _check_models(names: Iterable[str], language: str) -> None:
+    """Find a wrong model before hours are spent on those named before it; no weights are read yet."""
+    for name in names:
+        if name in whisper.available_models():
+            if name.endswith(".en") and language != "en":
+                raise UserError(f"{name} is English-only: with --language {language} choose {name[:-3]}")
+        else:
+            try:
+                make_tokenizer(read_checkpoint(name).dims, language)
+            except UserError as error:
+                raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
 
 
 def _decode(
@@ -158,7 +194,8 @@ def _decode(
     ayat = [a for a in reference if not predictions.stands(name, a, task.seconds(a), reference[a])]
     if not ayat:
         return
-    errors = ErrorCounts()
+    standing = [predictions.rows[key_of(name, ayah)] for ayah in task.ayat[reciter] if ayah not in set(ayat)]
+    errors = reduce(add, (row.errors for row in standing), ErrorCounts())
     start, audio = time.perf_counter(), 0.0
     total = len(task.ayat[reciter])
     with tqdm(total=total, initial=total - len(ayat), unit="ayah", desc=reciter, disable=config.quiet) as bar:
@@ -184,9 +221,10 @@ def _texts(
     say: Say,
 ) -> Iterator[tuple[Ayah, str]]:
     """Decode ``ayat``, in whatever order is fastest."""
-    long = [ayah for ayah in ayat if recordings.length(ayah.audio) > N_SAMPLES and config.long_form == "transcribe"]
-    short = [ayah for ayah in ayat if ayah not in long] if long else ayat
-    batch_size = config.batch_size or (64 if model.device.type == "cuda" else 32)
+    limit = N_SAMPLES if config.long_form == "transcribe" else math.inf
+    long = [ayah for ayah in ayat if recordings.length(ayah.audio) > limit]
+    short = [ayah for ayah in ayat if recordings.length(ayah.audio) <= limit]
+    batch_size = config.batch_size or _default_batch(model)
     texts = decode_clips(
         model,
         _Clips(short, recordings),
@@ -203,9 +241,7 @@ def _texts(
         yield ayah, model.transcribe(samples, language=config.language, fp16=fp16)["text"]
 
 
-def _row(
-    name: str, reciter: str, parameters: int, task: _Task, predictions: Predictions, config: EvaluationConfig
-) -> Row:
+def _row(name: str, reciter: str, parameters: int, precision: Precision, task: _Task, predictions: Predictions) -> Row:
     """One row of the table: sums over the ayat, and rates of those sums."""
     rows = [predictions.rows[key_of(name, ayah)] for ayah in task.ayat[reciter]]
     errors = reduce(add, (row.errors for row in rows), ErrorCounts())
@@ -215,18 +251,28 @@ def _row(
         "parameters": parameters,
         "reciter": reciter,
         "ayat": len(rows),
-        "skipped": len(task.skipped[reciter]),
+        "skipped": task.undecodable[reciter],
         "words": errors.words,
         "hits": errors.hits,
         "substitutions": errors.substitutions,
         "deletions": errors.deletions,
         "insertions": errors.insertions,
-        "wer": errors.wer,
-        "cer": errors.cer,
+        "wer": errors.wer if errors.words else None,
+        "cer": errors.cer if errors.characters else None,
         "audio_s": sum(row.duration for row in rows),
         "wall_s": wall,
         "rtf": wall / audio if audio else None,
+        "precision": precision.name,
     }
+
+
+def _default_batch(model: Whisper) -> int:
+    """64 clips at a time on a GPU; on a CPU 32, or as many as 2 GB of key/value caches hold."""
+    if model.device.type == "cuda":
+        return 64
+    dims = model.dims
+    clip = 4 * 2 * dims.n_text_layer * (dims.n_audio_ctx + dims.n_text_ctx) * dims.n_text_state
+    return max(1, min(32, 2 * 10**9 // clip))
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -237,7 +283,7 @@ def results_table(rows: Sequence[Row]) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         its = {row["reciter"]: row for row in rows if row["model"] == model}
         cells = [model, f"{next(iter(its.values()))['parameters'] / 1e6:.0f} M"]
-        cells += [f"{100 * its[r]['wer']:.2f} % ({100 * its[r]['cer']:.2f} %)" if r in its else "–" for r in reciters]
+        cells += [f"{percent(its[r]['wer'])} ({percent(its[r]['cer'])})" for r in reciters]
         # wall over rtf is the audio that was timed, which after an interruption may be less than all.
         timed = [row for row in its.values() if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
@@ -259,7 +305,8 @@ def _environment() -> dict[str, str]:
 
 def _write_json(out: Path, results: dict[str, Any], predictions: Predictions) -> None:
     with atomic_write(out / "results.json") as file:
-        json.dump(results | {"made_with": predictions.made}, file, indent=2, ensure_ascii=False)
+        made = results | {"made_with": predictions.made}
+        json.dump(made, file, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _nothing(message: str) -> None:

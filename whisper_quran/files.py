@@ -10,6 +10,9 @@ from typing import IO
 
 from .errors import UserError
 
+# What choosing another folder mends.
+_MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR".split()}
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
@@ -40,7 +43,7 @@ def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
     """What to raise for ``error`` while writing ``path``: a :class:`UserError` where the user can mend it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left to write {path}: free some disk space or choose another folder")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.EIO):
+    if error.errno in _MENDABLE:
         return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")
     return error
 

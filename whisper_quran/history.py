@@ -30,6 +30,7 @@ class History:
         self.writes = writes
         self.tensorboard = tensorboard
         self.board: SummaryWriter | None = None
+        self.first_step = 0  # what TensorBoard knows from here on is of a run that was cut off, and measured again
         self.rows: list[Row] = []
 
     def append(self, row: Row) -> None:
@@ -51,8 +52,7 @@ class History:
         if self.board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What a run that was cut off had measured from here on is hidden, since it is measured again.
-            self.board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=row["step"])
+            self.board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=self.first_step)
         if row["event"] == "train":
             tags = {name: f"train/{name}" for name in ("loss", "lr", "grad_norm", "clips_per_s", "data_wait")}
         else:
@@ -68,6 +68,7 @@ class History:
 
     def restore(self, step: int, epoch: int) -> None:
         """Go back to what was measured when ``step`` steps and ``epoch`` whole epochs were done."""
+        self.first_step = step + 1
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
@@ -109,7 +110,7 @@ def corpus_rate(rows: Iterable[Row], errors: str, total: str) -> float:
     return sum(row[errors] for row in rows) / count if count else float("nan")
 
 
-def _percent(rate: float | None) -> str:
+def percent(rate: float | None) -> str:
     return "–" if rate is None or math.isnan(rate) else f"{100 * rate:.2f} %"
 
 
@@ -124,7 +125,7 @@ def results_table(history: History) -> str:
         for reciter in reciters:
             row = rows.get(reciter)
             loss = "–" if row is None or row["loss"] is None else f"{row['loss']:.4f}"
-            cells += [loss, _percent(row and row["wer"]), _percent(row and row["cer"])]
+            cells += [loss, percent(row and row["wer"]), percent(row and row["cer"])]
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -1,10 +1,12 @@
 """``predictions.csv``: what each model heard, ayah by ayah, kept as it comes.
 
 A row is appended when its ayah is decoded, so that an evaluation that is cut off goes on where it was. A row stands as
-long as its model, its text and its audio are what they were.
+long as its model, the precision it ran in, its text and the length of its audio are what they were.
 """
 
 import csv
+import fcntl
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -52,8 +54,13 @@ COLUMNS = tuple(field.name for field in fields(Prediction))
 
 def key_of(model: str, ayah: Ayah) -> tuple[str, str, str, str]:
     """What tells a row from all others: model, reciter, and the two columns that name the ayah."""
-    place = (str(ayah.surah), str(ayah.number)) if ayah.surah is not None else ("", str(ayah.audio))
-    return model, ayah.reciter, *place
+    place = (str(ayah.surah), str(ayah.number)) if ayah.surah is not None else ("", _printable(str(ayah.audio)))
+    return _printable(model), _printable(ayah.reciter), *place
+
+
+def _printable(name: str) -> str:
+    """``name`` as any text file can hold it: names on disk may have line ends in them, or bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def predict(model: str, ayah: Ayah, seconds: float, reference: str, hypothesis: str) -> Prediction:
@@ -70,12 +77,25 @@ class Predictions:
         """Read what is there.
 
         Raises:
-            UserError: it was made with other ``options``, or the folder cannot be written.
+            UserError: it was made with other ``options``, or in a way that nothing tells any more; another
+                evaluation is writing there; or the folder cannot be written.
         """
         self.path = make_folder(folder) / "predictions.csv"
+        try:
+            self._lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until close)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another evaluation is writing {folder}: wait for it, or choose another --out") from None
+        except OSError as error:
+            raise storage_error(error, folder) from error
         self.rows: dict[tuple[str, ...], Prediction] = {}
         self.made = _made_with(folder / "results.json")
         if self.made is None:
+            if self.path.exists():
+                raise UserError(
+                    f"{folder / 'results.json'} does not say how the predictions beside it were made: "
+                    "choose another --out, or delete predictions.csv"
+                )
             self.made = {"options": options, "models": {}}
         elif self.made["options"] != options:
             before = self.made["options"]
@@ -84,13 +104,21 @@ class Predictions:
         elif self.path.exists():
             self.rows = {row.key: row for row in _read(self.path) if row.model in self.made["models"]}
 
-    def start(self, model: str, identity: list[Any]) -> int:
+    def start(self, model: str, identity: dict[str, Any]) -> int:
         """Begin with ``model``; return how many predictions of it stand. A checkpoint that has changed begins anew."""
         if self.made["models"].get(model, {}).get("identity") != identity:
             self.rows = {key: row for key, row in self.rows.items() if row.model != model}
             self.made["models"][model] = {"identity": identity, "seconds": {}}
         self._rewrite()  # without what no longer stands, and without a last row that was cut short
         return sum(row.model == model for row in self.rows.values())
+
+    def close(self) -> None:
+        """Let another evaluation write here."""
+        self._lock.close()
+
+    def precision_of(self, model: str) -> str | None:
+        """What the predictions of ``model`` that are there ran in."""
+        return self.made["models"].get(model, {}).get("identity", {}).get("precision")
 
     def stands(self, model: str, ayah: Ayah, seconds: float, reference: str) -> bool:
         """Whether ``ayah`` was predicted by ``model`` from this audio, against this text."""
@@ -140,11 +168,12 @@ def _made_with(path: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> Iterable[Prediction]:
-    """The rows of a predictions.csv, but for a last one that was cut short."""
+    """The rows of a predictions.csv, but for a last one that was cut short, in the middle of a letter perhaps."""
     types = {field.name: field.type for field in fields(Prediction)}
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                yield Prediction(**{name: types[name](row[name]) for name in COLUMNS})
-            except (ValueError, TypeError, KeyError):
-                continue
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    for row in csv.DictReader(io.StringIO(whole, newline="")):
+        try:
+            yield Prediction(**{name: types[name](row[name]) for name in COLUMNS})
+        except (ValueError, TypeError, KeyError):
+            continue

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisper.model import Whisper
+from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
 
 from .config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, TrainingConfig
@@ -74,8 +74,8 @@ def _reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Se
     return train, valid
 
 
-def make_tokenizer(model: Whisper, language: str) -> Tokenizer:
-    """The tokenizer of ``model`` for ``language`` (a code or an English name).
+def make_tokenizer(dims: ModelDimensions, language: str) -> Tokenizer:
+    """The tokenizer of a model of ``dims`` for ``language`` (a code or an English name).
 
     Raises:
         UserError: there is no such language, or the model is English-only and the language is not.
@@ -83,11 +83,11 @@ def make_tokenizer(model: Whisper, language: str) -> Tokenizer:
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if code not in LANGUAGES:
         raise UserError(f"--language {language}: not one of Whisper's languages; ar is Arabic")
-    if not model.is_multilingual and code != "en":
+    multilingual = dims.n_vocab >= 51865  # as whisper.model.Whisper tells it
+    if not multilingual and code != "en":
         raise UserError(f"--language {language} needs a multilingual model, this one is English-only (.en)")
-    return get_tokenizer(
-        model.is_multilingual, num_languages=model.num_languages, language=code, task="transcribe"
-    )  # fmt: skip
+    languages = dims.n_vocab - 51765 - int(multilingual)
+    return get_tokenizer(multilingual, num_languages=languages, language=code, task="transcribe")
 
 
 def prepare_data(

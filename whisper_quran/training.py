@@ -13,7 +13,7 @@ from whisper.model import Whisper
 
 from .checkpoint import load_checkpoint
 from .config import TrainingConfig
-from .device import Precision, choose_device, choose_precision
+from .device import choose_device, resume_precision
 from .distributed import World, connect, disconnect, join_world
 from .errors import UserError
 from .history import History, require_tensorboard
@@ -21,7 +21,7 @@ from .interrupts import Interrupts
 from .preparation import describe_data, make_tokenizer, prepare_data, select_ayat
 from .run import Run
 from .run_folder import check_space, claim, write_config, write_skipped
-from .state import State, find_state, load_state
+from .state import find_state, load_state
 
 Say = Callable[[str], None]
 
@@ -59,8 +59,11 @@ def prepare_run(
     resuming = world.on_main(lambda: claim(config, world))
     state = load_state(world.on_main(lambda: find_state(config.out, say))) if resuming else None
     model = load_model(config.model, device, world)
-    tokenizer = make_tokenizer(model, config.language)
-    precision = world.on_main(lambda: resumed_precision(config.precision, state, device, model, say))
+    tokenizer = make_tokenizer(model.dims, config.language)
+    before = state["precision"] if state else None
+    precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
+    if before not in (None, precision.name):
+        say(f"warning    the run began in {before}: from here on it is in {precision.name}, and will differ slightly")
     data = prepare_data(config, selection, model, tokenizer, quiet=not world.is_main)
     check_agreement(data.digest(), world, device)
 
@@ -94,18 +97,6 @@ def load_model(source: str, device: torch.device, world: World) -> Whisper:
     model = load_checkpoint(source, device) if world.local_rank == 0 else None
     world.sum([0.0], device)  # the others wait here
     return model or load_checkpoint(source, device)
-
-
-def resumed_precision(asked: str, state: State | None, device: torch.device, model: Whisper, say: Say) -> Precision:
-    """What ``asked`` stands for. On resuming, auto is what it was when the run began, where this device has that."""
-    if asked != "auto" or state is None:
-        return choose_precision(asked, device, model)
-    before = state["precision"]
-    try:
-        return Precision(choose_precision(before, device, model).name, "as the run began")
-    except UserError:
-        say(f"warning    the run began in {before}, which {device} does not have: from here on it will differ slightly")
-        return choose_precision("auto", device, model)
 
 
 def check_agreement(digest: str, world: World, device: torch.device) -> None:
