@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ QURAN = ROOT.parent / "shared" / "quran"
 
 # One thread: the order of a sum, and so its last bit, depends on how many there are; and small tensors are no slower.
 torch.set_num_threads(1)
+# Started in the background of a shell, Ctrl-C is ignored, here and in every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
