@@ -24,8 +24,14 @@ QURAN = ROOT.parent / "shared" / "quran"
 
 # One thread: the order of a sum, and so its last bit, depends on how many there are; and small tensors are no slower.
 torch.set_num_threads(1)
-# Started in the background of a shell, Ctrl-C is ignored, here and in every process that the tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> None:
+    """Signals as in a terminal, here and in every process a test starts: a shell's background ignores Ctrl-C, and so
+    does a command that has ended by it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
