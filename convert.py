@@ -11,7 +11,7 @@ model.safetensors or pytorch_model.bin. Nothing in it is run, and no class of yo
 import argparse
 
 from whisper_quran.config import Parser
-from whisper_quran.errors import run_command
+from whisper_quran.runtime.errors import run_command
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace DEST where it is there already")
     options = parser.parse_args()
     # Imported here so that --help and a wrong option answer at once: torch takes seconds.
-    from whisper_quran.conversion import convert
+    from whisper_quran.checkpoints.convert import convert
 
     print(convert(**vars(options)))
 

@@ -9,13 +9,13 @@ interruption, with the same --out, it goes on from the predictions that are ther
 """
 
 from whisper_quran.config import EvaluationConfig, parse
-from whisper_quran.errors import run_command
+from whisper_quran.runtime.errors import run_command
 
 
 def main() -> None:
     config = parse(EvaluationConfig, __doc__)
     # Imported here so that --help and a wrong option answer at once: torch takes seconds.
-    from whisper_quran.evaluation import evaluate
+    from whisper_quran.evaluation.evaluate import evaluate
 
     evaluate(config)
 

@@ -12,14 +12,14 @@ import os
 from dataclasses import fields, replace
 
 from whisper_quran.config import TrainingConfig, parse
-from whisper_quran.errors import UserError, run_command
+from whisper_quran.runtime.errors import UserError, run_command
 
 
 def main() -> None:
     config = parse(TrainingConfig, __doc__)
     # Imported here so that --help and a wrong option answer at once: torch takes seconds.
     from whisper_quran import demo
-    from whisper_quran.training import train
+    from whisper_quran.training.train import train
 
     if config.demo:
         if "RANK" in os.environ:

@@ -30,9 +30,9 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.conversion import convert
-from whisper_quran.decoding import BatchDecoder, decode_clips
-from whisper_quran.recordings import Clip, Recordings, prepare
+from whisper_quran.checkpoints.convert import convert
+from whisper_quran.data.audio_cache import Clip, Recordings, prepare
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_clips
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
 SMALL = ModelDimensions(80, 1500, 768, 12, 12, 51865, 448, 768, 12, 12)

@@ -26,10 +26,10 @@ import torch
 import torchaudio
 import whisper
 
-from whisper_quran.audio import SAMPLE_RATE, _stderr_captured, decode_file
-from whisper_quran.dataset import split
-from whisper_quran.features import collate
-from whisper_quran.recordings import prepare
+from whisper_quran.data.audio import SAMPLE_RATE, _stderr_captured, decode_file
+from whisper_quran.data.audio_cache import prepare
+from whisper_quran.data.batches import split
+from whisper_quran.data.features import collate
 
 torch.set_num_threads(1)
 

@@ -25,8 +25,8 @@ import soundfile
 import torch
 import torchaudio  # The first import takes seconds, and in a training run both are there already.
 
-from whisper_quran import audio
-from whisper_quran.recordings import Recordings, prepare
+from whisper_quran.data import audio
+from whisper_quran.data.audio_cache import Recordings, prepare
 
 torch.set_num_threads(1)
 

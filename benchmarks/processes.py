@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from train import SIZES, make_model  # benchmarks/train.py
-from whisper_quran.checkpoint import save_checkpoint
+from whisper_quran.checkpoints.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = {"2 × T4, PCIe 3 ×16": (2, 10e9), "8 × H100, NVLink 4": (8, 400e9)}  # GPUs, usable bytes a second a link

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from train import SIZES, make_model  # benchmarks/train.py
-from whisper_quran.checkpoint import save_checkpoint
-from whisper_quran.device import choose_device
-from whisper_quran.objective import Objective
-from whisper_quran.optim import build_optimizer
-from whisper_quran.state import StateWriter
+from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.runtime.device import choose_device
+from whisper_quran.training.loss import Objective
+from whisper_quran.training.optimizer import build_optimizer
+from whisper_quran.training.state import StateWriter
 
 
 def main() -> None:

@@ -21,14 +21,14 @@ from whisper.audio import N_FRAMES
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.corpus import open_corpus
-from whisper_quran.dataset import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
-from whisper_quran.device import Precision, choose_device, choose_precision
-from whisper_quran.distributed import World
-from whisper_quran.objective import Objective
-from whisper_quran.optim import build_optimizer
-from whisper_quran.recordings import Recordings, prepare
-from whisper_quran.step import accumulate, update
+from whisper_quran.data.audio_cache import Recordings, prepare
+from whisper_quran.data.batches import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
+from whisper_quran.data.corpus import open_corpus
+from whisper_quran.runtime.device import Precision, choose_device, choose_precision
+from whisper_quran.runtime.distributed import World
+from whisper_quran.training.loss import Objective
+from whisper_quran.training.optimizer import build_optimizer
+from whisper_quran.training.step import accumulate, update
 
 SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}
 PROMPT = 4

@@ -14,8 +14,8 @@ import torch
 from whisper.model import ModelDimensions, Whisper
 
 import train
-from whisper_quran.checkpoint import save_checkpoint
-from whisper_quran.errors import run_command
+from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.runtime.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,8 +14,8 @@ import soundfile
 import torch
 import torchaudio
 
-from whisper_quran import audio
-from whisper_quran.audio import SAMPLE_RATE, AudioError, WorkerError, decode_file, decode_files
+from whisper_quran.data import audio
+from whisper_quran.data.audio import SAMPLE_RATE, AudioError, WorkerError, decode_file, decode_files
 
 REPOSITORY = Path(__file__).parents[1]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -214,7 +214,7 @@ def test_any_file_name_will_do(quran, tmp_path, monkeypatch):
 def test_damaged_frames_are_counted_and_not_a_word_reaches_the_terminal(quran):
     """Also: a script that guards nothing is not run a second time by the workers."""
     code = (
-        "import sys; from whisper_quran.audio import decode_file, decode_files\n"
+        "import sys; from whisper_quran.data.audio import decode_file, decode_files\n"
         "files = sys.argv[1:] * 3\n"
         "print([decode_file(files[0]).damaged, *(d.damaged for d in decode_files(files, workers=2))])"
     )
@@ -303,7 +303,7 @@ def wait_for(condition, seconds: float = 30) -> None:
 def test_workers_end_with_their_parent(tmp_path, how):
     """They are told apart by ``tmp_path``, which is on the import path that their parent gives them."""
     code = (
-        "import itertools, sys; from whisper_quran.audio import decode_files\n"
+        "import itertools, sys; from whisper_quran.data.audio import decode_files\n"
         "for _ in decode_files(sys.argv[1:] * 100_000, workers=2): print('decoded', flush=True)"
     )
     soundfile.write(tmp_path / "a.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
@@ -328,7 +328,7 @@ def test_leaving_early_leaves_no_worker_even_one_that_hangs(tmp_path):
     soundfile.write(tmp_path / "a.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
     os.mkfifo(tmp_path / "hangs.wav")
     code = (
-        "import contextlib, sys; from whisper_quran.audio import decode_files\n"
+        "import contextlib, sys; from whisper_quran.data.audio import decode_files\n"
         "with contextlib.closing(decode_files(sys.argv[1:], workers=2)) as results: print(len(next(results).samples))"
     )
     run = run_python(code, tmp_path / "a.wav", *[tmp_path / "hangs.wav"] * 5, path=tmp_path)

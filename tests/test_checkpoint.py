@@ -13,10 +13,10 @@ import whisper
 from conftest import make_whisper
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran import checkpoint
-from whisper_quran.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.errors import UserError
-from whisper_quran.sizes import alignment_head_pairs, infer_dims, named_dims, size_name, whisper_shapes
+from whisper_quran.checkpoints import checkpoint
+from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.dims import alignment_head_pairs, infer_dims, named_dims, size_name, whisper_shapes
+from whisper_quran.runtime.errors import UserError
 
 
 def small_whisper(seed: int = 0, **dims: int) -> Whisper:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from whisper_quran.config import TrainingConfig, parse, to_json
-from whisper_quran.errors import UserError
+from whisper_quran.runtime.errors import UserError
 
 
 def test_no_option_is_experiment_2a():

@@ -16,13 +16,14 @@ from test_checkpoint import small_whisper
 from whisper.model import Whisper
 
 import convert as command
-from whisper_quran import huggingface, tensorfiles
-from whisper_quran.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.conversion import convert
-from whisper_quran.errors import UserError
-from whisper_quran.huggingface import huggingface_name, openai_name
-from whisper_quran.huggingface_tokenizer import byte_characters, merged_pairs, tokenizer_of
-from whisper_quran.sizes import named_dims, whisper_shapes
+from whisper_quran.checkpoints import huggingface
+from whisper_quran.checkpoints import torch_zip as tensorfiles
+from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.convert import convert
+from whisper_quran.checkpoints.dims import named_dims, whisper_shapes
+from whisper_quran.checkpoints.huggingface import huggingface_name, openai_name
+from whisper_quran.checkpoints.huggingface_tokenizer import byte_characters, merged_pairs, tokenizer_of
+from whisper_quran.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_quran.corpus import open_corpus, parse_surahs, read_text
-from whisper_quran.errors import UserError
+from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
+from whisper_quran.runtime.errors import UserError
 
 
 def make_data(folder: Path, files: list[str], csv: str = "sorah,ayah,text\n1,1,a\n1,2,b\n2,1,c\n") -> Path:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.corpus import Ayah, open_corpus
-from whisper_quran.dataset import build_examples, epoch_order, make_batch, prefetch, split
-from whisper_quran.recordings import prepare
+from whisper_quran.data.audio_cache import prepare
+from whisper_quran.data.batches import build_examples, epoch_order, make_batch, prefetch, split
+from whisper_quran.data.corpus import Ayah, open_corpus
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
 PROMPT = 4

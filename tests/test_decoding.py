@@ -12,11 +12,11 @@ from conftest import make_whisper
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran import decoding
-from whisper_quran.decoding import BatchDecoder, decode_batch, decode_clips, encode
-from whisper_quran.errors import UserError
-from whisper_quran.features import collate, log_mel
-from whisper_quran.segmentation import segments
+from whisper_quran.data.features import collate, log_mel
+from whisper_quran.decoding import batch_decoder as decoding
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, decode_clips, encode
+from whisper_quran.decoding.long_audio import segments
+from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import results_of, rows_of, state_of
 
-from whisper_quran.dataset import share
+from whisper_quran.data.batches import share
 
 # 7 ayat: with 6 clips a step, the last step of each epoch has one clip, and one process has none.
 RUN = ("--epochs", 10, "--max-steps", 20, "--no-vanilla", "--valid-limit", 3, "--keep", "best")

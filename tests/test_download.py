@@ -35,13 +35,13 @@ from misbehaving_server import (
 )
 
 from whisper_quran import __version__
-from whisper_quran.corpus import open_corpus
+from whisper_quran.data.corpus import open_corpus
 from whisper_quran.download import command as module
 from whisper_quran.download.command import main
 from whisper_quran.download.polite import Client, Failed, Patience, Stopped
 from whisper_quran.download.reciters import ALL, KNOWN_RECITERS, ayat_of, require_known, spans
 from whisper_quran.download.tanzil import parse_tanzil
-from whisper_quran.errors import UserError
+from whisper_quran.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = Patience(attempts=3, backoff=0.01)
@@ -462,7 +462,7 @@ def test_a_hostile_archive_writes_nothing_but_ayat_in_their_folder(server, tmp_p
 PROGRAM = """
 import sys
 from whisper_quran.download.command import main
-from whisper_quran.errors import run_command
+from whisper_quran.runtime.errors import run_command
 from whisper_quran.download.polite import Patience
 run_command(lambda: main(sys.argv[1:], Patience(attempts=3, backoff=0.01, timeout=20)))
 """

@@ -14,12 +14,12 @@ from conftest import make_whisper, talkative
 from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 
 import evaluate as command
-from whisper_quran import evaluation
-from whisper_quran.audio import decode_file
-from whisper_quran.checkpoint import save_checkpoint
-from whisper_quran.errors import run_command
-from whisper_quran.metrics import ErrorCounts, count_errors
-from whisper_quran.predictions import Predictions
+from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.data.audio import decode_file
+from whisper_quran.evaluation import evaluate as evaluation
+from whisper_quran.evaluation.predictions import Predictions
+from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
+from whisper_quran.runtime.errors import run_command
 
 LIMIT = 12  # tokens a clip: random weights would ramble on to the end of the context
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import results_of, rows_of, state_of, training_options
 
-from whisper_quran import run as run_module
-from whisper_quran import state as state_module
-from whisper_quran import training
 from whisper_quran.config import TrainingConfig, parse
-from whisper_quran.objective import Objective
-from whisper_quran.state import find_state
-from whisper_quran.training import train
+from whisper_quran.training import state as state_module
+from whisper_quran.training import train as training
+from whisper_quran.training import trainer as run_module
+from whisper_quran.training.loss import Objective
+from whisper_quran.training.state import find_state
+from whisper_quran.training.train import train
 
 # 11 steps of 2 clips, in epochs of 4; every step is saved.
 RUN = ("--epochs", 3, "--max-steps", 11, "--batch-size", 2, "--save-every", 1, "--valid-limit", 2, "--no-vanilla")

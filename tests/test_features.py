@@ -6,8 +6,8 @@ import soundfile
 import torch
 import whisper
 
-from whisper_quran import features
-from whisper_quran.features import collate, log_mel
+from whisper_quran.data import features
+from whisper_quran.data.features import collate, log_mel
 
 
 def whispers_own(clip: np.ndarray, n_mels: int) -> torch.Tensor:

@@ -17,8 +17,8 @@ from matplotlib.image import imread
 from matplotlib.text import Annotation, Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from whisper_quran.curves import draw
-from whisper_quran.history import History, write_results
+from whisper_quran.training.metrics_log import History, write_results
+from whisper_quran.training.plot import draw
 
 
 def train_row(step: int, epoch: int, loss: float) -> dict:

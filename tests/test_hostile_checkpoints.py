@@ -22,9 +22,9 @@ import torch
 from test_checkpoint import small_whisper
 
 import convert
-from whisper_quran.checkpoint import read_checkpoint, save_checkpoint
-from whisper_quran.errors import UserError, run_command
-from whisper_quran.unpickling import MEND, Inert, unpickle
+from whisper_quran.checkpoints.checkpoint import read_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.unpickling import MEND, Inert, unpickle
+from whisper_quran.runtime.errors import UserError, run_command
 
 
 class Call:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from conftest import make_whisper
 
-from whisper_quran.dataset import Batch
-from whisper_quran.device import Precision
-from whisper_quran.distributed import World
-from whisper_quran.objective import Objective
-from whisper_quran.optim import build_optimizer, parameter_groups, schedule
-from whisper_quran.step import accumulate, checkpoint_activations, update
+from whisper_quran.data.batches import Batch
+from whisper_quran.runtime.device import Precision
+from whisper_quran.runtime.distributed import World
+from whisper_quran.training.loss import Objective
+from whisper_quran.training.optimizer import build_optimizer, parameter_groups, schedule
+from whisper_quran.training.step import accumulate, checkpoint_activations, update
 
 CPU = torch.device("cpu")
 PROMPT = 4

@@ -95,7 +95,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 
-from whisper_quran.recordings import prepare
+from whisper_quran.data.audio_cache import prepare
 
 odd, cache = map(Path, sys.argv[1:])
 recordings = prepare({"odd": sorted(path for path in odd.iterdir() if path.is_file())}, cache, workers=2)

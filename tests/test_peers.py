@@ -24,8 +24,8 @@ from test_checkpoint import same_weights, small_whisper
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.conversion import convert
+from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.convert import convert
 
 pytestmark = pytest.mark.peers
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from whisper_quran.audio import SAMPLE_RATE
-from whisper_quran.errors import UserError
-from whisper_quran.recordings import Recordings, default_cache, prepare
+from whisper_quran.data.audio import SAMPLE_RATE
+from whisper_quran.data.audio_cache import Recordings, default_cache, prepare
+from whisper_quran.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -62,8 +62,8 @@ def assert_holds(recordings: Recordings, files: list[Path], expected: list[np.nd
 PREPARE = """
 import sys
 from pathlib import Path
-from whisper_quran import recordings
-from whisper_quran.errors import run_command
+from whisper_quran.data import audio_cache as recordings
+from whisper_quran.runtime.errors import run_command
 data, cache, pattern, commit_seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 recordings.COMMIT_SECONDS = commit_seconds
 sources = {folder.name: sorted(folder.glob(pattern)) for folder in sorted(data.iterdir())}
@@ -359,7 +359,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("whisper_quran.recordings.COMMIT_SECONDS", 0)
+    monkeypatch.setattr("whisper_quran.data.audio_cache.COMMIT_SECONDS", 0)
     files = [tmp_path / f"001{ayah:03}.wav" for ayah in range(20)]
     expected = [write_wav(file, seed, samples=55_000) for seed, file in enumerate(files)]
     with mounted(tmp_path / "cache", "size=2m") as cache:  # 2.2 MB are wanted, which may be an error of the estimate.
@@ -447,7 +447,7 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from whisper_quran.recordings import prepare\n"
+        "from whisper_quran.data.audio_cache import prepare\n"
         "files = sorted(Path(sys.argv[1]).iterdir())\n"
         "recordings = prepare({'R': files}, Path(sys.argv[2]), workers=1, quiet=True)\n"
         "def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4\n"

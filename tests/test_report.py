@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from whisper_quran.metrics import ErrorCounts, count_errors
-from whisper_quran.report import word_edits, write_report
+from whisper_quran.evaluation.report import word_edits, write_report
+from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 
 FATIHA = [
     "بسم الله الرحمن الرحيم",

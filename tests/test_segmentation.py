@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_quran.segmentation import pieces, segments
+from whisper_quran.decoding.long_audio import pieces, segments
 
 RATE = 16_000
 LONG_AYAT = ["002061", "002102", "002177", "002187", "002255", "002282"]  # over 30 s with both reciters

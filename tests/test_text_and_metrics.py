@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.metrics import ErrorCounts, count_errors
-from whisper_quran.text import normalize, target_tokens
+from whisper_quran.data.text import normalize, target_tokens
+from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 
 WORDS = st.lists(st.sampled_from("الله رب الناس قل هو أحد ملك".split()), max_size=8).map(" ".join)
 

@@ -11,7 +11,7 @@ import torch
 import whisper
 from conftest import results_of, rows_of
 
-from whisper_quran.run import Run
+from whisper_quran.training.trainer import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@
 The names in ``__all__`` are what other code may rely on; each is documented where it is defined.
 
 ========================================== =========================================================================
-``train(config)``                          run a training; returns its :class:`.history.History`
+``train(config)``                          run a training; returns its :class:`.training.metrics_log.History`
 ``TrainingConfig``                         every option of ``train.py``, Experiment 2A by default
 ``evaluate(config)``                       measure checkpoints ayah by ayah; returns the rows of ``results.json``
 ``EvaluationConfig``                       every option of ``evaluate.py``
@@ -27,12 +27,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import load_checkpoint, save_checkpoint
+    from .checkpoints.checkpoint import load_checkpoint, save_checkpoint
     from .config import EvaluationConfig, TrainingConfig
-    from .decoding import decode_batch, decode_clips
-    from .errors import UserError
-    from .evaluation import evaluate
-    from .training import train
+    from .decoding.batch_decoder import decode_batch, decode_clips
+    from .evaluation.evaluate import evaluate
+    from .runtime.errors import UserError
+    from .training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,13 +51,13 @@ __all__ = [
 _HOME = {
     "EvaluationConfig": "config",
     "TrainingConfig": "config",
-    "UserError": "errors",
-    "decode_batch": "decoding",
-    "decode_clips": "decoding",
-    "evaluate": "evaluation",
-    "load_checkpoint": "checkpoint",
-    "save_checkpoint": "checkpoint",
-    "train": "training",
+    "UserError": "runtime.errors",
+    "decode_batch": "decoding.batch_decoder",
+    "decode_clips": "decoding.batch_decoder",
+    "evaluate": "evaluation.evaluate",
+    "load_checkpoint": "checkpoints.checkpoint",
+    "save_checkpoint": "checkpoints.checkpoint",
+    "train": "training.train",
 }
 
 

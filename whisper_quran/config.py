@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from .errors import UserError
+from .runtime.errors import UserError
 
 T = TypeVar("T")
 

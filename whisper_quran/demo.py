@@ -15,9 +15,9 @@ import soundfile
 import torch
 from whisper.model import ModelDimensions, Whisper
 
-from .checkpoint import save_checkpoint
+from .checkpoints.checkpoint import save_checkpoint
 from .config import TrainingConfig
-from .files import atomic_write, make_folder
+from .runtime.files import atomic_write, make_folder
 
 _SAMPLE_RATE = 16000
 _VOICES = 40

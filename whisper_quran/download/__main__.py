@@ -1,6 +1,6 @@
 """``python -m whisper_quran.download``."""
 
-from ..errors import run_command
+from ..runtime.errors import run_command
 from .command import main
 
 if __name__ == "__main__":

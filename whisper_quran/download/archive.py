@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from ..files import atomic_write
+from ..runtime.files import atomic_write
 from .polite import Failed
 from .reciters import Key
 

@@ -36,9 +36,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, option, parse
-from ..corpus import parse_surahs
-from ..errors import UserError
-from ..files import atomic_write, make_folder
+from ..data.corpus import parse_surahs
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write, make_folder
 from .archive import LARGEST_FILE, Disowned, file_name, mp3_check, unpack
 from .inventory import check
 from .polite import PATIENCE, Absent, Client, Failed, Patience, cannot_fetch, split_url

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..audio import SAMPLE_RATE, AudioError, decode_file, header_seconds
-from ..corpus import AUDIO_EXTENSIONS, find_reciters, parse_surahs, read_text
-from ..errors import UserError
+from ..data.audio import SAMPLE_RATE, AudioError, decode_file, header_seconds
+from ..data.corpus import AUDIO_EXTENSIONS, find_reciters, parse_surahs, read_text
+from ..runtime.errors import UserError
 from .reciters import ALL, Key, ayat_of, spans
 
 LONG = 30.0  # seconds: what Whisper hears at once, and the longest that training takes

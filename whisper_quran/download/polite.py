@@ -24,8 +24,8 @@ from typing import TypeVar
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ..errors import UserError
-from ..files import storage_error
+from ..runtime.errors import UserError
+from ..runtime.files import storage_error
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 Key = tuple[int, int]  # surah, ayah
 

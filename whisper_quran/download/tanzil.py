@@ -8,7 +8,7 @@ import csv
 import re
 from pathlib import Path
 
-from ..files import atomic_write, make_folder
+from ..runtime.files import atomic_write, make_folder
 from .polite import Client, Failed, cannot_fetch
 from .reciters import ALL, Key, ayat_of
 

@@ -20,9 +20,9 @@ from whisper.audio import N_SAMPLES
 from whisper.tokenizer import Tokenizer
 
 from .audio import SAMPLE_RATE
+from .audio_cache import Recordings
 from .corpus import Ayah, Skipped
 from .features import collate
-from .recordings import Recordings
 from .text import target_tokens
 
 T = TypeVar("T")

@@ -24,8 +24,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from .errors import UserError
-from .files import atomic_write
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write
 from .unpickling import MAX_NAME, MEND, PickledTensor, unpickle
 
 STORAGE_DTYPES = {

@@ -1,7 +1,7 @@
 """Fine-tuning: from a :class:`.config.TrainingConfig` to checkpoints that ``whisper.load_model`` opens.
 
 ``train`` reads from top to bottom as a run goes: find the ayat, load the model, decode the recordings once, say what
-was decided and why, and train. The loop is :class:`.run.Run`, and the arithmetic of a step is :mod:`.step`.
+was decided and why, and train. The loop is :class:`.trainer.Run`, and the arithmetic of a step is :mod:`.step`.
 """
 
 import math
@@ -11,17 +11,17 @@ from collections.abc import Callable
 import torch
 from whisper.model import Whisper
 
-from .checkpoint import load_checkpoint
-from .config import TrainingConfig
-from .device import choose_device, resume_precision
-from .distributed import World, connect, disconnect, join_world
-from .errors import UserError
-from .history import History, require_tensorboard
-from .interrupts import Interrupts
-from .preparation import describe_data, make_tokenizer, prepare_data, select_ayat
-from .run import Run
+from ..checkpoints.checkpoint import load_checkpoint
+from ..config import TrainingConfig
+from ..data.prepare import describe_data, make_tokenizer, prepare_data, select_ayat
+from ..runtime.device import choose_device, resume_precision
+from ..runtime.distributed import World, connect, disconnect, join_world
+from ..runtime.errors import UserError
+from ..runtime.interrupts import Interrupts
+from .metrics_log import History, require_tensorboard
 from .run_folder import check_space, claim, write_config, write_skipped
 from .state import find_state, load_state
+from .trainer import Run
 
 Say = Callable[[str], None]
 

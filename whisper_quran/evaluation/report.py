@@ -25,7 +25,7 @@ from typing import Any
 
 import jiwer
 
-from .files import atomic_write
+from ..runtime.files import atomic_write
 
 
 def write_report(

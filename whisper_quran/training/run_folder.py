@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import whisper
 
-from .config import TrainingConfig, to_json
-from .corpus import Skipped
-from .distributed import World
-from .errors import UserError
-from .files import atomic_write, make_folder
+from ..config import TrainingConfig, to_json
+from ..data.corpus import Skipped
+from ..runtime.distributed import World
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write, make_folder
 from .state import has_state
 
 

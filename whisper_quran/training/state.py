@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
-from .files import atomic_write
-from .tensorfiles import write_torch_file
+from ..checkpoints.torch_zip import write_torch_file
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write
 
 State = dict[str, Any]
 _KEYS = frozenset("step epoch best_wer bad_steps precision dims data model optimizer scaler".split())

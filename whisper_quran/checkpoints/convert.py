@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from ..runtime.errors import UserError
+from ..runtime.files import make_folder, storage_error
 from . import huggingface
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .errors import UserError
-from .files import make_folder, storage_error
+from .dims import size_name
 from .huggingface_tokenizer import tokenizer_of
-from .sizes import size_name
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import whisper.normalizers
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from .files import atomic_write
-from .sizes import ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB
+from ..runtime.files import atomic_write
+from .dims import ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB
 
 FILES = {
     "added_tokens.json",

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .dataset import Example, make_batch, prefetch, split
-from .decoding import BatchDecoder
-from .device import Precision
-from .distributed import World
-from .features import log_mel
-from .metrics import ErrorCounts, count_errors
-from .objective import Objective
-from .recordings import Recordings
-from .text import normalize
+from ..data.audio_cache import Recordings
+from ..data.batches import Example, make_batch, prefetch, split
+from ..data.features import log_mel
+from ..data.text import normalize
+from ..decoding.batch_decoder import BatchDecoder
+from ..evaluation.word_errors import ErrorCounts, count_errors
+from ..runtime.device import Precision
+from ..runtime.distributed import World
+from .loss import Objective
 
 
 @dataclass(frozen=True)

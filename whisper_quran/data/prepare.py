@@ -9,11 +9,11 @@ from pathlib import Path
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
 
-from .config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, TrainingConfig
+from ..config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, TrainingConfig
+from ..runtime.errors import UserError
+from .audio_cache import Recordings, default_cache, prepare
+from .batches import Example, build_examples
 from .corpus import Ayah, Corpus, Skipped, open_corpus
-from .dataset import Example, build_examples
-from .errors import UserError
-from .recordings import Recordings, default_cache, prepare
 
 Say = Callable[[str], None]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .curves import Row, draw
-from .errors import UserError
-from .files import atomic_write, storage_error
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write, storage_error
+from .plot import Row, draw
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -93,7 +93,7 @@ class History:
 
 
 def require_tensorboard() -> None:
-    """Raise a :class:`.errors.UserError` where a ``History`` with ``tensorboard`` could not be written."""
+    """Raise a :class:`..runtime.errors.UserError` where a ``History`` with ``tensorboard`` could not be written."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:

@@ -26,9 +26,9 @@ from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
 from whisper.model import ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
-from .errors import UserError
-from .features import collate, log_mel
-from .segmentation import Piece, pieces
+from ..data.features import collate, log_mel
+from ..runtime.errors import UserError
+from .long_audio import Piece, pieces
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long

@@ -13,10 +13,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .corpus import Ayah
-from .errors import UserError
-from .files import atomic_write, make_folder, storage_error
-from .metrics import ErrorCounts, count_errors
+from ..data.corpus import Ayah
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write, make_folder, storage_error
+from .word_errors import ErrorCounts, count_errors
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from tqdm import tqdm
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
 
-from .checkpoint import save_checkpoint
-from .config import TrainingConfig
-from .dataset import Batch, Example, epoch_order, make_batch, prefetch, share, split
-from .device import Precision
-from .distributed import World
-from .errors import Interrupted, UserError
-from .history import History, corpus_rate, results_table, write_results
-from .interrupts import Interrupts
-from .objective import Objective
-from .optim import build_optimizer, schedule
-from .preparation import Data
+from ..checkpoints.checkpoint import save_checkpoint
+from ..config import TrainingConfig
+from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, share, split
+from ..data.prepare import Data
+from ..runtime.device import Precision
+from ..runtime.distributed import World
+from ..runtime.errors import Interrupted, UserError
+from ..runtime.interrupts import Interrupts
+from .loss import Objective
+from .metrics_log import History, corpus_rate, results_table, write_results
+from .optimizer import build_optimizer, schedule
 from .state import State, StateWriter, to_memory
 from .step import accumulate, checkpoint_activations, is_finite, update
 from .validation import Validation, validate

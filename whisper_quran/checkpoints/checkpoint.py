@@ -20,11 +20,11 @@ import whisper
 from torch import Tensor
 from whisper.model import ModelDimensions, Whisper
 
-from .errors import UserError
-from .files import atomic_write
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write
+from .dims import SAVE_ALL, alignment_heads, infer_dims, whisper_shapes
 from .huggingface import openai_name, shards, stated_dims
-from .sizes import SAVE_ALL, alignment_heads, infer_dims, whisper_shapes
-from .tensorfiles import (
+from .torch_zip import (
     LEGACY_MAGIC,
     StoredTensor,
     at_precision,

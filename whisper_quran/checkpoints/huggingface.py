@@ -8,11 +8,11 @@ from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from whisper.model import ModelDimensions
 from whisper.tokenizer import Tokenizer
 
+from ..runtime.errors import UserError
 from . import huggingface_tokenizer
-from .errors import UserError
+from .dims import ENGLISH_VOCAB, alignment_head_pairs
 from .huggingface_tokenizer import tokenizer_of, write_json, write_tokenizer
-from .sizes import ENGLISH_VOCAB, alignment_head_pairs
-from .tensorfiles import StoredTensor, write_safetensors
+from .torch_zip import StoredTensor, write_safetensors
 
 WEIGHTS, CONFIG, GENERATION, FEATURES = (
     "model.safetensors",

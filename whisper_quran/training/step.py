@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
-from .dataset import Batch
-from .device import Precision
-from .distributed import World
-from .features import log_mel
+from ..data.batches import Batch
+from ..data.features import log_mel
+from ..runtime.device import Precision
+from ..runtime.distributed import World
 
 
 def accumulate(

@@ -28,7 +28,7 @@ class Objective(nn.Module):
             return self.whisper.encoder(mel)
 
     def loss(self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats, summed over ``targets``; the arguments are those of :class:`.dataset.Batch`.
+        """Cross-entropy in nats, summed over ``targets``; the arguments are those of :class:`..data.batches.Batch`.
 
         The forward pass of ``whisper.model.TextDecoder``, with the output layer at the taught positions only.
         """

@@ -43,9 +43,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write, make_folder, storage_error
 from .audio import SAMPLE_RATE, AudioError, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
-from .errors import UserError
-from .files import atomic_write, make_folder, storage_error
 
 FORMAT = 1
 BYTES_PER_SAMPLE = 2

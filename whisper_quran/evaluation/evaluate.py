@@ -20,22 +20,22 @@ from tqdm import tqdm
 from whisper.audio import N_SAMPLES
 from whisper.model import Whisper
 
-from .audio import SAMPLE_RATE
-from .checkpoint import load_checkpoint, read_checkpoint
-from .config import EXPERIMENT_2A_VALID, EvaluationConfig, to_json
-from .corpus import Ayah, Skipped, open_corpus
-from .decoding import decode_clips
-from .device import Precision, choose_device, resume_precision
-from .errors import UserError
-from .files import atomic_write
-from .history import percent
-from .interrupts import Interrupts
-from .metrics import ErrorCounts
+from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
+from ..config import EXPERIMENT_2A_VALID, EvaluationConfig, to_json
+from ..data.audio import SAMPLE_RATE
+from ..data.audio_cache import Recordings, default_cache, prepare
+from ..data.corpus import Ayah, Skipped, open_corpus
+from ..data.prepare import make_tokenizer, summary
+from ..data.text import normalize
+from ..decoding.batch_decoder import decode_clips
+from ..runtime.device import Precision, choose_device, resume_precision
+from ..runtime.errors import UserError
+from ..runtime.files import atomic_write
+from ..runtime.interrupts import Interrupts
+from ..training.metrics_log import percent
 from .predictions import Predictions, key_of, predict
-from .preparation import make_tokenizer, summary
-from .recordings import Recordings, default_cache, prepare
 from .report import write_report
-from .text import normalize
+from .word_errors import ErrorCounts
 
 Say = Callable[[str], None]
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 import whisper
 from whisper.model import ModelDimensions
 
-from .errors import UserError
+from ..runtime.errors import UserError
 
 HEAD_WIDTH = 64  # at every size
 # state, encoder layers, decoder layers
