@@ -8,14 +8,12 @@ SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt,
 model.safetensors or pytorch_model.bin. Nothing in it is run, and no class of yours is needed to open it.
 """
 
-import argparse
-
-from whisper_quran.config import Parser
+from whisper_quran.runtime.command_line import Parser
 from whisper_quran.runtime.errors import run_command
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint file or folder to read")
     parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf) to write")
     parser.add_argument("--to", choices=("openai", "hf"), default="openai", help="what to write (default: openai)")

@@ -8,7 +8,8 @@ Writes predictions.csv, results.json, results.md and report.html, a page to look
 interruption, with the same --out, it goes on from the predictions that are there.
 """
 
-from whisper_quran.config import EvaluationConfig, parse
+from whisper_quran.config import EvaluationConfig
+from whisper_quran.runtime.command_line import parse
 from whisper_quran.runtime.errors import run_command
 
 

@@ -9,14 +9,14 @@ Every checkpoint it writes is opened by whisper.load_model(path) as it is.
 """
 
 import os
-from dataclasses import fields, replace
 
-from whisper_quran.config import TrainingConfig, parse
+from whisper_quran.config import DEMO, TrainingConfig
+from whisper_quran.runtime.command_line import parse
 from whisper_quran.runtime.errors import UserError, run_command
 
 
 def main() -> None:
-    config = parse(TrainingConfig, __doc__)
+    config = parse(TrainingConfig, __doc__, presets={"demo": DEMO})
     # Imported here so that --help and a wrong option answer at once: torch takes seconds.
     from whisper_quran import demo
     from whisper_quran.training.train import train
@@ -24,8 +24,7 @@ def main() -> None:
     if config.demo:
         if "RANK" in os.environ:
             raise UserError("--demo runs in one process: start it without torchrun")
-        made = demo.make(config)
-        config = replace(config, **{f.name: made[f.name] for f in fields(config) if f.name in made})
+        config = demo.make(config)
     train(config)
     if config.demo:
         print(demo.next_steps(config))

@@ -31,7 +31,7 @@ import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.checkpoints.convert import convert
-from whisper_quran.data.audio_cache import Clip, Recordings, prepare
+from whisper_quran.data.audio_cache import AudioCache, Clip, prepare_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_clips
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
@@ -230,7 +230,7 @@ def as_float(clip: np.ndarray) -> np.ndarray:
 
 def measure(row: Row) -> Measured:
     """Decode the row's clips, after a warm-up on a batch of them."""
-    recordings = Recordings({str(i): clip for i, clip in enumerate(row.clips)}, [], [])
+    recordings = AudioCache({str(i): clip for i, clip in enumerate(row.clips)}, [], [])
     clips = Lazily(recordings)
     free = torch.cuda.mem_get_info()[0] if row.device == "cuda" else 0
     decode = WAYS[row.way](row)
@@ -247,7 +247,7 @@ def measure(row: Row) -> Measured:
 class Lazily(Sequence):
     """The recordings in order, each read from the disk when asked for."""
 
-    def __init__(self, recordings: Recordings) -> None:
+    def __init__(self, recordings: AudioCache) -> None:
         self.recordings = recordings
 
     def __len__(self) -> int:
@@ -287,7 +287,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         sources = {reciter.name: sorted(reciter.iterdir()) for reciter in sorted((args.data / "audio").iterdir())}
-        recordings = prepare(sources, Path(folder, "cache"), os.cpu_count() or 1)
+        recordings = prepare_audio(sources, Path(folder, "cache"), os.cpu_count() or 1)
         short = [clip for clip in recordings.clips.values() if clip.length <= 30 * RATE]
         random.Random(0).shuffle(short)
 

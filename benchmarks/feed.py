@@ -27,7 +27,7 @@ import torchaudio
 import whisper
 
 from whisper_quran.data.audio import SAMPLE_RATE, _stderr_captured, decode_file
-from whisper_quran.data.audio_cache import prepare
+from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import split
 from whisper_quran.data.features import collate
 
@@ -64,7 +64,7 @@ def main() -> None:
 
     sources = {folder.name: sorted(folder.iterdir()) for folder in sorted((args.data / "audio").iterdir())}
     with tempfile.TemporaryDirectory() as cache:
-        recordings = prepare(sources, Path(cache), os.cpu_count() or 1)
+        recordings = prepare_audio(sources, Path(cache), os.cpu_count() or 1)
         short = [Path(file) for file, clip in recordings.clips.items() if clip.length <= 30 * SAMPLE_RATE]
         files = random.Random(0).sample(short, min(args.clips, len(short)))
         ways: dict[str, Callable[[Path], np.ndarray]] = {

@@ -26,7 +26,7 @@ import torch
 import torchaudio  # The first import takes seconds, and in a training run both are there already.
 
 from whisper_quran.data import audio
-from whisper_quran.data.audio_cache import Recordings, prepare
+from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 
 torch.set_num_threads(1)
 
@@ -37,11 +37,11 @@ def cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in usage)
 
 
-def measure(sources: dict[str, list[Path]], workers: int) -> tuple[float, float, Recordings]:
+def measure(sources: dict[str, list[Path]], workers: int) -> tuple[float, float, AudioCache]:
     """One preparation: wall-clock seconds, processor seconds, and what came of it."""
     with tempfile.TemporaryDirectory() as cache:
         start, cpu_start = time.perf_counter(), cpu_seconds()
-        recordings = prepare(sources, Path(cache), workers, quiet=True)
+        recordings = prepare_audio(sources, Path(cache), workers, quiet=True)
         return time.perf_counter() - start, cpu_seconds() - cpu_start, recordings
 
 

@@ -21,7 +21,7 @@ from whisper.audio import N_FRAMES
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.data.audio_cache import Recordings, prepare
+from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.batches import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
@@ -78,7 +78,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(
-    model: Whisper, examples: list[Example], recordings: Recordings, args: argparse.Namespace, batch_size: int,
+    model: Whisper, examples: list[Example], recordings: AudioCache, args: argparse.Namespace, batch_size: int,
     device: torch.device, precision: Precision, rate: float,
 ) -> str:  # fmt: skip
     """Train a few steps; return the table's row."""
@@ -88,9 +88,7 @@ def measure(
     forward = torch.compile(objective) if args.compile else objective
     order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * (args.steps + 3)]
     pin = device.type == "cuda"
-    feed = prefetch(
-        make_batch([examples[i] for i in part], recordings, PROMPT, pin) for part in split(order, batch_size)
-    )
+    feed = prefetch(make_batch([examples[i] for i in part], recordings, pin) for part in split(order, batch_size))
     if pin:
         torch.cuda.reset_peak_memory_stats(device)
     clips = flops = waited = 0.0
@@ -116,7 +114,7 @@ def measure(
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def accumulation_error(examples: list[Example], recordings: Recordings) -> tuple[float, float]:
+def accumulation_error(examples: list[Example], recordings: AudioCache) -> tuple[float, float]:
     """How far 4 × 4 accumulated is from a batch of 16, in fp32 on the CPU: gradient and update, relative."""
     original = make_model("tiny")
     gradients, updates = [], []
@@ -124,7 +122,7 @@ def accumulation_error(examples: list[Example], recordings: Recordings) -> tuple
         model = copy.deepcopy(original)
         objective = Objective(model, train_encoder=False)
         optimizer = build_optimizer(objective, 1e-3, 0.01, 1e-8)
-        batches = [make_batch(part, recordings, PROMPT) for part in split(examples[:16], size)]
+        batches = [make_batch(part, recordings) for part in split(examples[:16], size)]
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         tokens = sum(batch.target_tokens for batch in batches)
         fp32, cpu = Precision("fp32", ""), torch.device("cpu")
@@ -157,7 +155,7 @@ def main() -> None:
     ayat, _ = corpus.select(corpus.reciters)
     sources = {reciter: [ayah.audio for ayah in ayat if ayah.reciter == reciter] for reciter in corpus.reciters}
     with tempfile.TemporaryDirectory() as cache:
-        recordings = prepare(sources, Path(cache), workers=4)
+        recordings = prepare_audio(sources, Path(cache), workers=4)
         examples, _ = build_examples(ayat, recordings, tokenizer, 30, 448)
         rate = matmul_rate(device, precision.dtype)
         print(f"\n{device}: {reason}; {rate / 1e12:.2f} TFLOP/s on a large {precision.name} matrix product")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_quran.config import TrainingConfig, parse, to_json
+from whisper_quran.config import DEMO, EvaluationConfig, TrainingConfig
+from whisper_quran.runtime.command_line import parse, to_json
 from whisper_quran.runtime.errors import UserError
 
 
@@ -19,7 +20,7 @@ def test_no_option_is_experiment_2a():
         10,
         2,
     )
-    assert len(config.train_reciters) == 6 and len(config.valid_reciters) == 2
+    assert config.train_reciters is None and config.valid_reciters is None
     assert not config.train_encoder
 
 
@@ -40,6 +41,7 @@ def test_every_kind_of_option_parses():
         "--batch-size 0", "--batch-size -1", "--batch-size 1.5", "--epochs 0", "--lr 0", "--lr nan", "--accumulate 0",
         "--max-duration 0", "--max-steps 0", "--workers 0", "--warmup-steps -1", "--precision int8", "--nonsense 1",
         "--epoch 3", "--valid-limit 0", "--clip-grad -1", "stray",
+        "--max-duration 60",
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line(line):
@@ -47,3 +49,31 @@ def test_a_wrong_option_is_one_line(line):
         parse(TrainingConfig, "", line.split())
     assert "\n" not in str(caught.value)
     assert line.split()[0].lstrip("-") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0}, {"epochs": 2.5}, {"epochs": True}, {"lr": -1}, {"lr": float("nan")}, {"lr": "1e-3"},
+        {"precision": "bfloat16"}, {"train_reciters": "Husary_128kbps"}, {"train_reciters": (1,)}, {"resume": 1},
+        {"max_duration": 60}, {"keep": None}, {"data": 3},
+    ],
+)  # fmt: skip
+def test_python_is_refused_what_the_command_line_refuses(values):
+    with pytest.raises(UserError) as caught:
+        TrainingConfig(**values)
+    assert "\n" not in str(caught.value)
+    assert next(iter(values)).replace("_", "-") in str(caught.value)
+
+
+def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for_floats():
+    config = TrainingConfig(data="x", train_reciters=["A", "B"], lr=1)
+    assert config.data == Path("x") and config.train_reciters == ("A", "B") and type(config.lr) is float
+    with pytest.raises(UserError, match="models"):
+        EvaluationConfig(models="base.pt")
+
+
+def test_an_option_given_beside_demo_wins_even_at_its_usual_default():
+    config = parse(TrainingConfig, "", ["--demo", "--epochs", "10"], presets={"demo": DEMO})
+    assert (config.epochs, config.batch_size, config.out) == (10, 8, Path("runs/demo"))
+    assert parse(TrainingConfig, "", [], presets={"demo": DEMO}) == TrainingConfig()

@@ -22,7 +22,7 @@ def make_data(folder: Path, files: list[str], csv: str = "sorah,ayah,text\n1,1,a
 
 def test_the_real_recitations_are_paired_with_their_text(quran):
     corpus = open_corpus(quran)
-    assert list(corpus.reciters) == ["AbdulWadood_Haneef", "Yasser_Salama_hadr"]
+    assert {"AbdulWadood_Haneef", "Yasser_Salama_hadr"} <= set(corpus.reciters)
     ayat, skipped = corpus.select(["AbdulWadood_Haneef"])
     assert len(ayat) == len(list((quran / "audio" / "AbdulWadood_Haneef").glob("*.mp3")))
     first = ayat[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.data.audio_cache import prepare
+from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import Ayah, open_corpus
 
@@ -23,13 +23,13 @@ def fatihah(quran, tmp_path_factory):
     ayat, _ = corpus.select(["AbdulWadood_Haneef"])
     ayat = [ayah for ayah in ayat if ayah.surah == 1 or ayah.number == 282]
     sources = {"AbdulWadood_Haneef": [ayah.audio for ayah in ayat]}
-    return ayat, prepare(sources, tmp_path_factory.mktemp("cache"), workers=2, quiet=True)
+    return ayat, prepare_audio(sources, tmp_path_factory.mktemp("cache"), workers=2, quiet=True)
 
 
 def test_long_ayat_and_long_texts_are_left_out_with_a_reason(fatihah):
     ayat, recordings = fatihah
     examples, skipped = build_examples(ayat, recordings, TOKENIZER, max_duration=30, n_text_ctx=448)
-    assert [example.ayah.number for example in examples] == [1, 2, 3, 4, 5, 6, 7]
+    assert [example.parts[0].number for example in examples] == [1, 2, 3, 4, 5, 6, 7]
     assert [item.reason for item in skipped] == ["longer than 30 s"]
     examples, skipped = build_examples(ayat, recordings, TOKENIZER, max_duration=300, n_text_ctx=16)
     assert {item.reason for item in skipped} == {"longer than 30 s", "text longer than the decoder's 16 tokens"}
@@ -40,16 +40,16 @@ def test_long_ayat_and_long_texts_are_left_out_with_a_reason(fatihah):
 def test_a_batch_teaches_text_and_eot_and_nothing_else(fatihah):
     ayat, recordings = fatihah
     examples, _ = build_examples(ayat, recordings, TOKENIZER, max_duration=30, n_text_ctx=448)
-    batch = make_batch(examples, recordings, PROMPT)
+    batch = make_batch(examples, recordings)
     length = batch.tokens.shape[1]
     for row, example in enumerate(examples):
-        samples = recordings.read(example.ayah.audio)
+        samples = recordings.read(example.parts[0].audio)
         assert np.array_equal(batch.audio[row, : len(samples)].numpy(), samples)
         assert not batch.audio[row, len(samples) :].any()
         here = (batch.positions // length) == row
         taught = batch.targets[here].tolist()
         assert taught[-1] == TOKENIZER.eot
-        assert TOKENIZER.decode(taught[:-1]) == " " + example.ayah.text
+        assert TOKENIZER.decode(taught[:-1]) == " " + example.text
         # Each target is taught where the decoder has just been given the token before it.
         given = batch.tokens.flatten()[batch.positions[here]].tolist()
         assert given == list(example.tokens[PROMPT - 1 : -1])

@@ -95,10 +95,10 @@ PREPARE = """
 import sys
 from pathlib import Path
 
-from whisper_quran.data.audio_cache import prepare
+from whisper_quran.data.audio_cache import prepare_audio
 
 odd, cache = map(Path, sys.argv[1:])
-recordings = prepare({"odd": sorted(path for path in odd.iterdir() if path.is_file())}, cache, workers=2)
+recordings = prepare_audio({"odd": sorted(path for path in odd.iterdir() if path.is_file())}, cache, workers=2)
 print("decoded", *sorted(Path(path).name for path in recordings.clips))
 """
 

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from whisper_quran.data.audio import SAMPLE_RATE
-from whisper_quran.data.audio_cache import Recordings, default_cache, prepare
+from whisper_quran.data.audio_cache import AudioCache, default_cache, prepare_audio
 from whisper_quran.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def contents(folder: Path) -> tuple[bytes, list[dict]]:
     return audio.read_bytes(), [json.loads(line) for line in lines]
 
 
-def assert_holds(recordings: Recordings, files: list[Path], expected: list[np.ndarray]) -> None:
+def assert_holds(recordings: AudioCache, files: list[Path], expected: list[np.ndarray]) -> None:
     for file, samples in zip(files, expected, strict=True):
         assert recordings.length(file) == len(samples)
         np.testing.assert_array_equal(recordings.read(file), samples)
@@ -67,7 +67,7 @@ from whisper_quran.runtime.errors import run_command
 data, cache, pattern, commit_seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 recordings.COMMIT_SECONDS = commit_seconds
 sources = {folder.name: sorted(folder.glob(pattern)) for folder in sorted(data.iterdir())}
-run_command(lambda: print("clips", len(recordings.prepare(sources, cache, workers=2).clips)))
+run_command(lambda: print("clips", len(recordings.prepare_audio(sources, cache, workers=2).clips)))
 """
 
 
@@ -94,7 +94,7 @@ def test_real_recitations_are_decoded_once(quran, tmp_path, capfd):
         name: sorted((quran / "audio" / name).glob("001*.mp3")) for name in ("AbdulWadood_Haneef", "Yasser_Salama_hadr")
     }
     sources["odd"] = sorted((quran / "odd").iterdir())
-    first = prepare(sources, tmp_path, workers=2)
+    first = prepare_audio(sources, tmp_path, workers=2)
     said = capfd.readouterr()
     assert said.out.startswith("Decoding 23 files of 3 reciters, about 1.8 min: 3.5 MB in ")
     assert said.out.endswith(f"{tmp_path}\n")
@@ -111,7 +111,7 @@ def test_real_recitations_are_decoded_once(quran, tmp_path, capfd):
     assert np.abs(first.read(ayah).astype(int)).max() > 1000
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    again = prepare(sources, tmp_path, workers=2)
+    again = prepare_audio(sources, tmp_path, workers=2)
     assert capfd.readouterr() == ("", "")
     assert again == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -120,45 +120,45 @@ def test_real_recitations_are_decoded_once(quran, tmp_path, capfd):
 def test_the_data_is_only_read(reciter, tmp_path):
     files, expected = reciter
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
-    assert_holds(prepare({"Reciter": files}, tmp_path / "cache", workers=1), files, expected)
+    assert_holds(prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1), files, expected)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
 
 
 def test_the_number_of_workers_changes_nothing(reciter, tmp_path):
     files, _ = reciter
     for workers in (1, 2):
-        prepare({"Reciter": files}, tmp_path / str(workers), workers=workers, quiet=True)
+        prepare_audio({"Reciter": files}, tmp_path / str(workers), workers=workers, quiet=True)
     assert contents(the_folder(tmp_path / "1")) == contents(the_folder(tmp_path / "2"))
 
 
 def test_recordings_travel_to_loader_processes(reciter, tmp_path):
     files, expected = reciter
-    recordings = prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
     assert_holds(pickle.loads(pickle.dumps(recordings)), files, expected)
 
 
 def test_quiet_says_nothing(reciter, tmp_path, capfd):
-    prepare({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+    prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
     assert capfd.readouterr() == ("", "")
 
 
 def test_added_and_changed_files_are_decoded_and_no_others(reciter, tmp_path, capfd):
     files, expected = reciter
     cache = tmp_path / "cache"
-    prepare({"Reciter": files[:8]}, cache, workers=1)
+    prepare_audio({"Reciter": files[:8]}, cache, workers=1)
     expected[3] = write_wav(files[3], seed=100, samples=len(expected[3]))  # Of the same size as before.
     files[5].write_bytes(b"no audio any more")
     capfd.readouterr()
-    recordings = prepare({"Reciter": files}, cache, workers=1)
+    recordings = prepare_audio({"Reciter": files}, cache, workers=1)
     assert "Decoding 6 files of Reciter" in capfd.readouterr().out
     assert [path for path, _ in recordings.skipped] == [files[5]]
     assert_holds(recordings, files[:5] + files[6:], expected[:5] + expected[6:])
 
     if shutil.which("ffmpeg"):  # Without it, a file that nothing reads is tried again: it may be there next time.
-        prepare({"Reciter": files}, cache, workers=1)
+        prepare_audio({"Reciter": files}, cache, workers=1)
         assert capfd.readouterr().out == ""
     expected[5] = write_wav(files[5], seed=101)
-    recordings = prepare({"Reciter": files}, cache, workers=1)
+    recordings = prepare_audio({"Reciter": files}, cache, workers=1)
     assert "Decoding 1 file of Reciter" in capfd.readouterr().out
     assert recordings.skipped == []
     assert_holds(recordings, files, expected)
@@ -166,10 +166,10 @@ def test_added_and_changed_files_are_decoded_and_no_others(reciter, tmp_path, ca
 
 def test_a_reader_is_not_disturbed_by_a_later_preparation(reciter, tmp_path):
     files, expected = reciter
-    before = prepare({"Reciter": files[:6]}, tmp_path / "cache", workers=1, quiet=True)
+    before = prepare_audio({"Reciter": files[:6]}, tmp_path / "cache", workers=1, quiet=True)
     for file in files[:6]:
         write_wav(file, seed=200)
-    prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
     assert_holds(before, files[:6], expected[:6])
 
 
@@ -178,18 +178,18 @@ def test_samples_that_are_mostly_superseded_are_spoken_of(reciter, tmp_path, cap
     for round_ in range(3):
         for file in files:
             write_wav(file, seed=round_)
-        prepare({"Reciter": files}, tmp_path / "cache", workers=1)
+        prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1)
         assert ("superseded" in capfd.readouterr().out) == (round_ == 2)
 
 
 def test_what_cannot_be_opened_is_skipped_and_tried_again(reciter, tmp_path):
     files, expected = reciter
     gone = files[0].with_name("gone.wav")
-    recordings = prepare({"Reciter": [gone, *files]}, tmp_path / "cache", workers=1, quiet=True)
+    recordings = prepare_audio({"Reciter": [gone, *files]}, tmp_path / "cache", workers=1, quiet=True)
     assert recordings.skipped == [(gone, "cannot be read (No such file or directory)")]
     assert_holds(recordings, files, expected)
     content = write_wav(gone, seed=50)
-    assert_holds(prepare({"Reciter": [gone]}, tmp_path / "cache", workers=1, quiet=True), [gone], [content])
+    assert_holds(prepare_audio({"Reciter": [gone]}, tmp_path / "cache", workers=1, quiet=True), [gone], [content])
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -199,10 +199,10 @@ def test_what_only_ffmpeg_reads_is_tried_again_once_it_is_there(reciter, tmp_pat
     subprocess.run(["ffmpeg", "-v", "error", "-i", files[0], m4a], check=True)
     with monkeypatch.context() as without:
         without.setenv("PATH", str(tmp_path))
-        ((path, reason),) = prepare({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True).skipped
+        ((path, reason),) = prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True).skipped
     assert path == m4a
     assert reason.endswith("; ffmpeg: not installed")
-    assert m4a in prepare({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True)
+    assert m4a in prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True)
 
 
 def test_two_data_sets_with_a_reciter_of_one_name(tmp_path):
@@ -214,7 +214,7 @@ def test_two_data_sets_with_a_reciter_of_one_name(tmp_path):
     for _ in range(2):
         for data, content in zip(("a", "b"), expected, strict=True):
             files = [tmp_path / data / "Reciter" / "001001.wav"]
-            assert_holds(prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True), files, [content])
+            assert_holds(prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True), files, [content])
 
 
 def test_reciters_and_files_of_any_name(tmp_path):
@@ -224,7 +224,7 @@ def test_reciters_and_files_of_any_name(tmp_path):
         sources[reciter] = [file]
         expected.append(write_wav(file, seed=i))
     for _ in range(2):
-        recordings = prepare(sources, tmp_path / "cache", workers=1, quiet=True)
+        recordings = prepare_audio(sources, tmp_path / "cache", workers=1, quiet=True)
         assert_holds(recordings, [file for files in sources.values() for file in files], expected)
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
@@ -278,19 +278,19 @@ def test_a_damaged_cache_is_mended(reciter, tmp_path, damage):
     """Half of the files are asked for first: stale lines must not come true again once the audio has grown."""
     files, expected = reciter
     cache = tmp_path / "cache"
-    prepare({"Reciter": files}, cache, workers=1, quiet=True)
+    prepare_audio({"Reciter": files}, cache, workers=1, quiet=True)
     damage(the_folder(cache))
     half = files[8:] + files[:2]
-    assert_holds(prepare({"Reciter": half}, cache, workers=1, quiet=True), half, expected[8:] + expected[:2])
-    assert_holds(prepare({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
-    assert_holds(prepare({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
+    assert_holds(prepare_audio({"Reciter": half}, cache, workers=1, quiet=True), half, expected[8:] + expected[:2])
+    assert_holds(prepare_audio({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
+    assert_holds(prepare_audio({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
 
 
 def test_a_run_does_not_read_other_ayat_from_a_cache_that_was_made_anew(reciter, tmp_path):
     files, _ = reciter
-    running = prepare({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    running = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
     shutil.rmtree(tmp_path / "cache")
-    prepare({"Reciter": files[::-1]}, tmp_path / "cache", workers=1, quiet=True)
+    prepare_audio({"Reciter": files[::-1]}, tmp_path / "cache", workers=1, quiet=True)
     with pytest.raises(FileNotFoundError):
         running.read(files[0])
 
@@ -364,21 +364,21 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path, monkeypatch):
     expected = [write_wav(file, seed, samples=55_000) for seed, file in enumerate(files)]
     with mounted(tmp_path / "cache", "size=2m") as cache:  # 2.2 MB are wanted, which may be an error of the estimate.
         with pytest.raises(UserError, match=r"no space left .*\(--cache\)"):
-            prepare({"R": files}, cache, workers=2, quiet=True)
+            prepare_audio({"R": files}, cache, workers=2, quiet=True)
         audio, lines = contents(the_folder(cache))
         assert 0 < len(lines) < 20
         assert len(audio) == len(lines) * 110_000
         some = files[: len(lines)]
-        assert_holds(prepare({"R": some}, cache, workers=2, quiet=True), some, expected[: len(lines)])
+        assert_holds(prepare_audio({"R": some}, cache, workers=2, quiet=True), some, expected[: len(lines)])
         subprocess.run(["mount", "-o", "remount,size=4m", cache], check=True)
-        assert_holds(prepare({"R": files}, cache, workers=2, quiet=True), files, expected)
+        assert_holds(prepare_audio({"R": files}, cache, workers=2, quiet=True), files, expected)
 
 
 def test_what_clearly_does_not_fit_is_refused_beforehand(quran, tmp_path):
     files = sorted((quran / "audio" / "Yasser_Salama_hadr").glob("002*.mp3"))
     with mounted(tmp_path / "cache", "size=2m") as cache:
         with pytest.raises(UserError, match=r"needs about \d+\.\d MB in .*, where 2\.\d MB are free: .*--cache"):
-            prepare({"R": files}, cache, workers=2, quiet=True)
+            prepare_audio({"R": files}, cache, workers=2, quiet=True)
         assert not list(cache.glob("*/*.int16"))
 
 
@@ -386,21 +386,21 @@ def test_a_cache_that_cannot_be_written(reciter, tmp_path):
     files, expected = reciter
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*\(--cache\)"):
-        prepare({"Reciter": files}, tmp_path / "file", workers=1, quiet=True)
+        prepare_audio({"Reciter": files}, tmp_path / "file", workers=1, quiet=True)
     with mounted(tmp_path / "cache", "size=4m") as cache:
-        prepare({"Reciter": files[:6]}, cache, workers=1, quiet=True)
+        prepare_audio({"Reciter": files[:6]}, cache, workers=1, quiet=True)
         subprocess.run(["mount", "-o", "remount,ro", cache], check=True)
         with pytest.raises(UserError, match=r"cannot write .*\(--cache\)"):
-            prepare({"Reciter": files}, cache, workers=1, quiet=True)
+            prepare_audio({"Reciter": files}, cache, workers=1, quiet=True)
         # What is there can be used all the same.
-        assert_holds(prepare({"Reciter": files[:6]}, cache, workers=1, quiet=True), files[:6], expected[:6])
+        assert_holds(prepare_audio({"Reciter": files[:6]}, cache, workers=1, quiet=True), files[:6], expected[:6])
 
 
 def test_decoding_processes_that_keep_dying_are_an_error_that_says_so(reciter, tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.syspath_prepend(tmp_path)  # The workers', not this process's: numpy is loaded already.
     with pytest.raises(UserError, match=r"keep dying \(signal 9, at .*\): free memory, try fewer --workers"):
-        prepare({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+        prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -447,15 +447,15 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from whisper_quran.data.audio_cache import prepare\n"
+        "from whisper_quran.data.audio_cache import prepare_audio\n"
         "files = sorted(Path(sys.argv[1]).iterdir())\n"
-        "recordings = prepare({'R': files}, Path(sys.argv[2]), workers=1, quiet=True)\n"
+        "recordings = prepare_audio({'R': files}, Path(sys.argv[2]), workers=1, quiet=True)\n"
         "def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4\n"
         "recordings.read(files[0]).max(); once = resident()\n"
         "for file in files: recordings.read(file).max()\n"
         "print(resident() - once)"
     )
-    prepare({"R": sorted(data.iterdir())}, tmp_path / "cache", workers=2, quiet=True)
+    prepare_audio({"R": sorted(data.iterdir())}, tmp_path / "cache", workers=2, quiet=True)
     run = subprocess.run(
         [sys.executable, "-c", code, data, tmp_path / "cache"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},

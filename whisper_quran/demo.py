@@ -7,8 +7,8 @@ recognise one it never heard.
 """
 
 import csv
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -44,30 +44,21 @@ _TEXT = {
 _LETTERS = sorted(set("".join(_TEXT.values())) - {" "})
 
 
-def make(config: TrainingConfig) -> dict[str, Any]:
-    """Make the reciters and the model under ``config.out``; return the options a demo run has other values for.
-
-    Options that the user gave (that are not at their defaults) are left alone, but for the data and the model.
-    """
-    default = TrainingConfig()
-    out = Path("runs/demo") if config.out == default.out else config.out
-    data = out / "demo"
+def make(config: TrainingConfig) -> TrainingConfig:
+    """Make the reciters and the model under ``config.out``; return ``config`` with these as its data and model."""
+    data = config.out / "demo"
     train, valid = [f"voice_{n:02}" for n in range(_VOICES)], "voice_unheard"
     if not (data / "model.pt").exists():
         _make_reciters(make_folder(data), [*train, valid])
         save_checkpoint(data / "model.pt", _make_model())
-    settings: dict[str, Any] = {
-        "out": out,
-        "cache": data / "cache",
-        "epochs": 5,
-        "batch_size": 8,
-        "lr": 2e-3,
-        "warmup_steps": 20,
-        "train_encoder": True,
-    }
-    chosen = {k: v for k, v in settings.items() if getattr(config, k) == getattr(default, k)}
-    fixed = {"data": data, "model": str(data / "model.pt"), "train_reciters": tuple(train), "valid_reciters": (valid,)}
-    return chosen | fixed
+    return replace(
+        config,
+        data=data,
+        cache=config.cache or data / "cache",
+        model=str(data / "model.pt"),
+        train_reciters=tuple(train),
+        valid_reciters=(valid,),
+    )
 
 
 def next_steps(config: TrainingConfig) -> str:

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
+from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import make_folder, storage_error
 from . import huggingface
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .dims import size_name
 from .huggingface_tokenizer import tokenizer_of
-
-DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def convert(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import whisper
 from whisper.model import ModelDimensions
+from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
 
 from ..runtime.errors import UserError
 
@@ -162,3 +163,19 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
     if max(dims.n_audio_layer, dims.n_text_layer) > MAX_LAYERS or dims.n_text_ctx > MAX_TEXT_CTX:
         raise UserError(f"{where} is no Whisper: {dims.n_text_layer} layers or {dims.n_text_ctx} tokens are too many")
     return dims
+
+
+def tokenizer_for(dims: ModelDimensions, language: str) -> Tokenizer:
+    """The tokenizer of a model of ``dims`` for ``language`` (a code or an English name).
+
+    Raises:
+        UserError: there is no such language, or the model is English-only and the language is not.
+    """
+    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    if code not in LANGUAGES:
+        raise UserError(f"--language {language}: not one of Whisper's languages; ar is Arabic")
+    multilingual = dims.n_vocab >= 51865  # as whisper.model.Whisper tells it
+    if not multilingual and code != "en":
+        raise UserError(f"--language {language} needs a multilingual model, this one is English-only (.en)")
+    languages = dims.n_vocab - 51765 - int(multilingual)
+    return get_tokenizer(multilingual, num_languages=languages, language=code, task="transcribe")

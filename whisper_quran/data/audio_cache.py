@@ -1,4 +1,4 @@
-"""Recordings, decoded once: 16 kHz mono int16 on disk, which every later run maps into memory.
+"""AudioCache, decoded once: 16 kHz mono int16 on disk, which every later run maps into memory.
 
 Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. So the first use of a reciter decodes all that
 is wanted of it, into one folder under the cache:
@@ -61,7 +61,7 @@ class Clip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recordings:
+class AudioCache:
     """Decoded recordings, by the path of their source file as it was given to :func:`prepare`.
 
     Holds places, not samples: it is small, and can be pickled or forked into loader processes.
@@ -89,7 +89,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper_quran"
 
 
-def prepare(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, *, quiet: bool = False) -> Recordings:
+def prepare_audio(
+    sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, *, quiet: bool = False
+) -> AudioCache:
     """See to it that ``sources`` (reciter -> audio files) are decoded in ``cache``, and return where they are.
 
     What is not there yet is decoded in up to ``workers`` processes; where another process is at a reciter, it is waited
@@ -109,7 +111,7 @@ def prepare(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, *,
         if unfinished:
             _announce(unfinished, cache, quiet)
             _decode(unfinished, workers, quiet)
-    recordings = Recordings({}, [], [])
+    recordings = AudioCache({}, [], [])
     for folder in folders:
         folder.report(recordings)
     return recordings
@@ -254,7 +256,7 @@ class _Folder:
         """Samples in the audio file that no line speaks of any more."""
         return self.end - sum(record.length for record in self.records.values())
 
-    def report(self, recordings: Recordings) -> None:
+    def report(self, recordings: AudioCache) -> None:
         """Enter into ``recordings`` what became of the files."""
         recordings.skipped.extend((Path(file), reason) for file, reason in self.failed.items())
         for file in self.sources:

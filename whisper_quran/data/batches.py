@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import N_SAMPLES
 from whisper.tokenizer import Tokenizer
 
 from .audio import SAMPLE_RATE
-from .audio_cache import Recordings
+from .audio_cache import AudioCache
 from .corpus import Ayah, Skipped
 from .features import collate
 from .text import target_tokens
@@ -30,25 +31,48 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """An ayah that can be trained on. ``samples`` is its length at 16 kHz; ``tokens`` run from sot to eot."""
+    """One window of training: consecutive ayat of a reciter (today always one) and what the decoder is taught.
 
-    ayah: Ayah
+    ``samples`` is its length at 16 kHz. ``tokens`` run from the prompt to eot; those from ``taught_from`` on are
+    targets of the loss, those before are given.
+    """
+
+    parts: tuple[Ayah, ...]
     samples: int
     tokens: tuple[int, ...]
+    taught_from: int
+
+    @property
+    def reciter(self) -> str:
+        return self.parts[0].reciter
+
+    @property
+    def text(self) -> str:
+        return " ".join(ayah.text for ayah in self.parts)
 
     @property
     def seconds(self) -> float:
         return self.samples / SAMPLE_RATE
 
+    @property
+    def target_tokens(self) -> int:
+        return len(self.tokens) - self.taught_from
+
+    def audio(self, cache: AudioCache) -> np.ndarray:
+        """Read the samples from ``cache``: int16 (samples,) at 16 kHz."""
+        clips = [cache.read(ayah.audio) for ayah in self.parts]
+        return clips[0] if len(clips) == 1 else np.concatenate(clips)
+
 
 def build_examples(
-    ayat: Iterable[Ayah], recordings: Recordings, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
+    ayat: Iterable[Ayah], recordings: AudioCache, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
 ) -> tuple[list[Example], list[Skipped]]:
     """Keep the ayat that fit the model: at most ``max_duration`` seconds (and 30), and the decoder's context.
 
     Ayat that ``recordings`` does not hold are left to ``recordings.skipped``.
     """
     limit = min(int(max_duration * SAMPLE_RATE), N_SAMPLES)
+    prompt = len(tokenizer.sot_sequence_including_notimestamps)
     examples, skipped = [], []
     for ayah in ayat:
         if ayah.audio not in recordings:
@@ -60,7 +84,7 @@ def build_examples(
         elif len(tokens) - 1 > n_text_ctx:
             reason = f"text longer than the decoder's {n_text_ctx} tokens"
         else:
-            examples.append(Example(ayah, samples, tuple(tokens)))
+            examples.append(Example((ayah,), samples, tuple(tokens), prompt))
             continue
         skipped.append(Skipped(str(ayah.audio), reason))
     return examples, skipped
@@ -101,8 +125,8 @@ class Batch:
         )
 
 
-def make_batch(examples: Sequence[Example], recordings: Recordings, prompt: int, pin: bool = False) -> Batch:
-    """Collate ``examples``; the first ``prompt`` tokens of each (sot … notimestamps) are given, not taught.
+def make_batch(examples: Sequence[Example], recordings: AudioCache, pin: bool = False) -> Batch:
+    """Collate ``examples``.
 
     ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
     """
@@ -110,11 +134,11 @@ def make_batch(examples: Sequence[Example], recordings: Recordings, prompt: int,
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
     positions, targets = [], []
     for row, example in enumerate(examples):
-        taught = example.tokens[prompt:]
+        taught = example.tokens[example.taught_from :]
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
-        positions.append(torch.arange(len(taught)) + row * length + prompt - 1)
+        positions.append(torch.arange(len(taught)) + row * length + example.taught_from - 1)
         targets.append(torch.tensor(taught))
-    audio = collate([recordings.read(example.ayah.audio) for example in examples], pin=pin)
+    audio = collate([example.audio(recordings) for example in examples], pin=pin)
     text = (tokens, torch.cat(positions), torch.cat(targets))
     return Batch(audio, *(tensor.pin_memory() if pin else tensor for tensor in text))
 

@@ -17,6 +17,15 @@ from ..runtime.errors import UserError
 AUDIO_EXTENSIONS = frozenset(
     ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
 )
+EXPERIMENT_2A_TRAIN = (
+    "Abdul_Basit_Murattal_192kbps",
+    "Hudhaify_64kbps",
+    "Husary_128kbps",
+    "Mohammad_al_Tablaway_128kbps",
+    "Muhammad_Jibreel_64kbps",
+    "Ghamadi_40kbps",
+)
+EXPERIMENT_2A_VALID = ("Minshawy_Murattal_128kbps", "Yasser_Ad-Dussary_128kbps")
 _AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
 _SURAHS = 114
 

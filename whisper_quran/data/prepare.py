@@ -2,20 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisper.model import ModelDimensions, Whisper
-from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
+from whisper.model import Whisper
+from whisper.tokenizer import Tokenizer
 
-from ..config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, TrainingConfig
+from ..config import TrainingConfig
+from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .audio_cache import Recordings, default_cache, prepare
+from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
-from .corpus import Ayah, Corpus, Skipped, open_corpus
-
-Say = Callable[[str], None]
+from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,17 @@ class Data:
 
     train: list[Example]
     valid: dict[str, list[Example]]
-    recordings: Recordings
+    recordings: AudioCache
     skipped: list[Skipped]
 
     def digest(self) -> str:
         """What the numbers of a run depend on: which ayat, how long, with which text, and in which order."""
         examples = [*self.train, *(example for examples in self.valid.values() for example in examples)]
-        content = repr([(e.ayah.reciter, e.ayah.audio.name, e.samples, e.tokens) for e in examples])
+        content = repr([(e.reciter, [a.audio.name for a in e.parts], e.samples, e.tokens) for e in examples])
         return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
 
 
-def select_ayat(config: TrainingConfig, say: Say) -> Selection:
+def select_ayat(config: TrainingConfig, log: Log) -> Selection:
     """Find the ayat of the training and the validation reciters.
 
     Raises:
@@ -52,7 +51,7 @@ def select_ayat(config: TrainingConfig, say: Say) -> Selection:
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
     train_reciters, valid_reciters = _reciters(config, corpus)
     for reciter in sorted(set(train_reciters) & set(valid_reciters)):
-        say(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
+        log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
     train, skipped = corpus.select(train_reciters)
     valid, valid_skipped = corpus.select(valid_reciters)
     skipped = list(dict.fromkeys([*corpus.skipped, *skipped, *valid_skipped]))
@@ -66,28 +65,13 @@ def select_ayat(config: TrainingConfig, say: Say) -> Selection:
 def _reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
     """The reciters of each split, where a manifest was given without saying which: all but those that validate."""
     train, valid = config.train_reciters, config.valid_reciters
-    if config.manifest is not None:
-        valid = () if valid == EXPERIMENT_2A_VALID else valid
-        train = [r for r in corpus.reciters if r not in valid] if train == EXPERIMENT_2A_TRAIN else train
+    if valid is None:
+        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
+    if train is None:
+        train = EXPERIMENT_2A_TRAIN if config.manifest is None else [r for r in corpus.reciters if r not in valid]
     if not train:
         raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
     return train, valid
-
-
-def make_tokenizer(dims: ModelDimensions, language: str) -> Tokenizer:
-    """The tokenizer of a model of ``dims`` for ``language`` (a code or an English name).
-
-    Raises:
-        UserError: there is no such language, or the model is English-only and the language is not.
-    """
-    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    if code not in LANGUAGES:
-        raise UserError(f"--language {language}: not one of Whisper's languages; ar is Arabic")
-    multilingual = dims.n_vocab >= 51865  # as whisper.model.Whisper tells it
-    if not multilingual and code != "en":
-        raise UserError(f"--language {language} needs a multilingual model, this one is English-only (.en)")
-    languages = dims.n_vocab - 51765 - int(multilingual)
-    return get_tokenizer(multilingual, num_languages=languages, language=code, task="transcribe")
 
 
 def prepare_data(
@@ -101,7 +85,7 @@ def prepare_data(
     sources: dict[str, list[Path]] = {}
     for ayah in dict.fromkeys([*selection.train, *selection.valid]):
         sources.setdefault(ayah.reciter, []).append(ayah.audio)
-    recordings = prepare(sources, config.cache or default_cache(), config.workers, quiet=quiet)
+    recordings = prepare_audio(sources, config.cache or default_cache(), config.workers, quiet=quiet)
     skipped = [*selection.skipped]
     skipped += [Skipped(str(path), f"cannot be decoded: {reason}") for path, reason in recordings.skipped]
 
@@ -113,7 +97,7 @@ def prepare_data(
     train = fit(selection.train)
     valid: dict[str, list[Example]] = {}
     for example in fit(selection.valid):
-        valid.setdefault(example.ayah.reciter, []).append(example)
+        valid.setdefault(example.reciter, []).append(example)
     skipped = list(dict.fromkeys(skipped))
     if not train:
         raise UserError(f"nothing left to train on: {summary(skipped)}")
@@ -136,20 +120,20 @@ def summary(skipped: Iterable[Skipped]) -> str:
     return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"
 
 
-def describe_data(data: Data, out: Path, say: Say) -> None:
-    """Say how many ayat and hours of each reciter there are, and what was left out."""
+def describe_data(data: Data, out: Path, log: Log) -> None:
+    """Log how many ayat and hours of each reciter there are, and what was left out."""
     train: dict[str, list[Example]] = {}
     for example in data.train:
-        train.setdefault(example.ayah.reciter, []).append(example)
+        train.setdefault(example.reciter, []).append(example)
     for name, reciters in (("train", train), ("valid", data.valid)):
         if len(reciters) > 10:
             everyone = [example for examples in reciters.values() for example in examples]
             reciters = {f"{len(reciters)} reciters": everyone}
         for reciter, examples in reciters.items():
             hours = sum(example.seconds for example in examples) / 3600
-            say(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
+            log(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
     if not data.valid:
-        say("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
+        log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.recordings.damaged:
-        say(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
-    say(f"left out   {summary(data.skipped)}" + (f" (listed in {out / 'skipped.csv'})" if data.skipped else ""))
+        log(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
+    log(f"left out   {summary(data.skipped)}" + (f" (listed in {out / 'skipped.csv'})" if data.skipped else ""))

@@ -35,8 +35,8 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from .. import __version__
-from ..config import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, option, parse
-from ..data.corpus import parse_surahs
+from ..data.corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, parse_surahs
+from ..runtime.command_line import option, parse
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder
 from .archive import LARGEST_FILE, Disowned, file_name, mp3_check, unpack

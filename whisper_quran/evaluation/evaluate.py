@@ -21,13 +21,15 @@ from whisper.audio import N_SAMPLES
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
-from ..config import EXPERIMENT_2A_VALID, EvaluationConfig, to_json
+from ..checkpoints.dims import tokenizer_for
+from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import Recordings, default_cache, prepare
-from ..data.corpus import Ayah, Skipped, open_corpus
-from ..data.prepare import make_tokenizer, summary
+from ..data.audio_cache import AudioCache, default_cache, prepare_audio
+from ..data.corpus import EXPERIMENT_2A_VALID, Ayah, Skipped, open_corpus
+from ..data.prepare import summary
 from ..data.text import normalize
 from ..decoding.batch_decoder import decode_clips
+from ..runtime.command_line import to_json
 from ..runtime.device import Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
@@ -46,7 +48,7 @@ class _Task:
     """What is evaluated, the same for every model: ayat by reciter, their recordings, and what was left out."""
 
     ayat: dict[str, list[Ayah]]
-    recordings: Recordings
+    recordings: AudioCache
     undecodable: dict[str, int]
     left_out: list[Skipped]
 
@@ -56,10 +58,10 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Clips(Sequence[np.ndarray]):
-    """Recordings by number, read when they are asked for."""
+    """AudioCache by number, read when they are asked for."""
 
     ayat: Sequence[Ayah]
-    recordings: Recordings
+    recordings: AudioCache
 
     def __len__(self) -> int:
         return len(self.ayat)
@@ -82,7 +84,7 @@ def evaluate(config: EvaluationConfig, say: Say = print) -> list[Row]:
     device, device_reason = choose_device(config.device)
     models = {name if name in whisper.available_models() else os.path.normpath(name): None for name in config.models}
     _check_models(models, config.language)
-    options = {f.name: to_json(config)[f.name] for f in fields(config) if f.metadata["fixed"]}
+    options = {f.name: to_json(config)[f.name] for f in fields(config) if f.metadata.get("fixed")}
     with Interrupts(), closing(Predictions(config.out, options)) as predictions:
         return _evaluate(config, models, device, device_reason, predictions, say)
 
@@ -132,15 +134,16 @@ def _evaluate(
 def _find(config: EvaluationConfig, say: Say) -> _Task:
     """The ayat to evaluate on, decoded."""
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
-    all_of_manifest = config.manifest is not None and config.reciters == EXPERIMENT_2A_VALID
-    reciters = tuple(corpus.reciters) if all_of_manifest else config.reciters
+    reciters = config.reciters
+    if reciters is None:
+        reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
     if not reciters:
         raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
     found, left_out = corpus.select(reciters)
     sources: dict[str, list[Path]] = {}
     for ayah in found:
         sources.setdefault(ayah.reciter, []).append(ayah.audio)
-    recordings = prepare(sources, config.cache or default_cache(), config.workers, quiet=config.quiet)
+    recordings = prepare_audio(sources, config.cache or default_cache(), config.workers, quiet=config.quiet)
     reasons = {str(path): reason for path, reason in recordings.skipped}
     ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
     undecodable = dict.fromkeys(reciters, 0)
@@ -174,7 +177,7 @@ def _check_models(names: Iterable[str], language: str) -> None:
                 raise UserError(f"{name} is English-only: with --language {language} choose {name[:-3]}")
         else:
             try:
-                make_tokenizer(read_checkpoint(name).dims, language)
+                tokenizer_for(read_checkpoint(name).dims, language)
             except UserError as error:
                 raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
 
@@ -215,7 +218,7 @@ def _decode(
 def _texts(
     model: Whisper,
     ayat: Sequence[Ayah],
-    recordings: Recordings,
+    recordings: AudioCache,
     precision: Precision,
     config: EvaluationConfig,
     say: Say,

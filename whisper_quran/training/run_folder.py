@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import whisper
 
-from ..config import TrainingConfig, to_json
+from ..config import TrainingConfig
 from ..data.corpus import Skipped
+from ..runtime.command_line import to_json
 from ..runtime.distributed import World
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder
@@ -48,7 +49,7 @@ def claim(config: TrainingConfig, world: World) -> bool:
     changed = [
         f"--{field.name.replace('_', '-')} was {then.get(field.name)}, is {now[field.name]}"
         for field in fields(config)
-        if field.metadata["fixed"] and then.get(field.name) != now[field.name]
+        if field.metadata.get("fixed") and then.get(field.name) != now[field.name]
     ]
     if global_batch != global_batch_of(config, world.size):
         changed.append(f"clips a step were {global_batch}, are {global_batch_of(config, world.size)}")

@@ -12,8 +12,9 @@ import torch
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
+from ..checkpoints.dims import tokenizer_for
 from ..config import TrainingConfig
-from ..data.prepare import describe_data, make_tokenizer, prepare_data, select_ayat
+from ..data.prepare import describe_data, prepare_data, select_ayat
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
@@ -59,7 +60,7 @@ def prepare_run(
     resuming = world.on_main(lambda: claim(config, world))
     state = load_state(world.on_main(lambda: find_state(config.out, say))) if resuming else None
     model = load_model(config.model, device, world)
-    tokenizer = make_tokenizer(model.dims, config.language)
+    tokenizer = tokenizer_for(model.dims, config.language)
     before = state["precision"] if state else None
     precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
     if before not in (None, precision.name):
@@ -67,7 +68,7 @@ def prepare_run(
     data = prepare_data(config, selection, model, tokenizer, quiet=not world.is_main)
     check_agreement(data.digest(), world, device)
 
-    run = Run(config, data, model, tokenizer, precision, device, world, interrupts, say)
+    run = Run(config, data, model, precision, device, world, interrupts, say)
     if state:
         run.load_state_dict(state)
     say(f"device     {device}: {device_reason}" + (f", {world.size} processes" if world.size > 1 else ""))

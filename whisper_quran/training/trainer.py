@@ -15,7 +15,6 @@ from signal import SIGTERM
 import torch
 from tqdm import tqdm
 from whisper.model import Whisper
-from whisper.tokenizer import Tokenizer
 
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
@@ -45,7 +44,6 @@ class Run:
         config: TrainingConfig,
         data: Data,
         model: Whisper,
-        tokenizer: Tokenizer,
         precision: Precision,
         device: torch.device,
         world: World,
@@ -55,7 +53,6 @@ class Run:
         self.config, self.data, self.model = config, data, model
         self.precision, self.device, self.world = precision, device, world
         self.interrupts, self.say = interrupts, say
-        self.prompt = len(tokenizer.sot_sequence_including_notimestamps)
         self.objective = Objective(model, config.train_encoder)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
         # fp16's small gradients would vanish; for the other precisions the scaler only passes on.
@@ -114,8 +111,8 @@ class Run:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = [self.data.train[i] for i in clips]
             parts = share(examples, self.config.batch_size, self.world.rank, self.world.size)
-            batches = [make_batch(part, self.data.recordings, self.prompt, pin) for part in parts]
-            yield sum(len(example.tokens) - self.prompt for example in examples), batches
+            batches = [make_batch(part, self.data.recordings, pin) for part in parts]
+            yield sum(example.target_tokens for example in examples), batches
 
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or of the run where --max-steps ends it; False if time was up before."""
@@ -286,7 +283,6 @@ class Run:
                     examples,
                     self.data.recordings,
                     language=self.config.language,
-                    prompt=self.prompt,
                     precision=self.precision,
                     device=self.device,
                     batch_size=self.valid_batch,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.audio_cache import Recordings
+from ..data.audio_cache import AudioCache
 from ..data.batches import Example, make_batch, prefetch, split
 from ..data.features import log_mel
 from ..data.text import normalize
@@ -34,10 +34,9 @@ class Validation:
 def validate(
     objective: Objective,
     examples: Sequence[Example],
-    recordings: Recordings,
+    recordings: AudioCache,
     *,
     language: str,
-    prompt: int,
     precision: Precision,
     device: torch.device,
     batch_size: int,
@@ -52,7 +51,7 @@ def validate(
     model = objective.whisper
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
     groups = split(ordered, batch_size)
-    batches = prefetch(make_batch(group, recordings, prompt, pin=device.type == "cuda") for group in groups)
+    batches = prefetch(make_batch(group, recordings, pin=device.type == "cuda") for group in groups)
     loss, target_tokens, errors = 0.0, 0, ErrorCounts()
 
     def encoded() -> Iterator[Tensor]:
@@ -70,7 +69,7 @@ def validate(
     decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype)
     with tqdm(total=len(ordered), unit="ayah", leave=False, disable=not world.is_main, desc="validating") as bar:
         for index, result in decoder.decode(encoded()):
-            reference = normalize(ordered[index].ayah.text, "diacritics")
+            reference = normalize(ordered[index].text, "diacritics")
             errors += count_errors(reference, normalize(result.text, "diacritics"))
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)

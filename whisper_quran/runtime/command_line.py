@@ -1,0 +1,153 @@
+"""Command lines from dataclasses: the fields are the options, ``config.json`` and the documentation.
+
+``batch_size: int = option(16, "clips a micro-batch")`` is ``--batch-size 16``. :func:`check`, called from a dataclass's
+``__post_init__``, holds a value given in Python to the same bounds as one given on the command line.
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field that is a command-line option.
+
+    Args:
+        default: the value if the option is not given; None means "not given". ``dataclasses.MISSING`` makes it a
+            positional argument of one or more values.
+        help: the line that ``--help`` shows.
+        metadata: ``choices``, the values that a string may have; ``above``, ``at_least`` and ``at_most``, the bounds of
+            a number; ``group``, its heading in ``--help``; ``metavar``; and ``fixed=True`` if it decides what a run
+            means, so that it cannot change when the run is resumed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is a :class:`UserError`, so one line."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse(
+    config: type[T],
+    doc: str,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> T:
+    """Read a command line (``sys.argv`` by default) into ``config``.
+
+    Args:
+        doc: the script's docstring, which ``--help`` shows.
+        prog: the command's name if that is not the script's.
+        presets: other defaults that a flag brings: ``{"demo": {"epochs": 5}}``. An option that is given wins.
+
+    Raises:
+        UserError: an unknown option, a value that does not parse, or a number out of bounds.
+    """
+    parser = Parser(prog=prog, description=doc)
+    hints = typing.get_type_hints(config)
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        heading = field.metadata.get("group")
+        group = groups.setdefault(heading, parser.add_argument_group(heading) if heading else parser)
+        _add_option(group, field, hints[field.name])
+    argv = sys.argv[1:] if argv is None else argv
+    values = vars(parser.parse_args(argv))
+    for flag, defaults in (presets or {}).items():
+        if values[flag]:
+            parser.set_defaults(**defaults)
+            values = vars(parser.parse_args(argv))
+    return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _add_option(parser: Any, field: dataclasses.Field, hint: Any) -> None:
+    metadata = field.metadata
+    help = metadata["help"].replace("%", "%%")
+    name = "--" + field.name.replace("_", "-")
+    kind = _without_none(hint)
+    if kind is bool:
+        parser.add_argument(name, action="store_true", help=help)
+        return
+    if field.default is dataclasses.MISSING:
+        parser.add_argument(field.name, nargs="+", help=help, metavar=metadata.get("metavar"))
+        return
+    if field.default is not None and "default" not in help:
+        help += f" (default: {field.default})"
+    keywords: dict[str, Any] = {"default": field.default, "help": help, "metavar": metadata.get("metavar")}
+    if typing.get_origin(kind) is tuple:
+        keywords["nargs"] = "*"
+    elif metadata.get("choices"):
+        keywords["choices"] = metadata["choices"]
+    else:
+        keywords["type"] = kind
+        keywords["metavar"] = metadata.get("metavar") or {int: "N", float: "X", Path: "PATH"}.get(kind)
+    parser.add_argument(name, **keywords)
+
+
+def _without_none(hint: Any) -> Any:
+    """``X`` of ``X | None``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(choice for choice in typing.get_args(hint) if choice is not type(None))
+    return hint
+
+
+def check(config: Any) -> None:
+    """Check every option of a frozen dataclass, for its ``__post_init__``; a str for a path becomes a Path.
+
+    Raises:
+        UserError: a value of the wrong type, out of bounds (NaN is out of every bound), or none of the choices.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = _converted(field, hints[field.name], getattr(config, field.name))
+        object.__setattr__(config, field.name, value)
+
+
+def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    name, metadata, kind = "--" + field.name.replace("_", "-"), field.metadata, _without_none(hint)
+    if value is None and kind is not hint:
+        return None
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+            raise UserError(f"{name} {value!r}: give a tuple or list of names")
+        return tuple(value)
+    if kind is Path and isinstance(value, str):
+        value = Path(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{name} {value!r}: give {_NOUNS.get(kind, kind.__name__)}")
+    if metadata.get("choices") and value not in metadata["choices"]:
+        raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
+    above, at_least = metadata.get("above"), metadata.get("at_least")
+    if above is not None and not value > above:
+        raise UserError(f"{name} must be more than {above:g}, not {value}")
+    if at_least is not None and not value >= at_least:
+        raise UserError(f"{name} must be at least {at_least:g}, not {value}")
+    if "at_most" in metadata and not value <= metadata["at_most"]:
+        raise UserError(f"{name} must be at most {metadata['at_most']:g}, not {value}")
+    return value
+
+
+_NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", Path: "a path"}
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The config as ``config.json`` holds it: paths as strings, tuples as lists."""
+    values = dataclasses.asdict(config)
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,0 +1,66 @@
+"""What a command prints: log lines, progress, sizes, rates and Markdown tables."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+Log = Callable[[str], None]  # takes one line for the user; print is one
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def no_log(message: str) -> None:
+    """A :data:`Log` that drops the line: for --quiet, and for every process but the main one."""
+
+
+def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, disable: bool = False) -> tqdm:
+    """A progress bar on stderr; if that is not a terminal, a line every 30 seconds in its place."""
+    interactive = sys.stderr is not None and sys.stderr.isatty()
+    kind = tqdm if interactive else _LogLines
+    return kind(total=total, unit=unit, desc=description, initial=initial, disable=disable, dynamic_ncols=interactive)
+
+
+class _LogLines(tqdm):
+    """A bar for log files: whole lines, seldom, no carriage returns."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, mininterval=_SECONDS_BETWEEN_LINES, maxinterval=math.inf, leave=False)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        started = time.monotonic()
+
+        def write(line: str) -> None:
+            # tqdm draws an empty bar at the start and clears it at the end; neither is worth a line in a file.
+            if line.strip() and time.monotonic() - started > 1:
+                file.write(line.strip() + "\n")
+                file.flush()
+
+        return write
+
+
+def format_size(size: float) -> str:
+    """Bytes for people: ``"2.3 GB"``, ``"140.0 MB"``."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds for people: ``"48 s"``, ``"13 min"``, ``"2 h 05 min"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def percent(rate: float | None) -> str:
+    """A fraction as ``"12.34 %"``; a dash if it is unknown (None or NaN)."""
+    return "–" if rate is None or math.isnan(rate) else f"{100 * rate:.2f} %"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column is text, the others are numbers, aligned right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
