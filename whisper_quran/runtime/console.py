@@ -41,6 +41,15 @@ class _LogLines(tqdm):
 
         return write
 
+    def clear(self, nolock: bool = False) -> None:
+        """Do nothing: tqdm's own writes a carriage return."""
+
+    def close(self) -> None:
+        """Do not clear the bar, for the same reason."""
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+
 
 def format_size(size: float) -> str:
     """Bytes for people: ``"2.3 GB"``, ``"140.0 MB"``."""
