@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass(frozen=True)
 class Request:
     path: str
-    headers: dict[str, str]
+    headers: Message
     at: float  # seconds, of time.monotonic()
 
 
@@ -67,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
-        self.server.requests.append(Request(self.path, dict(self.headers), time.monotonic()))
+        self.server.requests.append(Request(self.path, self.headers, time.monotonic()))
         if self.server.held.search(self.path):
             self.server.open.wait()
         faults = self.server.faults.get(self.path)

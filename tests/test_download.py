@@ -8,13 +8,9 @@ import os
 import re
 import shutil
 import signal
-import stat
-import struct
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,18 +30,17 @@ from misbehaving_server import (
     trickle,
 )
 
-from whisper_quran import __version__
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.download import command as module
 from whisper_quran.download.command import main
-from whisper_quran.download.polite import Client, Failed, Patience, Stopped
+from whisper_quran.download.http import FetchError, Limits
 from whisper_quran.download.reciters import ALL, KNOWN_RECITERS, ayat_of, require_known, spans
 from whisper_quran.download.tanzil import parse_tanzil
 from whisper_quran.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = Patience(attempts=3, backoff=0.01)
-IMPATIENCE = Patience(attempts=3, backoff=0.01, timeout=1.5)  # where a server is silent
+PATIENCE = Limits(attempts=3, backoff=0.01)
+IMPATIENCE = Limits(attempts=3, backoff=0.01, timeout=1.5)  # where a server is silent
 RECITER, OTHER = "Husary_128kbps", "Ghamadi_40kbps"
 LICENCE = (
     "# PLEASE DO NOT REMOVE OR CHANGE THIS COPYRIGHT BLOCK\n#\n#  Tanzil Quran Text (Simple Clean, Version 1.1)\n#"
@@ -164,7 +159,7 @@ def test_text_of_the_users_own_is_left_alone(server, tmp_path):
 
 def test_is_a_polite_guest(server, tmp_path):
     fetch(server, tmp_path, OTHER)
-    assert {request.headers["User-Agent"] for request in server.requests} == {f"whisper-quran/{__version__}"}
+    assert {request.headers["User-Agent"] for request in server.requests} == {"whisper-quran"}
     # One connection for the text and the checksum lists, and six for each reciter's files, kept open.
     assert server.connections <= 1 + 2 * module.CONNECTIONS < len(server.requests)
 
@@ -262,7 +257,7 @@ def test_a_connection_the_server_closed_quietly_costs_no_attempt(server, tmp_pat
     """Each connection serves one file, then closes without having said so."""
     for path in server.files:
         server.faults[path] = [lambda handler: (handler.serve(), hang_up(handler))]
-    main(options(server, tmp_path), Patience(attempts=1, timeout=5))
+    main(options(server, tmp_path), Limits(attempts=1, timeout=5))
     assert mp3s(tmp_path) == served(server)
 
 
@@ -343,128 +338,14 @@ def test_a_reciter_whom_the_mirror_lacks_ends_the_run_early(server, tmp_path):
     assert len(server.requests) < 50 + 2 * module.CONNECTIONS + 5
 
 
-# --- The archive
-
-
-def put_archive(server: MisbehavingServer, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> str:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, body in members.items():
-            archive.writestr(name, body)
-    path = f"/data/{RECITER}/000_versebyverse.zip"
-    server.files[path] = buffer.getvalue()
-    return path
-
-
-def test_an_archive_is_unpacked_and_removed(server, tmp_path):
-    extra = {"000_readme.txt": b"hello", "112000.mp3": b"a basmala", "001001.mp3": b"not asked for"}
-    path = put_archive(server, served(server) | extra)
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server)
-    assert sorted(file.name for file in (tmp_path / "audio" / RECITER).iterdir()) == sorted(served(server))
-    assert server.count()[path] == 1 and files_asked_for(server) == []
-
-
-@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_an_archive_that_is_cut_again_and_again_arrives(server, tmp_path, ranges):
-    path = put_archive(server, {f"{RECITER}/{name}": body for name, body in served(server).items()})
-    server.ranges = ranges
-    cuts = 8 if ranges else PATIENCE.attempts - 1
-    server.faults[path] = [cut(0.3), *[cut(0.3), hang_up] * (cuts // 2)] if ranges else [cut(0.3)] * cuts
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server) and files_asked_for(server) == []
-    if ranges:  # Nothing came twice: an archive, the text and the page that says there is no checksum list.
-        assert server.sent <= len(server.files[path]) + len(server.files["/text"]) + 100
-
-
-def test_an_archive_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
-    put_archive(server, served(server))
-    part = tmp_path / "audio" / RECITER / "000_versebyverse.zip.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"x" * 10_000_000)
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server) and not part.exists()
-
-
-def test_what_an_archive_lacks_or_has_damaged_is_fetched_file_by_file(server, tmp_path):
-    list_digests(server)
-    members = dict(served(server))
-    del members["110001.mp3"]
-    members["112001.mp3"] = members["112002.mp3"]  # a whole MP3, but not the one listed
-    path = put_archive(server, members)
-    body = bytearray(server.files[path])
-    body[body.index(members["114001.mp3"]) + 2000] ^= 0xFF  # its CRC no longer fits
-    server.files[path] = bytes(body)
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server)
-    assert files_asked_for(server) == ["110001.mp3", "112001.mp3", "114001.mp3"]
-
-
-@pytest.mark.parametrize("body", [b"", HTML, b"PK\x05\x06" + b"\0" * 18], ids=["empty", "web page", "holds nothing"])
-def test_what_is_no_archive_costs_only_its_request(server, tmp_path, body):
-    server.files[f"/data/{RECITER}/000_versebyverse.zip"] = body
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server)
-
-
-def test_no_archive_is_fetched_for_the_last_files(server, tmp_path):
-    path = put_archive(server, served(server))
-    fetch(server, tmp_path)
-    (tmp_path / "audio" / RECITER / "112001.mp3").unlink()
-    fetch(server, tmp_path, "--zip")
-    assert server.count()[path] == 0 and mp3s(tmp_path) == served(server)
-
-
-def test_a_hostile_archive_writes_nothing_but_ayat_in_their_folder(server, tmp_path, capsys):
-    """Every trick an archive can play; the honest member beside them is taken, the others' ayat come file by file."""
-    real = served(server)
-    evil = b"ID3" + b"\xff\xfbevil" * 100
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("../110001.mp3", "/tmp/110002.mp3", "..\\..\\110003.mp3", "C:\\111001.mp3", "a/../../111002.mp3"):
-            archive.writestr(name, evil)
-        link = zipfile.ZipInfo("111003.mp3")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(link, "/etc/passwd")
-        archive.writestr("111004.mp3", evil + b"\0" * 50_000_000)  # 50 kB that unpack to 50 MB
-        archive.writestr("111005.mp3", evil, zipfile.ZIP_BZIP2)
-        archive.writestr("112001.mp3", HTML)
-        archive.writestr("114006.mp3", real["114006.mp3"])
-        archive.writestr("114006.mp3/", b"")  # a folder of that name
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("114006.mp3", evil)
-        archive.writestr("../../outside.txt", b"of no interest but for its place")
-        archive.writestr("112002.mp3", evil)
-        archive.writestr("112003.mp3", evil)
-    body = bytearray(buffer.getvalue())
-    entry = [match.start() for match in re.finditer(rb"PK\x01\x02", body)]
-    names = {bytes(body[at + 46 : at + 46 + struct.unpack_from("<H", body, at + 28)[0]]): at for at in entry}
-    body[names[b"112002.mp3"] + 8] |= 1  # encrypted
-    struct.pack_into("<I", body, names[b"112003.mp3"] + 24, 10)  # says it unpacks to ten bytes
-    server.files[f"/data/{RECITER}/000_versebyverse.zip"] = bytes(body)
-
-    out = tmp_path / "deep" / "down" / "data"
-    fetch(server, out, "--zip")
-    assert mp3s(out) == real
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
-    assert all(re.fullmatch(r"deep/down/data/(audio/\w+/\d{6}\.mp3|metadata/.+)", path) for path in written)
-    assert not Path("/tmp/110002.mp3").exists()
-    assert "114006.mp3" not in files_asked_for(server)
-    assert len(files_asked_for(server)) == AYAT - 1
-    refused = capsys.readouterr().err
-    assert "'../../outside.txt': it would land outside the folder" in refused
-    for reason in ("land outside the folder", "is a link", "encrypted", "unusual way", "unpack from", "no MP3"):
-        assert reason in refused
-
-
 # --- Interruptions of real processes
 
 PROGRAM = """
 import sys
 from whisper_quran.download.command import main
 from whisper_quran.runtime.errors import run_command
-from whisper_quran.download.polite import Patience
-run_command(lambda: main(sys.argv[1:], Patience(attempts=3, backoff=0.01, timeout=20)))
+from whisper_quran.download.http import Limits
+run_command(lambda: main(sys.argv[1:], Limits(attempts=3, backoff=0.01, timeout=20)))
 """
 
 
@@ -520,26 +401,6 @@ def test_interrupted_twice_it_goes_on_and_fetches_nothing_twice(server, tmp_path
     assert sorted(files_asked_for(server)) == sorted(served(server).keys() - there.keys())
 
 
-def test_stopping_wakes_a_thread_that_waits_for_a_silent_server(server):
-    client = Client("test", Patience(timeout=600), tell=print)
-    ended = []
-
-    def work() -> None:
-        client.fetch(f"{server.url}/text", len, 1 << 24)  # the connection is kept open for the next
-        try:
-            client.fetch(f"{server.url}/data/{RECITER}/112001.mp3", len, 1 << 24)
-        except Stopped:
-            ended.append("stopped")
-
-    server.open.clear()
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    wait_until(lambda: len(server.requests) == 2)
-    client.stop()
-    thread.join(60)
-    assert ended == ["stopped"]
-
-
 def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):
     stuck = stuck_after(server, tmp_path, "11[01]")
     process = start(server, tmp_path)
@@ -550,30 +411,6 @@ def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.count("\n") <= 1 and "Traceback" not in errors
-
-
-def test_a_killed_archive_is_resumed(server, tmp_path):
-    path = put_archive(server, served(server))
-    half = len(server.files[path]) // 2
-
-    def half_then_silence(handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(2 * half))
-        handler.end_headers()
-        handler.wfile.write(handler.body[:half])
-        silence(handler)
-
-    server.faults[path] = [half_then_silence]
-    process = start(server, tmp_path, "--zip")
-    part = tmp_path / "audio" / RECITER / "000_versebyverse.zip.part"
-    wait_until(lambda: part.exists() and part.stat().st_size >= half - (1 << 17))
-    process.kill()
-    process.communicate()
-    assert mp3s(tmp_path) == {}
-    kept = part.stat().st_size
-    fetch(server, tmp_path, "--zip")
-    assert mp3s(tmp_path) == served(server) and files_asked_for(server) == []
-    assert server.requests[-1].headers["Range"] == f"bytes={kept}-"
 
 
 def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(server, tmp_path):
@@ -645,7 +482,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, monkeypatch):
-    """A real full device stands in for each file in its turn: the text, then an ayah, then the archive."""
+    """A real full device stands in for each file in its turn: the text, then an ayah."""
     real_open = open
 
     def open_on_full_device(file, mode="r", *args, **kwargs):
@@ -653,10 +490,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, mon
         return real_open("/dev/full" if full else file, mode, *args, **kwargs)
 
     monkeypatch.setattr("builtins.open", open_on_full_device)
-    put_archive(server, served(server))
-    for where in (r"ayah_text_clear", r"112001\.mp3", r"\.zip\.part"):
+    for where in (r"ayah_text_clear", r"112001\.mp3"):
         out = tmp_path / re.sub(r"\W", "", where)
-        line = refusal(*options(server, out, *["--zip"] * (".zip" in where)))
+        line = refusal(*options(server, out))
         assert line.startswith("no space left to write ")
         assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
         assert not list(out.rglob("*.tmp"))
@@ -678,7 +514,7 @@ def test_a_text_that_is_not_tanzils_is_refused(quran):
         "not UTF-8": text.decode().encode("utf-16"),
     }
     for body in wrong.values():
-        with pytest.raises(Failed):
+        with pytest.raises(FetchError):
             parse_tanzil(body)
     texts, _ = parse_tanzil(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
     assert texts == published_text(quran)

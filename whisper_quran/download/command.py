@@ -4,21 +4,16 @@
     python -m whisper_quran.download --reciters Ghamadi_40kbps --surahs 78:114
     python -m whisper_quran.download --check data                        # is everything there, and readable?
 
-Run the same command again after any interruption: a file is written under a hidden name and renamed when it is whole,
-so what stands under an ayah's name is whole, and only what is missing is fetched.
+Run the same command again after any interruption: only what is missing is fetched, since a file is written under a
+hidden name and renamed when it is whole. Each file is compared with EveryAyah's 000_checksum.md5.
 
-File by file is the default: EveryAyah mends single files and not its archives, each file can be held against
-``000_checksum.md5``, an interruption costs one file, and over connections kept open 6,236 files come no slower than
-their bytes. ``--zip`` takes the archive of a reciter of whom nothing is there yet (one request, resumed where it was
-cut, and for a while twice the space), then fetches file by file what the archive lacked.
+An ayah that EveryAyah lacks, or whose file twice does not match its checksum (one ayah of Experiment 2A's reciters), is
+left out and listed, and no error: trying again would not help. Anything else that is missing at the end is exit code 2.
 
-What EveryAyah lacks, or disowns (the same bytes come twice and are not those of its checksum list, which is so for an
-ayah of Experiment 2A's eight reciters), is left out, listed, and no error: trying again would not help. Anything else
-that is missing at the end is exit code 2.
-
-The addresses are as those sites publish them. Redirects to other hosts are refused, and no other address is contacted.
+The addresses are as those sites publish them; no other host is contacted.
 """
 
+import hashlib
 import queue
 import re
 import sys
@@ -34,26 +29,29 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from .. import __version__
 from ..data.corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, parse_surahs
-from ..runtime.command_line import option, parse
+from ..runtime.command_line import check, option, parse
+from ..runtime.console import format_size, progress_bar
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder
-from .archive import LARGEST_FILE, Disowned, file_name, mp3_check, unpack
-from .inventory import check
-from .polite import PATIENCE, Absent, Client, Failed, Patience, cannot_fetch, split_url
+from .http import LIMITS, Client, FetchError, Limits, NotFound, cannot_fetch, split_url
 from .reciters import ALL, KNOWN_RECITERS, Key, ayat_of, require_known, spans
 from .tanzil import TANZIL, fetch_text
 
-SITES = {
-    "everyayah": "https://everyayah.com/data",
-    "tanzil": TANZIL,
-}
-USER_AGENT = f"whisper-quran/{__version__}"
+SITES = {"everyayah": "https://everyayah.com/data", "tanzil": TANZIL}
 CONNECTIONS = 6
+
+# The start of an MPEG layer III frame. Text in UTF-8, such as a web page, never holds the byte 0xFF.
+_MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
+# A digest, a space or two, "*", and a path whose folders vary from reciter to reciter.
+_CHECKSUM_LINE = re.compile(rb"^([0-9a-fA-F]{32})[ \t]+\*?(?:.*[/\\])?(\d{6}\.mp3)\s*$", re.MULTILINE)
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+class ChecksumMismatch(FetchError):
+    """The same bytes came twice, and they are not those that EveryAyah's checksum list describes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,6 @@ class DownloadConfig:
     list: bool = option(False, "show the known reciters and their sizes, and stop")
     surahs: str | None = option(None, "only surahs A to B, inclusive", metavar="A:B")
     out: Path = option(Path("data"), "folder to fill: audio/<Reciter>/SSSAAA.mp3 and metadata/")
-    zip: bool = option(False, "fetch the archive of a reciter of whom nothing is there yet, in place of single files")
     mirror: tuple[str, ...] = option(
         (),
         "addresses to use for the default ones: everyayah=URL (files at URL/<Reciter>/SSSAAA.mp3; any reciter may "
@@ -75,18 +72,28 @@ class DownloadConfig:
     )
     check: Path | None = option(None, "fetch nothing; check the folder DATA and show what it holds", metavar="DATA")
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass
 class Outcome:
-    """What became of one reciter: ``left_out`` by the source and ``failed`` ayat, each with the reason."""
+    """What became of one reciter: the ayat ``left_out`` by the source and those that ``failed``, with the reason."""
 
     wanted: int
-    there: int = 0
+    present: int
     left_out: dict[Key, str] = field(default_factory=dict)
     failed: dict[Key, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        lines = [f"{self.present:,} of {self.wanted:,} ayat"]
+        for heading, ayat in (("left out", self.left_out), ("failed", self.failed)):
+            for reason in dict.fromkeys(ayat.values()):
+                lines.append(f"  {heading}: {spans(key for key in ayat if ayat[key] == reason)} ({reason})")
+        return "\n".join(lines)
 
-def download(config: DownloadConfig, patience: Patience = PATIENCE) -> None:
+
+def download(config: DownloadConfig, limits: Limits = LIMITS) -> None:
     """Fetch what ``config`` asks for and is not there yet; print what became of each reciter.
 
     Raises:
@@ -98,31 +105,26 @@ def download(config: DownloadConfig, patience: Patience = PATIENCE) -> None:
     keys = ayat_of(parse_surahs(config.surahs))
     folders = {name: make_folder(config.out / "audio" / name) for name in reciters}
     missing = {name: len(_missing(folder, keys)) for name, folder in folders.items()}
-    total = sum(missing.values())
+    total, wanted = sum(missing.values()), len(keys) * len(reciters)
     size = sum(KNOWN_RECITERS.get(name, 0) * count / len(ayat_of(ALL)) for name, count in missing.items()) * 2**20
-    print(
-        f"{total:,} of {len(keys) * len(reciters):,} files to fetch{f', about {_size(size)}' * (size > 0)}: "
-        f"surahs {config.surahs or 'all'}, {' '.join(reciters)}"
-    )
+    about = f", about {format_size(size)}" if size else ""
+    print(f"{total:,} of {wanted:,} files to fetch{about}: surahs {config.surahs or 'all'}, {' '.join(reciters)}")
     failed = 0
-    with tqdm(total=total, unit=" files", leave=False, disable=None, dynamic_ncols=True) as bar:
-        client = Client(USER_AGENT, patience, tell=lambda line: bar.write(line, file=sys.stderr))
-        try:
+    try:
+        with progress_bar(total, " files", "") as bar:
+            client = Client(limits, CONNECTIONS, log=lambda line: bar.write(line, file=sys.stderr))
             fetch_text(client, sites["tanzil"], config.out / "metadata")
             bar.write(f"text: {config.out / 'metadata' / 'ayah_text_clear.csv'}, with its licence")
             for name, folder in folders.items():
                 bar.set_description(name)
-                address = f"{sites['everyayah'].rstrip('/')}/{quote(name)}"
-                outcome = _fetch_reciter(client, address, folder, keys, config.zip, bar)
-                bar.write(_summary(name, outcome))
+                outcome = _fetch_reciter(client, f"{sites['everyayah'].rstrip('/')}/{quote(name)}", folder, keys, bar)
+                bar.write(f"{name}: {outcome}")
                 failed += len(outcome.failed)
-        except KeyboardInterrupt:
-            there = sum(len(keys) - len(_missing(folder, keys)) for folder in folders.values())
-            line = f"interrupted: {there:,} of {len(keys) * len(reciters):,} files are there"
-            bar.write(f"{line}; the same command goes on from there", file=sys.stderr)
-            raise
-        finally:
-            client.stop()
+    except KeyboardInterrupt:
+        present = sum(len(keys) - len(_missing(folder, keys)) for folder in folders.values())
+        line = f"interrupted: {present:,} of {wanted:,} files are there; the same command goes on from there"
+        print(line, file=sys.stderr)
+        raise
     if failed:
         raise UserError(f"{failed:,} files could not be fetched (listed above): run the same command again")
 
@@ -155,55 +157,52 @@ def _sites(mirrors: Iterable[str]) -> dict[str, str]:
 
 
 def _missing(folder: Path, keys: Iterable[Key]) -> list[Key]:
-    there = {file.name for file in folder.iterdir() if file.is_file() and file.stat().st_size}
-    return [key for key in keys if file_name(key) not in there]
+    present = {file.name for file in folder.iterdir() if file.is_file() and file.stat().st_size}
+    return [key for key in keys if file_name(key) not in present]
 
 
-# --- EveryAyah
+def file_name(key: Key) -> str:
+    """EveryAyah's name for an ayah: ``SSSAAA.mp3``."""
+    return f"{key[0]:03}{key[1]:03}.mp3"
 
 
-def _fetch_reciter(client: Client, address: str, folder: Path, keys: list[Key], zip: bool, bar: tqdm) -> Outcome:
+def _fetch_reciter(client: Client, address: str, folder: Path, keys: Sequence[Key], bar: tqdm) -> Outcome:
     """Fetch the ayat of one reciter that are not in ``folder`` yet."""
-    part = folder / "000_versebyverse.zip.part"
-    _sweep(folder, part if not zip else None)
+    _remove_leftovers(folder)
     missing = _missing(folder, keys)
     digests = _fetch_digests(client, address) if missing else {}
-    # Where single files are there already, an archive would fetch them a second time.
-    if zip and missing and (part.exists() or not any(folder.glob("[0-9]*.mp3"))):
-        _fetch_archive(client, f"{address}/000_versebyverse.zip", part, missing, digests, bar)
-        missing = _missing(folder, keys)
     outcome = Outcome(len(keys), len(keys) - len(missing))
 
     def fetch(key: Key) -> int:
         name = file_name(key)
-        body = client.fetch(f"{address}/{name}", mp3_check(digests.get(name, set())), LARGEST_FILE)
+        body = client.fetch(f"{address}/{name}", _mp3_parser(digests.get(name, set())))
         with atomic_write(folder / name, "wb") as file:
             file.write(body)
         return len(body)
 
     received, failed_in_a_row, started = 0, 0, time.monotonic()
-    with closing(_in_parallel(fetch, missing, client)) as results:
+    with closing(_in_parallel(fetch, missing)) as results:
         for key, result in results:
-            if isinstance(result, Absent | Disowned):
+            if isinstance(result, NotFound | ChecksumMismatch):
                 outcome.left_out[key] = str(result)
-            elif isinstance(result, Failed):
+            elif isinstance(result, FetchError):
                 outcome.failed[key] = str(result)
                 failed_in_a_row += 1
             elif isinstance(result, Exception):
                 raise result
             else:
-                outcome.there += 1
+                outcome.present += 1
                 failed_in_a_row = 0
                 received += result
                 rate = received / (time.monotonic() - started)
-                bar.set_postfix_str(f"{_size(received)}, {_size(rate)}/s", refresh=False)
+                bar.set_postfix_str(f"{format_size(received)}, {format_size(rate)}/s", refresh=False)
             bar.update()
             if failed_in_a_row == 10:
                 raise UserError(
                     f"10 files in a row failed, the last of them {address}/{file_name(key)} ({result}): check the "
                     "connection; the same command goes on from there"
                 )
-            if not outcome.there and len(outcome.left_out) == min(50, len(missing)):
+            if not outcome.present and len(outcome.left_out) == min(50, len(missing)):
                 raise UserError(
                     f"{address} has none of the first {len(outcome.left_out)} ayat asked for ({result}): check the "
                     "reciter and --mirror, or ask for the --surahs that are there"
@@ -211,29 +210,63 @@ def _fetch_reciter(client: Client, address: str, folder: Path, keys: list[Key], 
     return outcome
 
 
-def _sweep(folder: Path, part: Path | None) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove what an earlier process left unfinished, unless it may still be another one's work in progress."""
-    if part is not None:
-        part.unlink(missing_ok=True)
     for leftover in folder.glob(".*.mp3.*.tmp"):
         if time.time() - leftover.stat().st_mtime > 3600:
             leftover.unlink(missing_ok=True)
 
 
-def _in_parallel(
-    work: Callable[[J], R], jobs: Sequence[J], client: Client
-) -> Generator[tuple[J, R | Exception], None, None]:
+def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:
+    """Return the MD5 digests that EveryAyah lists for each file of a reciter; nothing if it has no list."""
+
+    def read(body: bytes) -> dict[str, set[str]]:
+        digests: defaultdict[str, set[str]] = defaultdict(set)
+        for digest, name in _CHECKSUM_LINE.findall(body):
+            digests[name.decode()].add(digest.decode().lower())
+        return dict(digests)
+
+    url = f"{address}/000_checksum.md5"
+    try:
+        return client.fetch(url, read)
+    except NotFound:
+        return {}
+    except FetchError as error:
+        raise cannot_fetch(url, error) from error
+
+
+def _mp3_parser(digests: set[str]) -> Callable[[bytes], bytes]:
+    """Return a function that returns a body if it is an MP3, with one of ``digests`` if there are any."""
+    last = ""
+
+    def parse_mp3(body: bytes) -> bytes:
+        nonlocal last
+        if not _MP3_FRAME.search(body):
+            raise FetchError("what comes is no MP3")
+        digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        if digests and digest not in digests:
+            if digest == last:
+                raise ChecksumMismatch("not the file that 000_checksum.md5 lists", retry=False)
+            last = digest
+            raise FetchError("damaged on the way: not the file that 000_checksum.md5 lists")
+        return body
+
+    return parse_mp3
+
+
+def _in_parallel(work: Callable[[J], R], jobs: Sequence[J]) -> Generator[tuple[J, R | Exception], None, None]:
     """Yield (job, what ``work`` returned or raised), as they are done; closing it ends the work.
 
-    The threads are daemons, so that one that is stuck (in a name look-up, say) cannot hold up a Ctrl-C.
+    The threads are daemons, so that one that waits for a server cannot hold up a Ctrl-C.
     """
     todo: queue.SimpleQueue[J] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[J, R | Exception]] = queue.SimpleQueue()
+    closed = threading.Event()
     for job in jobs:
         todo.put(job)
 
     def loop() -> None:
-        while not todo.empty():
+        while not closed.is_set():
             try:
                 job = todo.get_nowait()
             except queue.Empty:
@@ -246,87 +279,26 @@ def _in_parallel(
     threads = [threading.Thread(target=loop, daemon=True) for _ in range(min(CONNECTIONS, len(jobs)))]
     for thread in threads:
         thread.start()
-    left = len(jobs)
     try:
-        while left:
+        for _ in jobs:
             yield done.get()
-            left -= 1
     finally:
-        if left:
-            client.stop()
-        deadline = time.monotonic() + 2
+        closed.set()
+        deadline = time.monotonic() + 0.5  # for those that are writing a file
         for thread in threads:
-            thread.join(max(0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:
-    """The MD5 digests that EveryAyah lists for each file of a reciter; empty where it has no list.
-
-    ``000_checksum.md5`` holds lines of a digest, a space, ``*`` and a path whose folders vary from reciter to reciter.
-    """
-    line = re.compile(rb"^([0-9a-fA-F]{32})[ \t]+\*?(?:.*[/\\])?(\d{6}\.mp3)\s*$", re.MULTILINE)
-
-    def read(body: bytes) -> dict[str, set[str]]:
-        digests: defaultdict[str, set[str]] = defaultdict(set)
-        for digest, name in line.findall(body):
-            digests[name.decode()].add(digest.decode().lower())
-        return dict(digests)
-
-    url = f"{address}/000_checksum.md5"
-    try:
-        return client.fetch(url, read, limit=8 << 20)
-    except Absent:
-        return {}
-    except Failed as failure:
-        raise cannot_fetch(url, failure) from failure
-
-
-def _fetch_archive(
-    client: Client, url: str, part: Path, missing: list[Key], digests: dict[str, set[str]], bar: tqdm
-) -> None:
-    """Fetch the archive at ``url`` to ``part``, unpack it beside that, and remove it."""
-    with tqdm(unit="B", unit_scale=True, desc=part.stem, leave=False, disable=None, dynamic_ncols=True) as bytes_bar:
-
-        def progress(size: int, total: int | None) -> None:
-            bytes_bar.total = total
-            bytes_bar.update(size - bytes_bar.n)
-
-        try:
-            client.save(url, part, progress)
-        except Absent:
-            client.tell(f"{url} is not there: fetching file by file")
-            return
-        except Failed as failure:
-            raise cannot_fetch(url, failure) from failure
-    refused = unpack(part, part.parent, missing, digests, bar.update)
-    for line in refused[:20] + [f"... and {len(refused) - 20:,} more"] * (len(refused) > 20):
-        client.tell(f"{url}: refused {line}")
-    part.unlink()
-
-
-# --- The command
-
-
-def _summary(name: str, outcome: Outcome) -> str:
-    lines = [f"{name}: {outcome.there:,} of {outcome.wanted:,} ayat"]
-    for word, ayat in (("left out", outcome.left_out), ("failed", outcome.failed)):
-        for reason in dict.fromkeys(ayat.values()):
-            lines.append(f"  {word}: {spans(key for key in ayat if ayat[key] == reason)} ({reason})")
-    return "\n".join(lines)
-
-
-def _size(bytes: float) -> str:
-    return f"{bytes / 1e6:,.1f} MB" if bytes < 1e9 else f"{bytes / 1e9:,.2f} GB"
-
-
-def main(argv: Sequence[str] | None = None, patience: Patience = PATIENCE) -> None:
-    """The command line; ``argv`` is ``sys.argv``'s by default."""
+def main(argv: Sequence[str] | None = None, limits: Limits = LIMITS) -> None:
+    """Run the command line; ``argv`` is ``sys.argv``'s by default."""
     config = parse(DownloadConfig, __doc__, argv, prog=f"python -m {__package__}")
     if config.list:
         for name, mebibytes in KNOWN_RECITERS.items():
             part = "training" if name in EXPERIMENT_2A_TRAIN else "validation" if name in EXPERIMENT_2A_VALID else ""
-            print(f"{name:47} {_size(mebibytes << 20):>10}  {part and 'Experiment 2A: ' + part}".rstrip())
+            print(f"{name:47} {format_size(mebibytes << 20):>10}  {part and 'Experiment 2A: ' + part}".rstrip())
     elif config.check:
-        check(config.check, config.surahs)
+        from .inventory import check_folder  # brings NumPy, half of the time to start
+
+        check_folder(config.check, config.surahs)
     else:
-        download(config, patience)
+        download(config, limits)

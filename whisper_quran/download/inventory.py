@@ -1,43 +1,54 @@
-"""What a folder of recitations holds: present, missing, double, unreadable, long; and does the text fit it?
+"""``--check``: what a folder of recitations holds, reciter by reciter, and how the text fits it.
 
-Length and readability come from the files' headers, so that a reciter takes seconds: a file whose header says nothing
-is decoded as training would decode it before it counts as unreadable. Damage further inside a file shows when training
-decodes it (its ``skipped.csv`` and its report of damaged frames).
+Lengths come from the files' headers, so that a reciter takes seconds; a file whose header says nothing is decoded as
+training would decode it before it counts as unreadable. Damage further inside a file shows when training decodes it.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE, AudioError, decode_file, header_seconds
 from ..data.corpus import AUDIO_EXTENSIONS, find_reciters, parse_surahs, read_text
+from ..runtime.console import progress_bar
 from ..runtime.errors import UserError
 from .reciters import ALL, Key, ayat_of, spans
 
 LONG = 30.0  # seconds: what Whisper hears at once, and the longest that training takes
 
 
-@dataclass(frozen=True)
-class Holding:
-    """One reciter's folder. ``seconds`` and ``long`` count the readable files; ``unreadable`` maps them to why."""
+@dataclass
+class Inventory:
+    """One reciter's folder. ``long`` and ``seconds`` count readable files; ``unreadable`` says why others are not."""
 
-    reciter: str
-    present: set[Key]
-    missing: list[Key]
-    double: list[Key]
-    unreadable: dict[Path, str]
-    strays: list[str]
-    long: int
-    seconds: float
+    files: defaultdict[Key, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    missing: list[Key] = field(default_factory=list)
+    double: list[Key] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    no_ayah: list[str] = field(default_factory=list)
+    long: int = 0
+    seconds: float = 0.0
+
+    @property
+    def problems(self) -> dict[str, int]:
+        return {"missing": len(self.missing), "double": len(self.double), "unreadable": len(self.unreadable)}
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {what}: {spans(ayat)}" for what, ayat in (("missing", self.missing), ("double", self.double)) if ayat
+        ]
+        lines += [f"  unreadable: {file.name} ({reason})" for file, reason in self.unreadable.items()]
+        if self.no_ayah:
+            lines.append(f"  no ayah, left out: {', '.join(self.no_ayah)}")
+        return "\n".join(lines)
 
 
-def take_inventory(reciter: str, folder: Path, keys: Sequence[Key], bar: tqdm) -> Holding:
+def take_inventory(folder: Path, keys: Sequence[Key], bar: tqdm) -> Inventory:
     """Look at every file of ``folder`` that is named for one of the ayat ``keys``."""
-    files: defaultdict[Key, list[Path]] = defaultdict(list)
-    strays = []
+    found = Inventory()
     wanted, every = set(keys), set(ayat_of(ALL))
     for file in sorted(folder.iterdir()):
         name = file.stem
@@ -45,27 +56,26 @@ def take_inventory(reciter: str, folder: Path, keys: Sequence[Key], bar: tqdm) -
             continue
         key = (int(name[:3]), int(name[3:])) if len(name) == 6 and name.isdecimal() else None
         if key in wanted:
-            files[key].append(file)
+            found.files[key].append(file)
         elif key not in every:
-            strays.append(file.name)
-    unreadable, long, total = {}, 0, 0.0
-    for file in (file for group in files.values() for file in group):
+            found.no_ayah.append(file.name)
+    for file in (file for files in found.files.values() for file in files):
         bar.update()
         seconds = header_seconds(file)
         if seconds is None:
             try:
                 seconds = len(decode_file(file).samples) / SAMPLE_RATE
             except AudioError as error:
-                unreadable[file] = str(error)
+                found.unreadable[file] = str(error)
                 continue
-        long += seconds > LONG
-        total += seconds
-    missing = [key for key in keys if key not in files]
-    double = [key for key, group in files.items() if len(group) > 1]
-    return Holding(reciter, set(files), missing, double, unreadable, strays, long, total)
+        found.long += seconds > LONG
+        found.seconds += seconds
+    found.missing = [key for key in keys if key not in found.files]
+    found.double = [key for key, files in found.files.items() if len(files) > 1]
+    return found
 
 
-def check(data: Path, surahs: str | None) -> None:
+def check_folder(data: Path, surahs: str | None) -> None:
     """Print what ``data`` holds of ``surahs``, reciter by reciter, and how the text fits it.
 
     Raises:
@@ -76,55 +86,31 @@ def check(data: Path, surahs: str | None) -> None:
     reciters = find_reciters(data) if data.is_dir() else {}
     if not reciters:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
-    texts = _texts(data, keys)
-    with tqdm(unit=" files", desc="checking", leave=False, disable=None, dynamic_ncols=True) as bar:
-        holdings = [take_inventory(name, folder, keys, bar) for name, folder in reciters.items()]
-
-    counts = Counter(surah for surah, _ in texts)
-    rows = [("reciter", "ayat", "missing", "double", "unreadable", "over 30 s", "hours", "surahs as in the text")]
-    problems: Counter[str] = Counter()
-    for held in holdings:
-        there = Counter(surah for surah, _ in held.present)
-        agree = sum(there[surah] == counts[surah] for surah in chosen)
-        numbers = [len(held.present), len(held.missing), len(held.double), len(held.unreadable), held.long]
-        hours = f"{held.seconds / 3600:.2f}"
-        rows.append((held.reciter, *(f"{n:,}" for n in numbers), hours, f"{agree} of {len(chosen)}"))
-        problems += Counter(
-            {"missing": len(held.missing), "double": len(held.double), "unreadable": len(held.unreadable)}
-        )
-    _print_table(rows)
-    for held in holdings:
-        _print_details(held)
-    lacking = [key for key in keys if key not in texts]
-    print(f"text: {len(texts):,} of {len(keys):,} ayat" + (f"; missing: {spans(lacking)}" if lacking else ""))
-    problems += Counter({"without text": len(lacking)})
-    if problems:
-        found = ", ".join(f"{count:,} {what}" for what, count in problems.items())
-        raise UserError(
-            f"{data} is not whole: {found} (listed above); downloading into it again fetches what is missing"
-        )
-
-
-def _texts(data: Path, keys: Sequence[Key]) -> dict[Key, str]:
     texts, _ = read_text(data / "metadata" / "ayah_text_clear.csv")
-    return {key: texts[key] for key in keys if texts.get(key)}
+    without_text = [key for key in keys if not texts.get(key)]
+    with progress_bar(len(keys) * len(reciters), " files", "checking") as bar:
+        inventories = {name: take_inventory(folder, keys, bar) for name, folder in reciters.items()}
 
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    in_text = Counter(surah for surah, ayah in keys if texts.get((surah, ayah)))
+    rows = [["reciter", "ayat", "missing", "double", "unreadable", "over 30 s", "hours", "surahs as in the text"]]
+    problems: Counter[str] = Counter()
+    for name, found in inventories.items():
+        present = Counter(surah for surah, _ in found.files)
+        fitting = sum(present[surah] == in_text[surah] for surah in chosen)
+        counts = [len(found.files), *found.problems.values(), found.long]
+        rows.append([name, *map("{:,}".format, counts), f"{found.seconds / 3600:.2f}", f"{fitting} of {len(chosen)}"])
+        problems += Counter(found.problems)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         print("  ".join([f"{name:{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))]))
-
-
-def _print_details(held: Holding) -> None:
-    lines = []
-    if held.missing:
-        lines.append(f"missing: {spans(held.missing)}")
-    if held.double:
-        lines.append(f"double: {spans(held.double)}")
-    lines += [f"unreadable: {file.name} ({reason})" for file, reason in held.unreadable.items()]
-    if held.strays:
-        lines.append(f"no ayah, left out: {', '.join(held.strays)}")
-    if lines:
-        print(f"\n{held.reciter}")
-        print(*(f"  {line}" for line in lines), sep="\n")
+    for name, found in inventories.items():
+        if details := str(found):
+            print(f"\n{name}\n{details}")
+    lacking = f"; missing: {spans(without_text)}" if without_text else ""
+    print(f"text: {len(keys) - len(without_text):,} of {len(keys):,} ayat{lacking}")
+    problems += Counter({"without text": len(without_text)})
+    if problems:
+        listed = ", ".join(f"{count:,} {what}" for what, count in problems.items())
+        raise UserError(
+            f"{data} is not whole: {listed} (listed above); downloading into it again fetches what is missing"
+        )

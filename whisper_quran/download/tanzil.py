@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..runtime.files import atomic_write, make_folder
-from .polite import Client, Failed, cannot_fetch
+from .http import Client, FetchError, cannot_fetch
 from .reciters import ALL, Key, ayat_of
 
 TANZIL = "https://tanzil.net/pub/download/index.php?quranType=simple-clean&outType=txt-2&agree=true"
@@ -26,9 +26,9 @@ def fetch_text(client: Client, url: str, folder: Path) -> None:
         return
     make_folder(folder)
     try:
-        texts, licence = client.fetch(url, parse_tanzil, limit=16 << 20, sized=False)
-    except Failed as failure:
-        raise cannot_fetch(url, failure) from failure
+        texts, licence = client.fetch(url, parse_tanzil, sized=False)
+    except FetchError as error:
+        raise cannot_fetch(url, error) from error
     with atomic_write(folder / "LICENSE-tanzil.txt") as file:
         file.write(
             f"{licence}\n\nChanged in {path.name}: the basmala that Tanzil writes before the first ayah of a surah is\n"
@@ -44,14 +44,14 @@ def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
     """Return the texts by (surah, ayah), and the licence, from lines ``surah|ayah|text`` and a footer of ``#`` lines.
 
     Raises:
-        Failed: this is not the whole text: an error page, a part, another edition.
+        FetchError: this is not the whole text: an error page, a part, another edition.
     """
     lines = body.decode("utf-8-sig", errors="replace").replace("\r", "").split("\n")
     licence = [line for line in lines if line.startswith("#")]
     rows = [line.split("|") for line in lines if line.strip() and not line.startswith("#")]
     keys = ayat_of(ALL)
     if [tuple(row[:2]) for row in rows] != [(str(surah), str(ayah)) for surah, ayah in keys] or not licence:
-        raise Failed(
+        raise FetchError(
             f"what comes is not Tanzil's text: {len(keys):,} lines surah|ayah|text and a licence were expected"
         )
     texts = {}
@@ -60,6 +60,8 @@ def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
         if key[1] == 1:
             text = text.removeprefix(_BASMALA)  # 1:1 is the basmala and no more, so it stays
         if not text or _MARKS.search(text):
-            raise Failed(f"the text of {key[0]}:{key[1]} is empty or has diacritics: not Tanzil's simple-clean text")
+            raise FetchError(
+                f"the text of {key[0]}:{key[1]} is empty or has diacritics: not Tanzil's simple-clean text"
+            )
         texts[key] = text
     return texts, "\n".join(licence)

@@ -1,0 +1,245 @@
+"""HTTP client with retries: a whole body or an error, few connections, no other host.
+
+What may pass is retried after a growing pause (a broken or silent connection, 408, 429, any 5xx, a body that fails its
+check); what will not (404, 403, a redirect to another host) is not. A Retry-After holds for every thread. Whatever a
+server sends, and however slowly, a request ends: :class:`_LimitedReader` reads its headers and its body.
+"""
+
+import http.client
+import io
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3 import exceptions
+
+from ..runtime.console import Log
+from ..runtime.errors import UserError
+
+T = TypeVar("T")
+_MAX_BYTES = 64 << 20  # the longest ayah of the slowest reciter takes a third of it
+_deadline: ContextVar[float] = ContextVar("deadline")  # of the file that this thread is fetching
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up; all times in seconds."""
+
+    attempts: int = 5
+    backoff: float = 1.0  # times 2, 4, 8 before the third and later attempts
+    longest_pause: float = 300.0  # of those a server asks for: beyond it the user decides
+    timeout: float = 30.0  # without a byte, or with fewer than 1,000 bytes a second
+    total: float = 900.0  # for one file: its attempts and redirects, without the pauses
+
+
+LIMITS = Limits()
+
+
+class FetchError(Exception):
+    """A request gave nothing usable. ``retry``: another attempt may; ``pause``: seconds that the server asks for."""
+
+    def __init__(self, reason: str, retry: bool = True, pause: float = 0.0):
+        super().__init__(reason)
+        self.retry = retry
+        self.pause = pause
+
+
+class NotFound(FetchError):
+    """The server has no such file."""
+
+
+def cannot_fetch(url: str, error: FetchError) -> UserError:
+    """Return what to raise if nothing can go on without ``url``."""
+    return UserError(f"cannot fetch {url} ({error}): check the connection and run the same command again")
+
+
+class Client:
+    """HTTP client for as many threads as ``connections``. ``log`` gets a line when something has to wait."""
+
+    def __init__(self, limits: Limits, connections: int, log: Log):
+        self.limits = limits
+        self.log = log
+        headers = {"User-Agent": "whisper-quran"}
+        self._options: dict[str, Any] = {
+            "timeout": limits.timeout,
+            "maxsize": connections,
+            "block": True,
+            "headers": headers,
+        }
+        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._resume_at = 0.0
+        self._logged_at = float("-inf")
+
+    def fetch(self, url: str, parse: Callable[[bytes], T], sized: bool = True) -> T:
+        """Return ``parse(body)`` for the body at ``url``.
+
+        ``parse`` raises :class:`FetchError` for a body that is not what it should be. ``sized=False`` accepts a body
+        whose length is not stated, so that only ``parse`` can tell if it was cut off.
+
+        Raises:
+            FetchError: every attempt failed; the last one's reason.
+            UserError: the server asks for too long a pause.
+        """
+        retries = urllib3.Retry(self.limits.attempts - 1, backoff_factor=self.limits.backoff)
+        deadline = time.monotonic() + self.limits.total
+        while True:
+            time.sleep(max(0.0, self._resume_at - time.monotonic()))
+            _deadline.set(deadline)
+            started = time.monotonic()
+            try:
+                return parse(self._get(url, sized))
+            except FetchError as error:
+                failure = error
+            except exceptions.HTTPError as error:
+                failure = FetchError(_reason(error))
+            if not failure.retry or time.monotonic() > deadline:
+                raise failure
+            try:
+                retries = retries.increment("GET", url)
+            except exceptions.MaxRetryError:
+                raise failure from None
+            pause = max(failure.pause, retries.get_backoff_time())
+            deadline += pause
+            self._pause(urlsplit(url).netloc, failure, pause, time.monotonic() - started)
+
+    def _pause(self, host: str, failure: FetchError, seconds: float, waited: float) -> None:
+        if failure.pause > self.limits.longest_pause:
+            raise UserError(f"{host} asks for a pause of {failure.pause:.0f} s: run the same command after it")
+        now = time.monotonic()
+        if failure.pause:
+            self._resume_at = max(self._resume_at, now + seconds)
+        if seconds + waited > 1 and now > self._logged_at + 10:
+            self._logged_at = now
+            self.log(f"{host}: {failure}; trying again" + (f" in {seconds:.0f} s" if seconds else ""))
+        time.sleep(seconds)
+
+    def _get(self, url: str, sized: bool) -> bytes:
+        """Return the body at ``url``, following redirects within the host."""
+        for _ in range(5):
+            response = self._manager(urlsplit(url)).request(
+                "GET", url, redirect=False, retries=False, preload_content=False
+            )
+            try:
+                location = response.get_redirect_location()
+                if not location:
+                    _require_ok(response, sized)
+                    return b"".join(response.stream(1 << 16, decode_content=False))
+            finally:
+                response.close()  # an error page is not read, and costs its connection
+                response.release_conn()
+            url = _redirect(urlsplit(url), location)
+        raise FetchError("redirects in circles", retry=False)
+
+    def _manager(self, url: SplitResult) -> urllib3.PoolManager:
+        """Return the pools of connections to ``url``, through the system's proxy if there is one."""
+        proxy = "" if proxy_bypass(url.netloc) else getproxies().get(url.scheme, "")
+        if proxy not in self._managers:
+            manager = urllib3.PoolManager(**self._options)
+            if proxy:
+                parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+                login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+                proxy_headers = urllib3.make_headers(proxy_basic_auth=login)
+                manager = urllib3.ProxyManager(parts.geturl(), proxy_headers=proxy_headers, **self._options)
+            manager.pool_classes_by_scheme = _limited_pools(self.limits.timeout)
+            self._managers[proxy] = manager
+        return self._managers[proxy]
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of ``url``. Raises ValueError unless it is a complete http or https address in ASCII."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]+", url):
+        raise ValueError(f"{url!r} is no http or https address")
+    _ = parts.port  # raises for a port that is none
+    return parts
+
+
+def _redirect(here: SplitResult, location: str) -> str:
+    """Return the address that ``location`` means. Raises :class:`FetchError` if it is on another host."""
+    try:
+        url = urljoin(here.geturl(), location)
+        there = split_url(url)
+    except ValueError as error:
+        raise FetchError(f"redirects to what is no address: {error}", retry=False) from error
+    upgraded = (here.scheme, there.scheme, here.hostname) == ("http", "https", there.hostname)
+    if (here.scheme, here.netloc) != (there.scheme, there.netloc) and not upgraded:
+        raise FetchError(f"redirects to another host ({there.netloc}), which is not followed", retry=False)
+    return url
+
+
+def _require_ok(response: urllib3.BaseHTTPResponse, sized: bool) -> None:
+    status = response.status
+    answer = f"answered {status} {http.client.responses.get(status, '')}".strip()
+    if status in (404, 410):
+        raise NotFound(answer, retry=False)
+    if status != 200:
+        pause = None
+        with suppress(exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
+            pause = urllib3.Retry().get_retry_after(response) if status in (429, 503) else None
+        raise FetchError(answer, retry=status in (408, 429) or status >= 500, pause=min(pause or 0.0, 1e6))
+    if sized and not {"content-length", "transfer-encoding"} & {name.lower() for name in response.headers}:
+        raise FetchError("does not say how long the file is, so a cut could not be told from its end")
+
+
+def _reason(error: exceptions.HTTPError) -> str:
+    if isinstance(error, exceptions.NameResolutionError):
+        return "its name cannot be resolved"
+    if strerror := getattr(error.__cause__, "strerror", None):
+        return strerror
+    if isinstance(error, exceptions.TimeoutError):
+        return "does not answer"
+    if isinstance(error, exceptions.ProtocolError):
+        return "cut the connection"
+    return " ".join(str(error).split())
+
+
+class _LimitedReader(io.RawIOBase):
+    """The bytes of one response: so many, so slow and so late at most. A socket's timeout limits only a silence."""
+
+    def __init__(self, file: io.BufferedReader, timeout: float):
+        self._file = file
+        self._timeout = timeout
+        self._started = time.monotonic()
+        self._received = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto1(buffer)
+        self._received += count
+        now = time.monotonic()
+        seconds = now - self._started
+        if now > _deadline.get():
+            raise FetchError("takes too long", retry=False)
+        if self._received > _MAX_BYTES:
+            raise FetchError(f"sends more than {_MAX_BYTES:,} bytes", retry=False)
+        if seconds > self._timeout and self._received < 1000 * seconds:
+            raise FetchError(f"too slow ({self._received:,} bytes in {seconds:.0f} s)")
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _limited_pools(timeout: float) -> dict[str, type]:
+    """Return urllib3's kinds of pool, with connections that read through :class:`_LimitedReader`."""
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **options)
+            self.fp = io.BufferedReader(_LimitedReader(self.fp, timeout))
+
+    def limited(pool: Any) -> type:
+        connection = type("Connection", (pool.ConnectionCls,), {"response_class": Response})
+        return type("Pool", (pool,), {"ConnectionCls": connection})
+
+    return {"http": limited(urllib3.HTTPConnectionPool), "https": limited(urllib3.HTTPSConnectionPool)}
