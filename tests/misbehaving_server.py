@@ -1,7 +1,7 @@
 """A real HTTP server on 127.0.0.1 that holds files and, on request, misbehaves as servers and networks do.
 
 ``server.faults[path]`` is a list of what goes wrong with the next requests for ``path``, one entry a request; when it
-is used up, the file is served as it should be: HTTP/1.1, kept open, with ranges. Every request is remembered.
+is used up, the file is served as it should be: HTTP/1.1, kept open. Every request is remembered.
 """
 
 import re
@@ -33,8 +33,6 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[Request] = []
         self.connections = 0
-        self.sent = 0  # bytes of bodies
-        self.ranges = True
         # While it is cleared, requests for paths that match `held` wait.
         self.open = threading.Event()
         self.open.set()
@@ -84,17 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.files.get(self.path, b"")
 
     def serve(self) -> None:
-        """As a good server does."""
-        body = self.body
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not asked or not self.server.ranges:
-            self.answer(200, body)
-        elif int(asked[1]) >= len(body):
-            self.answer(416, b"", {"Content-Range": f"bytes */{len(body)}"})
-        else:
-            start = int(asked[1])
-            span = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            self.answer(206, body[start:], {"Content-Range": span})
+        """Answer as a good server does."""
+        self.answer(200, self.body)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         headers = {"Content-Length": str(len(body)), **(headers or {})}
@@ -104,7 +93,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
-        self.server.sent += len(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing on the terminal."""
@@ -123,21 +111,12 @@ def other_body(body: bytes, headers: dict[str, str] | None = None) -> Fault:
     return lambda handler: handler.answer(200, body, headers)
 
 
-def cut(fraction: float = 0.5) -> Fault:
+def cut(fraction: float) -> Fault:
     """The length of the whole file is stated, a part of it comes, and the connection is cut."""
 
     def fault(handler: _Handler) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        start = int(asked[1]) if asked and handler.server.ranges else 0
-        body = handler.body[start:]
-        handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(body)))
-        if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(handler.body) - 1}/{len(handler.body)}")
-        handler.end_headers()
-        part = body[: int(len(body) * fraction)]
-        handler.wfile.write(part)
-        handler.server.sent += len(part)
+        start_file(handler)
+        handler.wfile.write(handler.body[: int(len(handler.body) * fraction)])
         hang_up(handler)
 
     return fault
@@ -150,11 +129,16 @@ def hang_up(handler: _Handler) -> None:
         handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def trickle(handler: _Handler) -> None:
-    """A byte now and then, for as long as anyone listens."""
+def start_file(handler: _Handler) -> None:
+    """Send the headers of the file."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(handler.body)))
     handler.end_headers()
+
+
+def trickle(handler: _Handler) -> None:
+    """A byte now and then, for as long as anyone listens."""
+    start_file(handler)
     for byte in handler.body:
         handler.wfile.write(bytes([byte]))
         time.sleep(0.05)
@@ -182,24 +166,22 @@ def no_length(handler: _Handler) -> None:
     hang_up(handler)
 
 
-def chunked(handler: _Handler) -> None:
-    """The whole file, in chunks, its length not stated. No fault."""
+def chunked(handler: _Handler, cut: bool = False) -> None:
+    """The whole file, in chunks, its length not stated: no fault. With ``cut``, a cut in the middle of one."""
     handler.send_response(200)
     handler.send_header("Transfer-Encoding", "chunked")
     handler.end_headers()
     for start in range(0, len(handler.body), 1000):
         piece = handler.body[start : start + 1000]
         handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        if cut:
+            return hang_up(handler)
     handler.wfile.write(b"0\r\n\r\n")
 
 
 def chunked_cut(handler: _Handler) -> None:
-    """Chunks, and a cut in the middle of one."""
-    handler.send_response(200)
-    handler.send_header("Transfer-Encoding", "chunked")
-    handler.end_headers()
-    handler.wfile.write(b"%x\r\n%s" % (len(handler.body), handler.body[:100]))
-    hang_up(handler)
+    """Chunks, and a cut before the last one."""
+    chunked(handler, cut=True)
 
 
 def redirect(url: str) -> Fault:

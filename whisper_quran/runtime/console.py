@@ -26,6 +26,8 @@ def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, d
 class _LogLines(tqdm):
     """A bar for log files: whole lines, seldom, no carriage returns."""
 
+    disable: bool
+
     def __init__(self, **options: Any):
         super().__init__(**options, mininterval=_SECONDS_BETWEEN_LINES, maxinterval=math.inf, leave=False)
 
