@@ -5,9 +5,10 @@
   python convert.py runs/experiment-2a/best.pt hf --to hf   transformers opens the folder hf
 
 SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt, a Hugging Face folder,
-model.safetensors or pytorch_model.bin. Nothing in it is run, and no class of yours is needed to open it.
+model.safetensors or pytorch_model.bin. Nothing in it is executed, and no class of yours is needed to open it.
 """
 
+from whisper_quran.checkpoints.names import FORMATS
 from whisper_quran.runtime.command_line import Parser
 from whisper_quran.runtime.errors import run_command
 
@@ -16,12 +17,12 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint file or folder to read")
     parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf) to write")
-    parser.add_argument("--to", choices=("openai", "hf"), default="openai", help="what to write (default: openai)")
+    parser.add_argument("--to", choices=tuple(FORMATS), default="openai", help="what to write (default: openai)")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="its precision (default: fp16)")
     parser.add_argument(
         "--language", default="ar", help="what a Hugging Face Whisper transcribes unless told otherwise (default: ar)"
     )
-    parser.add_argument("--force", action="store_true", help="replace DEST where it is there already")
+    parser.add_argument("--force", action="store_true", help="replace DEST if it is there already")
     options = parser.parse_args()
     # Imported here so that --help and a wrong option answer at once: torch takes seconds.
     from whisper_quran.checkpoints.convert import convert

@@ -13,17 +13,17 @@ import whisper
 from conftest import make_whisper
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.checkpoints import checkpoint
+from whisper_quran.checkpoints import torch_zip
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.checkpoints.dims import alignment_head_pairs, infer_dims, named_dims, size_name, whisper_shapes
 from whisper_quran.runtime.errors import UserError
 
 
 def small_whisper(seed: int = 0, **dims: int) -> Whisper:
-    """A Whisper of 60,000 weights, where the vocabulary does not matter."""
+    """An English-only Whisper of one layer."""
     torch.manual_seed(seed)
-    sizes = {"n_mels": 8, "n_audio_ctx": 10, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
-    sizes |= {"n_vocab": 50, "n_text_ctx": 8, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 1}
+    sizes = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}
+    sizes |= {"n_vocab": 51864, "n_text_ctx": 8, "n_text_state": 64, "n_text_head": 1, "n_text_layer": 1}
     model = Whisper(ModelDimensions(**{**sizes, **dims}))
     torch.nn.init.normal_(model.decoder.positional_embedding)
     return model.eval()
@@ -190,7 +190,7 @@ def test_more_than_a_whisper_is_refused(tmp_path: Path, model: Whisper) -> None:
 def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> None:
     state = model.state_dict()
     torch.save({**state, "encoder.conv2.weight": torch.zeros(64, 64, 5)}, tmp_path / "shape.pt")
-    assert "encoder.conv2.weight has the shape (64, 64, 5), where this Whisper has (64, 64, 3)" in refusal(
+    assert "encoder.conv2.weight has the shape (64, 64, 5), and this Whisper needs (64, 64, 3)" in refusal(
         tmp_path / "shape.pt"
     )
     torch.save({**state, "decoder.ln.bias": torch.zeros(64, dtype=torch.int8)}, tmp_path / "int8.pt")
@@ -252,6 +252,6 @@ def test_a_full_disk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, model: 
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(checkpoint, "atomic_write", contextmanager(lambda path, mode: (yield FullDisk())))
+    monkeypatch.setattr(torch_zip, "atomic_write", contextmanager(lambda path, mode: (yield FullDisk())))
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint("model.pt", model)

@@ -1,5 +1,10 @@
-"""A checkpoint is data from strangers: it is refused in one line, nothing of it is run, and DEST stays as it was."""
+"""A checkpoint is untrusted: it is refused in one line, nothing in it is run, and DEST stays as it was."""
 
+import argparse
+import collections
+import datetime
+import enum
+import functools
 import importlib
 import io
 import json
@@ -19,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_checkpoint import small_whisper
+from test_checkpoint import same_weights, small_whisper
 
 import convert
-from whisper_quran.checkpoints.checkpoint import read_checkpoint, save_checkpoint
-from whisper_quran.checkpoints.unpickling import MEND, Inert, unpickle
+from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.torch_zip import MEND
 from whisper_quran.runtime.errors import UserError, run_command
 
 
@@ -82,9 +87,6 @@ def attacks(proof: Path) -> dict[str, object]:
         "runpy._run_code": Call(runpy._run_code, code, {}),
         "importlib.import_module": Call(importlib.import_module, "antigravity"),
         "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, touch))),
-        "torch.load": Call(torch.load, str(proof)),
-        "torch.hub.load": Call(torch.hub.load, "someone/something", "model"),
-        "numpy.fromfile": Call(np.fromfile, str(proof)),
         "map": Call(map, os.system, [touch]),
         "getattr": Call(getattr, "", "format"),
         "os.remove": [1, {"deep": [Call(os.remove, str(proof))]}],
@@ -111,13 +113,11 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
         pytest.param(b"(cos\nsystem\nS'touch %s'\no.", id="OBJ"),
         pytest.param(b"\x80\x04\x8c\x05posix\x8c\x06system\x93V" + b"touch %s\n\x85R.", id="STACK_GLOBAL"),
         pytest.param(b"\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93Vtouch %s\n\x85R.", id="through a harmless module"),
-        pytest.param(b"\x80\x04\x8c\x05numpy\x8c\x15f2py.subprocess.Popen\x93Vtouch %s\n\x85R.", id="or a package"),
         pytest.param(b"c__builtin__\neval\n(S'open(\"%s\",\"w\")'\ntR.", id="Python 2's name"),
         pytest.param(b"c__builtin__\ngetattr\n(cos\npath\nS'os.system'\ntR(S'touch %s'\ntR.", id="an attribute"),
         pytest.param(b"ccollections\nOrderedDict\n)R}S'x'\ncos\nsystem\nsbcos\nsystem\n(S'touch %s'\ntR.", id="BUILD"),
         pytest.param(b"csubprocess\nPopen\n(S'touch %s'\nt\x81}(S'__setstate__'\ncos\nsystem\nub(tR.", id="NEWOBJ"),
         pytest.param(b"cfunctools\npartial\n(cposix\nsystem\nVtouch %s\ntR(tR.", id="what a call returned"),
-        pytest.param(b"cnotebook\nrun_everything\n(S'%s'\ntR.", id="someone's function"),
     ],
 )  # fmt: skip
 def test_no_instruction_of_a_pickle_calls_anything(
@@ -129,11 +129,84 @@ def test_no_instruction_of_a_pickle_calls_anything(
     assert not proof.exists()
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(Call(torch.load, "%s"), id="torch.load"),
+        pytest.param(Call(torch.hub.load, "someone/something", "model"), id="torch.hub.load"),
+        pytest.param(Call(np.fromfile, "%s"), id="numpy.fromfile"),
+        pytest.param(Call(torch.nn.init.ones_, torch.zeros(1)), id="a function of a library"),
+    ],
+)
+def test_a_whisper_is_read_past_calls_that_are_never_made(value: object, tmp_path: Path) -> None:
+    model = small_whisper()
+    torch.save({"callbacks": value, "state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    assert same_weights(load_checkpoint(tmp_path / "model.ckpt"), model)
+
+
+class Config:
+    """Hyper-parameters; gone before the checkpoint is read."""
+
+    def __init__(self, **values: object):
+        self.__dict__.update(values)
+
+
+class Names(dict):
+    pass
+
+
+class Layers(list):
+    pass
+
+
+class Precision(enum.Enum):
+    HALF = 16
+
+
+def hyper_parameters() -> dict[str, object]:
+    """Of every kind that real ones are: what `torch.load(weights_only=True)` refuses among them."""
+    counts: collections.defaultdict = collections.defaultdict(list, a=[1])
+    return {
+        "config": Config(lr=1e-4, nested=Config(path=Path("/data"))),
+        "dicts": [Names(a=1), counts, collections.OrderedDict(a=1), collections.Counter("aab"), {(1, ("a", 2)): 3}],
+        "lists": [Layers([1, 2]), collections.deque([1], maxlen=3), {1, 2}, frozenset({(1, 2)}), (1, (2, (3,)))],
+        "values": [Precision.HALF, np.float64(0.1), np.arange(3), torch.float16, torch.device("cpu"), 1j, b"x", 2**100],
+        "times": [datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(1), slice(1, 2), range(3)],
+        "others": [argparse.Namespace(a=1), functools.partial(torch.nn.functional.gelu, approximate="tanh")],
+        "types": [Config, torch.optim.AdamW, torch.nn.functional.gelu, len],
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_hyper_parameters_of_every_kind_open_without_their_classes(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_whisper()
+    contents = {"hyper_parameters": hyper_parameters(), "state_dict": model.state_dict()}
+    torch.save(contents, tmp_path / "notebook.ckpt", pickle_protocol=protocol)
+    for name in ("Config", "Names", "Layers", "Precision"):
+        monkeypatch.delattr(sys.modules[__name__], name)
+    assert same_weights(load_checkpoint(tmp_path / "notebook.ckpt"), model)
+
+
+def test_instructions_that_fill_a_class_change_nothing(tmp_path: Path) -> None:
+    """BUILD, APPENDS and SETITEMS on the names themselves, and on the functions that stand behind them."""
+    model = small_whisper()
+    torch.save(model.state_dict(), tmp_path / "good.pt")
+    for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\ngetattr\n"):
+        for filled in (b"}(S'__call__'\nNub", b"N}(S'name'\nNu\x86b", b"(S'x'\nNu", b"(NNe", b"(N\x90"):
+            torch_zip(tmp_path / "fill.pt", b"\x80\x04" + target + filled + b".")
+            with pytest.raises(UserError):
+                read_checkpoint(tmp_path / "fill.pt")
+    assert same_weights(load_checkpoint(tmp_path / "good.pt"), model)
+
+
 def test_no_module_that_a_pickle_names_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "booby_trap.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
-    stands_in = unpickle(b"cbooby_trap\nConfig\n)\x81}S'lr'\nF0.1\nsb.")
-    assert isinstance(stands_in, Inert) and str(stands_in.type) == "booby_trap.Config"
+    torch_zip(tmp_path / "trap.pt", b"cbooby_trap\nConfig\n)\x81}S'lr'\nF0.1\nsb.")
+    with pytest.raises(UserError, match=r"holds a whole booby_trap\.Config"):
+        read_checkpoint(tmp_path / "trap.pt")
     assert "booby_trap" not in sys.modules and not (tmp_path / "proof").exists()
 
 
@@ -257,7 +330,7 @@ def test_safetensors_that_lie_are_refused(header: object, tmp_path: Path, capsys
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "liar.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}" + bytes(64))
-    assert "its header goes past its end" in refused(tmp_path / "liar.safetensors", capsys)
+    assert "truncated or damaged" in refused(tmp_path / "liar.safetensors", capsys)
 
 
 def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,14 +378,14 @@ def test_a_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_random_damage_is_refused_or_harmless_but_never_a_traceback(tmp_path: Path) -> None:
     """Bytes changed, lost and added in all that is not weights: the pickle, the zip's directory, the JSON."""
-    state = {f"model.{name}": tensor for name, tensor in small_whisper().state_dict().items()}
+    state = {f"model.{name}": tensor for name, tensor in small_whisper().half().state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": {"path": Path("/x"), "set": {1}}}, tmp_path / "a.ckpt")
     data = (tmp_path / "a.ckpt").read_bytes()
     start = data.index(b"\x80\x02")
     places = [*range(start, data.index(b"PK", start)), *range(data.index(b"PK\1\2"), len(data))]
     generator = random.Random(0)
     outcomes = {"refused": 0, "read": 0}
-    for _ in range(1000):
+    for _ in range(400):
         damaged = bytearray(data)
         for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
             replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
@@ -324,4 +397,4 @@ def test_random_damage_is_refused_or_harmless_but_never_a_traceback(tmp_path: Pa
         except UserError as error:
             assert str(error).isprintable()
             outcomes["refused"] += 1
-    assert outcomes["refused"] > 500
+    assert outcomes["refused"] > 200

@@ -4,55 +4,59 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from ..runtime.console import format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import make_folder, storage_error
-from . import huggingface
-from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from .checkpoint import Checkpoint, format_module, read_checkpoint
 from .dims import size_name
-from .huggingface_tokenizer import tokenizer_of
 
 
 def convert(
-    source: str | Path, dest: str | Path, *, to: str, dtype: str, language: str = "ar", force: bool = False
+    source: str | Path,
+    dest: str | Path,
+    *,
+    to: str = "openai",
+    dtype: str = "fp16",
+    language: str = "ar",
+    force: bool = False,
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
-    ``dest`` is written whole or not at all: beside its name, then renamed. ``to`` is "openai" or "hf"; ``dtype`` is
-    "fp16" or "fp32"; ``language`` is what a Hugging Face Whisper transcribes by default.
+    ``dest`` is written whole or not at all: beside its name, then renamed. ``to`` is one of :data:`names.FORMATS`;
+    ``dtype`` is "fp16" or "fp32"; ``language`` is what a Hugging Face Whisper transcribes by default.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, or ``dest`` cannot be written.
     """
     dest = Path(os.path.abspath(dest))
-    _check_dest(Path(source), dest, to, force)
+    files = format_module(to).FILES
+    _check_dest(Path(source), dest, files, force)
     checkpoint = read_checkpoint(source)
     make_folder(dest.parent)
-    if to == "openai":
-        tensors = ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
-        write_checkpoint(dest, checkpoint.dims, tensors, DTYPES[dtype])
-    else:
-        with _whole_folder(dest) as folder:
-            huggingface.write_folder(folder, checkpoint.dims, checkpoint.tensors, DTYPES[dtype], language)
-    return _report(checkpoint, dest, to, dtype)
+    tensors = ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
+    with _whole_folder(dest) if files else nullcontext(dest) as path:
+        format_module(to).write(path, checkpoint.dims, tensors, DTYPES[dtype], language)
+    return _report(checkpoint, dest, f"{to}, {dtype}")
 
 
-def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
+def _check_dest(source: Path, dest: Path, files: frozenset[str], force: bool) -> None:
+    """Refuse a ``dest`` whose content would be lost; ``files`` are the names in a folder that a conversion replaces."""
     if not os.path.lexists(dest):
         return
     if dest in (real := source.resolve(), *real.parents) or dest.resolve() in (real, *real.parents):
         raise UserError(f"{dest} is, or holds, SOURCE: give another DEST")
-    if dest.is_dir() and to == "openai":
+    if dest.is_dir() and not files:
         raise UserError(f"{dest} is a folder: give DEST the name of a file, such as {dest / 'model.pt'}")
     if not force:
         raise UserError(f"{dest} is there already: give another DEST, or --force to replace it")
-    if to == "hf":
+    if files:
         if not dest.is_dir() or dest.is_symlink():
             raise UserError(f"{dest} is no folder: give DEST the name of a folder")
-        if others := sorted({entry.name for entry in dest.iterdir()} - huggingface.FILES):
+        if others := sorted({entry.name for entry in dest.iterdir()} - files):
             raise UserError(
                 f"{dest} holds more than a conversion ({others[0]!r}): --force would lose it; give another DEST"
             )
@@ -60,7 +64,7 @@ def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
 
 @contextmanager
 def _whole_folder(dest: Path) -> Iterator[Path]:
-    """A new folder that takes ``dest``'s place when the block ends well, and is gone when it does not."""
+    """Make a new folder that takes ``dest``'s place if the block ends well, and is removed if not."""
     beside = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.tmp")
     replaced = beside.with_suffix(".old")
     try:
@@ -78,7 +82,7 @@ def _whole_folder(dest: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _report(checkpoint: Checkpoint, dest: Path, to: str, dtype: str) -> str:
+def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:
     dims = checkpoint.dims
     size = size_name(dims) or (
         f"no named size ({dims.n_audio_layer} + {dims.n_text_layer} layers of {dims.n_text_state}, "
@@ -87,10 +91,6 @@ def _report(checkpoint: Checkpoint, dest: Path, to: str, dtype: str) -> str:
     lines = [f"read {checkpoint.source}: {checkpoint.kind}, {size}, {len(checkpoint.tensors)} tensors"]
     if checkpoint.left_out:
         lines.append(f"left out {len(checkpoint.left_out)} that are not Whisper's: {', '.join(checkpoint.left_out)}")
-    if tokenizer_of(dims.n_vocab) is None:
-        files = "; no tokenizer files were written" if to == "hf" else ""
-        lines.append(f"warning: no tokenizer of Whisper's has {dims.n_vocab} tokens{files}")
-    files = [dest] if to == "openai" else list(dest.iterdir())
-    megabytes = sum(file.stat().st_size for file in files) / 1e6
-    lines.append(f"wrote {dest}: {to}, {dtype}, {megabytes:,.1f} MB")
+    files = list(dest.iterdir()) if dest.is_dir() else [dest]
+    lines.append(f"wrote {dest}: {written}, {format_size(sum(file.stat().st_size for file in files))}")
     return "\n".join(lines)

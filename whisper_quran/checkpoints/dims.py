@@ -1,4 +1,4 @@
-"""The sizes of Whisper: what tells them apart, what tensors each has, and what only a name knows."""
+"""The sizes of Whisper: dimensions, tensors, alignment heads and tokenizers."""
 
 import base64
 import gzip
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
+import torch
 import whisper
-from whisper.model import ModelDimensions
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
 
 from ..runtime.errors import UserError
@@ -25,15 +26,15 @@ LAYERS = {
 }
 # vocabulary: English only, 99 languages, and 100 (Cantonese came with large-v3)
 ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB = 51864, 51865, 51866
-# Far beyond any Whisper's 32 and 448: what asks for more is after the memory.
+# Far beyond any Whisper's 32 and 448: more would only fill the memory.
 MAX_LAYERS, MAX_TEXT_CTX = 256, 4096
 SAVE_ALL = "where only the trained part was saved, load it into the Whisper it was trained from and save all of that"
 
 
 def named_dims() -> dict[str, ModelDimensions]:
-    """The dimensions of every size, under the name by which `whisper.load_model` knows it.
+    """Return the dimensions of every size, under the name by which `whisper.load_model` knows it.
 
-    large-v1 and large-v2 have the same ones; they stand here as one, under a name that Whisper does not know.
+    large-v1 and large-v2 have the same ones; here they are one, under a name that Whisper does not know.
     """
 
     def dims(size: str, n_mels: int, n_vocab: int) -> ModelDimensions:
@@ -52,20 +53,20 @@ def named_dims() -> dict[str, ModelDimensions]:
 
 
 def size_name(dims: ModelDimensions) -> str | None:
-    """The size that has these dimensions, or None."""
+    """Return the size that has these dimensions, or None."""
     return next((name for name, named in named_dims().items() if named == dims), None)
 
 
 def alignment_heads(dims: ModelDimensions) -> bytes | None:
-    """The heads that follow the audio in the size with these dimensions, as `Whisper.set_alignment_heads` takes them.
+    """Return the heads that follow the audio in the size with these dimensions, for `Whisper.set_alignment_heads`.
 
-    None where there is no such size, or no telling which: large-v1 and large-v2 differ in nothing but these heads.
+    None if there is no such size, or it is not known which: large-v1 and large-v2 differ in nothing but these heads.
     """
     return whisper._ALIGNMENT_HEADS.get(size_name(dims))
 
 
 def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
-    """The same heads as pairs of layer and head, Hugging Face's way."""
+    """Return the same heads as Hugging Face has them: pairs of layer and head."""
     heads = alignment_heads(dims)
     if heads is None:
         return None
@@ -74,51 +75,25 @@ def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
 
 
 def whisper_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
-    """The tensors of `Whisper(dims).state_dict()`, in its order, without making one."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *shape: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = shape
-        if bias:
-            shapes[f"{name}.bias"] = shape[:1]
-
-    def attention(name: str, state: int) -> None:
-        layer(f"{name}.query", state, state)
-        layer(f"{name}.key", state, state, bias=False)
-        layer(f"{name}.value", state, state)
-        layer(f"{name}.out", state, state)
-        layer(f"{name}_ln", state)
-
-    def blocks(part: str, n_layer: int, state: int, attentions: tuple[str, ...]) -> None:
-        for index in range(n_layer):
-            block = f"{part}.blocks.{index}"
-            for name in attentions:
-                attention(f"{block}.{name}", state)
-            layer(f"{block}.mlp.0", 4 * state, state)
-            layer(f"{block}.mlp.2", state, 4 * state)
-            layer(f"{block}.mlp_ln", state)
-
-    audio, text = dims.n_audio_state, dims.n_text_state
-    shapes["encoder.positional_embedding"] = (dims.n_audio_ctx, audio)
-    layer("encoder.conv1", audio, dims.n_mels, 3)
-    layer("encoder.conv2", audio, audio, 3)
-    blocks("encoder", dims.n_audio_layer, audio, ("attn",))
-    layer("encoder.ln_post", audio)
-    shapes["decoder.positional_embedding"] = (dims.n_text_ctx, text)
-    shapes["decoder.token_embedding.weight"] = (dims.n_vocab, text)
-    blocks("decoder", dims.n_text_layer, text, ("attn", "cross_attn"))
-    layer("decoder.ln", text)
-    return shapes
+    """Return the shapes of `Whisper(dims).state_dict()`, in its order, without the memory of one."""
+    with torch.device("meta"):
+        encoder = AudioEncoder(
+            dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
+        ).state_dict(prefix="encoder.")
+        decoder = TextDecoder(
+            dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer
+        ).state_dict(prefix="decoder.")
+    return {name: tuple(tensor.shape) for name, tensor in {**encoder, **decoder}.items()}
 
 
 def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, object], where: str) -> ModelDimensions:
-    """The dimensions of the Whisper whose tensors have these ``shapes``.
+    """Return the dimensions of the Whisper whose tensors have these ``shapes``.
 
     Heads are in no shape: they are ``stated`` (whatever the file says of its dimensions) or 64 wide. All else that is
     stated must agree with the shapes.
 
     Raises:
-        UserError: they do not agree, or tensors that tell are missing; ``where`` names the file.
+        UserError: they do not agree, or a tensor that is needed to tell is missing; ``where`` names the file.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
@@ -166,16 +141,18 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
 
 
 def tokenizer_for(dims: ModelDimensions, language: str) -> Tokenizer:
-    """The tokenizer of a model of ``dims`` for ``language`` (a code or an English name).
+    """Make the tokenizer of a model of ``dims`` for ``language`` (a code or an English name).
 
     Raises:
-        UserError: there is no such language, or the model is English-only and the language is not.
+        UserError: the model does not know the language.
     """
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if code not in LANGUAGES:
         raise UserError(f"--language {language}: not one of Whisper's languages; ar is Arabic")
-    multilingual = dims.n_vocab >= 51865  # as whisper.model.Whisper tells it
+    multilingual = dims.n_vocab > ENGLISH_VOCAB
     if not multilingual and code != "en":
         raise UserError(f"--language {language} needs a multilingual model, this one is English-only (.en)")
-    languages = dims.n_vocab - 51765 - int(multilingual)
+    languages = 99 + dims.n_vocab - MULTILINGUAL_VOCAB if multilingual else 99
+    if code not in list(LANGUAGES)[:languages]:
+        raise UserError(f"--language {language} came with large-v3: this model has no such language")
     return get_tokenizer(multilingual, num_languages=languages, language=code, task="transcribe")

@@ -1,47 +1,35 @@
-"""Hugging Face's Whisper: the same tensors under other names, and files that say what openai-whisper keeps in code."""
+"""Hugging Face's Whisper: a folder, `model.safetensors` or `pytorch_model.bin`.
 
-from collections.abc import Mapping
+The tensors have other names than openai-whisper's (:mod:`tensor_names`), and files say what it keeps in code.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from whisper.model import ModelDimensions
 from whisper.tokenizer import Tokenizer
 
 from ..runtime.errors import UserError
-from . import huggingface_tokenizer
-from .dims import ENGLISH_VOCAB, alignment_head_pairs
-from .huggingface_tokenizer import tokenizer_of, write_json, write_tokenizer
-from .torch_zip import StoredTensor, write_safetensors
+from . import huggingface_tokenizer, torch_zip
+from .dims import ENGLISH_VOCAB, alignment_head_pairs, tokenizer_for
+from .huggingface_tokenizer import write_json, write_tokenizer
+from .stored_tensor import Contents, StoredTensor, at_precision, check_name, damaged, read_json
+from .tensor_names import huggingface_name
 
-WEIGHTS, CONFIG, GENERATION, FEATURES = (
-    "model.safetensors",
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-)
-FILES = {WEIGHTS, CONFIG, GENERATION, FEATURES, *huggingface_tokenizer.FILES}  # all that a folder may hold
-
-# openai-whisper's names and Hugging Face's, a piece of a tensor's name at a time. The dots keep `attn` from matching
-# inside `cross_attn`; no piece is part of another, so the order does not matter and both directions are exact.
-NAMES = (
-    (".blocks.", ".layers."),
-    (".attn.", ".self_attn."),
-    (".attn_ln.", ".self_attn_layer_norm."),
-    (".cross_attn.", ".encoder_attn."),
-    (".cross_attn_ln.", ".encoder_attn_layer_norm."),
-    (".query.", ".q_proj."),
-    (".key.", ".k_proj."),
-    (".value.", ".v_proj."),
-    (".out.", ".out_proj."),
-    (".mlp.0.", ".fc1."),
-    (".mlp.2.", ".fc2."),
-    (".mlp_ln.", ".final_layer_norm."),
-    (".token_embedding.weight", ".embed_tokens.weight"),
-    (".positional_embedding", ".embed_positions.weight"),
-    ("encoder.ln_post.", "encoder.layer_norm."),
-    ("decoder.ln.", "decoder.layer_norm."),
-)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+GENERATION, FEATURES = "generation_config.json", "preprocessor_config.json"
+FILES = frozenset({WEIGHTS, CONFIG, GENERATION, FEATURES, *huggingface_tokenizer.FILES})  # all that a folder may hold
+# What a folder's weights may be called, the first choice first.
+READ_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # openai-whisper's dimensions and the entries of Hugging Face's config.json that state them.
 DIMS = {
     "n_mels": "num_mel_bins",
@@ -57,66 +45,108 @@ DIMS = {
 }
 
 
-def openai_name(name: str) -> str:
-    """openai-whisper's name of a tensor, whatever prefix ``name`` has; a name that is not Hugging Face's stays."""
-    for openai, huggingface in NAMES:
-        name = name.replace(huggingface, openai)
-    return name
+@dataclass(frozen=True)
+class _SafetensorsTensor(StoredTensor):
+    name: str
+    file: Any = field(compare=False, repr=False)  # the open file
+
+    def read(self) -> Tensor:
+        tensor = self.file.get_tensor(self.name)
+        # Unless the file aligned its elements.
+        return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 
 
-def huggingface_name(name: str) -> str:
-    """Hugging Face's name of openai-whisper's tensor ``name``, as `WhisperForConditionalGeneration` has it."""
-    for openai, huggingface in NAMES:
-        name = name.replace(openai, huggingface)
-    return f"model.{name}"
+def recognises(path: Path) -> bool:
+    """Return whether ``path`` is a folder with weights under Hugging Face's names, or a safetensors file."""
+    if path.is_dir():
+        return any((path / name).exists() for name in READ_NAMES)
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
-def stated_dims(path: Path, config: Mapping[str, object]) -> dict[str, object]:
-    """What ``config``, read from ``path``, says of the dimensions.
+def read(path: Path) -> Contents:
+    """Find the tensors of a folder or of a safetensors file.
 
     Raises:
-        UserError: it is another model's.
+        UserError: a file is damaged, or ``config.json`` describes another model.
     """
+    if not path.is_dir():
+        return _read_safetensors(path)
+    config = path / CONFIG
+    dims = _stated_dims(config, read_json(config)) if config.exists() else {}
+    weights = next(path / name for name in READ_NAMES if (path / name).exists())
+    files = _shards(weights, read_json(weights)) if weights.suffix == ".json" else [weights]
+    parts = [torch_zip.read(file) if torch_zip.recognises(file) else _read_safetensors(file) for file in files]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    return Contents("Hugging Face", tensors, dims, sum(part.nbytes for part in parts))
+
+
+def _read_safetensors(path: Path) -> Contents:
+    nbytes = path.stat().st_size  # the system's own error if it is not there
+    tensors: dict[str, StoredTensor] = {}
+    try:
+        file = safe_open(path, framework="pt")
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            check_name(path, name)
+            entry = file.get_slice(name)
+            dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
+            tensors[name] = _SafetensorsTensor(path, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, file)
+    except SafetensorError as error:
+        raise damaged(path, "its header is not that of a safetensors file of this length") from error
+    return Contents("safetensors", tensors, {}, nbytes)
+
+
+def _stated_dims(path: Path, config: Mapping[str, object]) -> dict[str, object]:
     model_type = config.get("model_type", "whisper")
     if model_type != "whisper":
         raise UserError(f"{path} describes another model ({str(model_type)[:40]!r}): give a Whisper")
     return {field: config[name] for field, name in DIMS.items() if name in config}
 
 
-def shards(path: Path, index: Mapping[str, object]) -> list[str]:
-    """The files, beside ``path``, that an ``index`` of shards names.
-
-    Raises:
-        UserError: it names no files, or files elsewhere.
-    """
+def _shards(path: Path, index: Mapping[str, object]) -> list[Path]:
+    """Return the files beside ``path`` that an ``index`` of shards names."""
     weight_map = index.get("weight_map")
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
         raise UserError(f"{path} does not name files beside it: download the whole folder again")
-    return sorted(set(names))
+    return [path.parent / name for name in sorted(set(names))]
 
 
-def write_folder(
-    folder: Path, dims: ModelDimensions, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, language: str
+def write(
+    path: str | Path,
+    dims: ModelDimensions,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    language: str | None = None,
 ) -> None:
-    """Write openai-whisper's ``tensors`` into ``folder`` as transformers loads them.
+    """Write openai-whisper's ``tensors`` into the folder ``path`` as transformers loads them.
 
-    A vocabulary that is none of Whisper's has no tokenizer to write, nor tokens for generation to suppress.
+    At most one copy of them is in memory: 3.1 GB for a large Whisper in half precision. ``language`` (Arabic if None)
+    is what a multilingual model transcribes unless it is asked for another.
 
     Raises:
-        UserError: there is no such language, or see :func:`write_safetensors`.
+        UserError: there is no such language, a weight is beyond ``dtype``'s range, or the disk is full.
     """
-    tokenizer = tokenizer_of(dims.n_vocab)
-    write_json(folder / CONFIG, model_config(dims, dtype, tokenizer))
-    write_json(folder / FEATURES, feature_config(dims))
-    if tokenizer:
-        write_json(folder / GENERATION, generation_config(dims, tokenizer, language))
-        write_tokenizer(folder, tokenizer)
-    write_safetensors(folder / WEIGHTS, {huggingface_name(name): tensor for name, tensor in tensors.items()}, dtype)
+    folder = Path(path)
+    multilingual = dims.n_vocab > ENGLISH_VOCAB
+    tokenizer = tokenizer_for(dims, (language or "ar") if multilingual else "en")
+    write_json(folder / CONFIG, _model_config(dims, dtype, tokenizer))
+    write_json(folder / FEATURES, _feature_config(dims))
+    write_json(folder / GENERATION, _generation_config(dims, tokenizer))
+    write_tokenizer(folder, tokenizer)
+    state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors}
+    try:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers opens no other
+        with open(folder / WEIGHTS, "rb+") as file:
+            os.fsync(file.fileno())
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder / WEIGHTS} ({error}): free disk space or choose another DEST") from error
 
 
-def model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, object]:
-    """``config.json``: what is not here has WhisperConfig's default, which is Whisper's."""
+def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, object]:
+    """Return ``config.json``: what is not here has WhisperConfig's default, which is Whisper's."""
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
@@ -126,42 +156,36 @@ def model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer
         "num_hidden_layers": dims.n_audio_layer,
         "is_encoder_decoder": True,
         "torch_dtype": str(dtype).removeprefix("torch."),
-        **token_ids(tokenizer),
+        **_token_ids(tokenizer),
     }
 
 
-def token_ids(tokenizer: Tokenizer | None) -> dict[str, object]:
-    """The tokens that begin, end and fill a sequence, and those that no text begins with."""
-    sot, eot = (tokenizer.sot, tokenizer.eot) if tokenizer else (None, None)
-    blank = [*tokenizer.encode(" "), eot] if tokenizer else None
+def _token_ids(tokenizer: Tokenizer) -> dict[str, object]:
+    """Return the tokens that begin, end and fill a sequence, and those that no text begins with."""
     return {
-        "bos_token_id": eot,
-        "eos_token_id": eot,
-        "pad_token_id": eot,
-        "decoder_start_token_id": sot,
-        "begin_suppress_tokens": blank,
+        "bos_token_id": tokenizer.eot,
+        "eos_token_id": tokenizer.eot,
+        "pad_token_id": tokenizer.eot,
+        "decoder_start_token_id": tokenizer.sot,
+        "begin_suppress_tokens": [*tokenizer.encode(" "), tokenizer.eot],
     }
 
 
-def generation_config(dims: ModelDimensions, tokenizer: Tokenizer, language: str) -> dict[str, object]:
-    """``generation_config.json``: the rules of openai-whisper's `decode`, which transformers reads from a file."""
-    multilingual = {}
-    if languages := tokenizer.all_language_codes if dims.n_vocab > ENGLISH_VOCAB else ():
-        if language not in languages:
-            raise UserError(
-                f"--language {language} is none of this Whisper's: give one of {', '.join(sorted(languages))}"
-            )
+def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
+    """Return ``generation_config.json``: the rules of openai-whisper's `decode`, for transformers."""
+    multilingual: dict[str, object] = {}
+    if tokenizer.language:
         multilingual = {
-            "language": language,
+            "language": tokenizer.language,
             "task": "transcribe",
-            "lang_to_id": {f"<|{code}|>": tokenizer.to_language_token(code) for code in languages},
+            "lang_to_id": {f"<|{code}|>": tokenizer.to_language_token(code) for code in tokenizer.all_language_codes},
             "task_to_id": {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
         }
     heads = alignment_head_pairs(dims)
     no_speech = (tokenizer.sot, tokenizer.sot_lm, tokenizer.sot_prev, tokenizer.no_speech)
     suppressed = {*tokenizer.non_speech_tokens, tokenizer.transcribe, tokenizer.translate, *no_speech}
     return {
-        **token_ids(tokenizer),
+        **_token_ids(tokenizer),
         "is_multilingual": bool(multilingual),
         **multilingual,
         "no_timestamps_token_id": tokenizer.no_timestamps,
@@ -174,8 +198,8 @@ def generation_config(dims: ModelDimensions, tokenizer: Tokenizer, language: str
     }
 
 
-def feature_config(dims: ModelDimensions) -> dict[str, object]:
-    """``preprocessor_config.json``: whisper/audio.py's constants."""
+def _feature_config(dims: ModelDimensions) -> dict[str, object]:
+    """Return ``preprocessor_config.json``: whisper/audio.py's constants."""
     n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
     return {
         "feature_extractor_type": "WhisperFeatureExtractor",

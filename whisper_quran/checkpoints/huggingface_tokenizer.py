@@ -10,29 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import whisper.normalizers
-from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.tokenizer import Tokenizer
 
 from ..runtime.files import atomic_write
-from .dims import ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB
 
-FILES = {
-    "added_tokens.json",
-    "merges.txt",
-    "normalizer.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-}
-
-
-def tokenizer_of(n_vocab: int) -> Tokenizer | None:
-    """Whisper's tokenizer with ``n_vocab`` tokens, or None where Whisper has none of that size."""
-    if n_vocab == ENGLISH_VOCAB:
-        return get_tokenizer(False)
-    if n_vocab in (MULTILINGUAL_VOCAB, V3_VOCAB):
-        return get_tokenizer(True, num_languages=n_vocab - MULTILINGUAL_VOCAB + 99)
-    return None
+_JSON = "added_tokens normalizer special_tokens_map tokenizer tokenizer_config vocab".split()
+FILES = {"merges.txt", *(f"{name}.json" for name in _JSON)}
+EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -43,111 +27,78 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     vocab = {token: index for index, token in enumerate(written)}
     merges = [[written[left], written[right]] for left, right in merged_pairs(tokens)]
     # In the order of their ids. Timestamps are text to Hugging Face: it finds the first of them after the last special.
-    added = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    special = [token for token, index in added if index < tokenizer.timestamp_begin]
-    added_tokens = [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": index < tokenizer.timestamp_begin,
-        }
-        for token, index in added
-    ]
-    eot = "<|endoftext|>"
-    roles = {
-        "bos_token": eot,
-        "eos_token": eot,
-        "unk_token": eot,
-        "pad_token": eot,
-        "additional_special_tokens": special,
-    }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
+    special = {token: index < tokenizer.timestamp_begin for token, index in added.items()}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    roles: dict[str, object] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
+    roles["additional_special_tokens"] = [token for token in added if special[token]]
     write_json(folder / "vocab.json", vocab)
     with atomic_write(folder / "merges.txt") as file:
         file.writelines(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)])
-    write_json(folder / "added_tokens.json", dict(added))
+    write_json(folder / "added_tokens.json", added)
     write_json(folder / "special_tokens_map.json", roles)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            **roles,
-            "add_prefix_space": False,
-            "added_tokens_decoder": {str(token["id"]): _without_id(token) for token in added_tokens},
-            "clean_up_tokenization_spaces": False,
-            "errors": "replace",
-            "model_max_length": 1024,
-            "processor_class": "WhisperProcessor",
-            "return_attention_mask": False,
-            "tokenizer_class": "WhisperTokenizer",
+    config = {
+        **roles,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(index): {"content": token, **flags, "special": special[token]} for token, index in added.items()
         },
-    )
-    write_json(
-        folder / "tokenizer.json",
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added_tokens,
-            "normalizer": None,
-            "pre_tokenizer": byte_level,
-            "post_processor": _template(tokenizer),
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "vocab": vocab,
-                "merges": merges,
-            },
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": 1024,
+        "processor_class": "WhisperProcessor",
+        "return_attention_mask": False,
+        "tokenizer_class": "WhisperTokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    fast = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, **flags, "special": special[token]} for token, index in added.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": _template(added),
+        "decoder": byte_level,
+        "model": {
+            **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+            **{"continuing_subword_prefix": "", "end_of_word_suffix": "", "vocab": vocab, "merges": merges},
         },
-    )
+    }
+    write_json(folder / "tokenizer.json", fast)
     spelling = Path(whisper.normalizers.__file__).with_name("english.json")
     write_json(folder / "normalizer.json", json.loads(spelling.read_text(encoding="utf-8")))
 
 
-def _without_id(token: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in token.items() if name != "id"}
+def _template(ids: dict[str, int]) -> dict[str, object]:
+    """Return what Hugging Face's Whisper tokenizers put around a text: its start, no timestamps, and its end."""
 
+    def piece(kind: str, id: str, type_id: int = 0) -> dict[str, object]:
+        return {kind: {"id": id, "type_id": type_id}}
 
-def _template(tokenizer: Tokenizer) -> dict[str, object]:
-    """What Hugging Face's Whisper tokenizers put around a text: start of transcript, no timestamps, and the end."""
-
-    def special(token: str, type_id: int = 0) -> dict[str, object]:
-        return {"SpecialToken": {"id": token, "type_id": type_id}}
-
-    def text(name: str, type_id: int) -> dict[str, object]:
-        return {"Sequence": {"id": name, "type_id": type_id}}
-
-    sot, no_timestamps, eot = "<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>"
-    start = [special(sot), special(no_timestamps)]
+    start = [piece("SpecialToken", SOT), piece("SpecialToken", NO_TIMESTAMPS), piece("Sequence", "A")]
     return {
         "type": "TemplateProcessing",
-        "single": [*start, text("A", 0), special(eot)],
-        "pair": [*start, text("A", 0), text("B", 1), special(eot, 1)],
+        "single": [*start, piece("SpecialToken", EOT)],
+        "pair": [*start, piece("Sequence", "B", 1), piece("SpecialToken", EOT, 1)],
         "special_tokens": {
-            token: {"id": token, "ids": [tokenizer.special_tokens[token]], "tokens": [token]}
-            for token in (sot, no_timestamps, eot)
+            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (SOT, NO_TIMESTAMPS, EOT)
         },
     }
 
 
 def byte_characters() -> list[str]:
-    """GPT-2's printable character for each byte: itself where it is printable, else the next from U+0100 on."""
+    """Return GPT-2's printable character for each byte: itself if it is printable, else the next from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
 
 
 def merged_pairs(tokens: list[bytes]) -> list[tuple[int, int]]:
-    """The ids of the two tokens that each of ``tokens`` was merged from, in the order in which they were learnt.
+    """Return the ids of the two tokens that each of ``tokens`` was merged from, in the order in which they were learnt.
 
     Single bytes, and tokens that no text is encoded to (multilingual Whisper's last is empty), come from no pair.
     """

@@ -1,33 +1,40 @@
-"""The files that hold tensors, read without trusting them and without reading the weights before they are asked for.
+"""The zip that `torch.save` writes: Whisper's own `.pt`, PyTorch Lightning's `.ckpt`, `pytorch_model.bin`.
 
-Two kinds exist: the zip that `torch.save` writes (``data.pkl`` says what there is, each storage is an entry of its
-own, stored and not compressed), and safetensors (a JSON header, then the elements). Both say where each tensor's
-elements lie, so a file is a dict of :class:`StoredTensor`: a place, a type and a shape, all checked against the file's
-length. :meth:`StoredTensor.read` memory-maps that one place, and the mapping goes when the tensor does: a whole
-checkpoint can be walked, cast and written with the memory of what is kept.
-
-safetensors is a format of one page, https://github.com/huggingface/safetensors#format; reading and writing it here,
-a tensor at a time, needs no library and less memory than the library's own writer.
+``data.pkl`` says what there is; each tensor's elements are an entry of their own, stored and not compressed, and are
+memory-mapped one tensor at a time. A pickle is a program that may call anything, so a checkpoint is untrusted, and one
+whose hyper-parameters are of a class that lived in a notebook cannot be unpickled at all. Here nothing that it names is
+ever imported or called: a :class:`StandIn` takes the place of every object that is no plain data or tensor.
 """
 
-import json
 import math
 import mmap
+import pickle
+import pickletools
 import struct
+import sys
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import IO
+from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from whisper.model import ModelDimensions
 
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
-from .unpickling import MAX_NAME, MEND, PickledTensor, unpickle
+from .stored_tensor import MAX_HEADER, MAX_NAME, Contents, StoredTensor, at_precision, check_name, damaged
+from .tensor_names import plain_name, whisper_prefixes
 
+FILES: frozenset[str] = frozenset()  # one file, no folder
+# A pickle holds no weights, only where they are: 160,000 instructions for a large Whisper with its optimiser. The
+# limits keep what one can build in memory below some hundreds of megabytes.
+MAX_PICKLE, MAX_INSTRUCTIONS = 64 * 2**20, 1_000_000
+MEND = "distrust it, or, if it is your own, save its state_dict() alone"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -39,49 +46,174 @@ STORAGE_DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
 }
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-}
-# What describes a large Whisper with its optimiser takes half a megabyte: bytes of JSON or of a zip's directory, of a
-# pickle (where a notebook's hyper-parameters may be lists of thousands of files).
-MAX_HEADER, MAX_PICKLE = 16 * 2**20, 64 * 2**20
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
+# What data is made with. A pickle that calls anything else of Python's own library (os.system, eval) is refused: it
+# would not be run, but whoever wrote it meant harm.
+DATA_MODULES = (
+    "_codecs argparse collections copyreg dataclasses datetime decimal enum fractions functools ipaddress logging "
+    "pathlib random re types typing uuid zoneinfo"
+).split()
+DATA_BUILTINS = "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple".split()
+
+
+class _Refused(Exception):
+    """The rest of a sentence that begins with the file's name."""
+
+
+class StandIn:
+    """Takes the place of an object that is no number, string, list, tuple, dict or tensor; ignores what fills it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str = ""):
+        self.name = name  # of its class, or ""
+
+    def __call__(self, *args: object) -> object:
+        raise _Refused(f"tries to call what another call returned; nothing was run: {MEND}")
+
+    def _ignore(self, *args: object) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
+class _Global(StandIn):
+    """A name that the pickle looks up (``os.system``, ``__main__.Config``)."""
+
+    __slots__ = ("attribute", "module")
+
+    def __init__(self, module: str, attribute: str):
+        if len(module) + len(attribute) > MAX_NAME or not (module + attribute).isprintable():
+            raise ValueError("name")
+        # Pickle protocol 2, which is torch's, goes on writing Python 2's names.
+        self.module, self.attribute = NAME_MAPPING.get(
+            (module, attribute), (IMPORT_MAPPING.get(module, module), attribute)
+        )
+        super().__init__(f"{self.module}.{self.attribute}")
+
+    def __call__(self, *args: object) -> object:
+        match self.name, args:
+            case "collections.OrderedDict", ():
+                return _Dict()
+            case "torch._utils._rebuild_tensor_v2", (_Storage() as storage, offset, size, stride, *_):
+                return _PickledTensor(storage, offset, size, stride)
+            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (data, *_):
+                return data
+            case "builtins.getattr", (_Global() as outer, str() as inner):
+                return _Global(outer.module, f"{outer.attribute}.{inner}")  # how a class inside a class is named
+        if self._is_suspicious():
+            raise _Refused(f"tries to call {self.name}; nothing was run: {MEND}")
+        return StandIn(self.name)
+
+    def _is_suspicious(self) -> bool:
+        if self.module == "builtins":  # its only classes with a capital are the exceptions
+            return self.attribute not in DATA_BUILTINS and not self.attribute[:1].isupper()
+        package = self.module.partition(".")[0]
+        return package in sys.stdlib_module_names and (package not in DATA_MODULES or "." in self.attribute)
+
+
+class _Dict(dict):
+    """A dict of names: any other key becomes a StandIn, as no tensor is found by it.
+
+    Hashing a key could take for ever (a tuple of tuples, each twice the one before) or overflow the stack.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key if isinstance(key, str) and len(key) <= MAX_NAME else StandIn(), value)
+
+    def __setstate__(self, state: object) -> None:
+        pass  # the attributes of an OrderedDict
+
+
+# Named tuples, as no instruction of a pickle can change one.
+class _Storage(NamedTuple):
+    type: str  # torch's class, e.g. "HalfStorage"
+    key: str  # its name in the zip
+
+
+class _PickledTensor(NamedTuple):
+    """A tensor's place, in elements of its storage; not checked yet."""
+
+    storage: _Storage
+    offset: Any
+    size: Any
+    stride: Any
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """Unpickles plain data and stand-ins.
+
+    The standard library's Unpickler in Python, since in the faster one in C dicts and sets hash their keys unasked.
+    """
+
+    stack: list[Any]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def find_class(self, module: str, name: str) -> _Global:
+        return _Global(module, name)
+
+    def get_extension(self, code: int) -> None:
+        raise ValueError("an extension")
+
+    def persistent_load(self, id: object) -> _Storage:
+        match id:
+            case ("storage", _Global(attribute=type), str() as key, str(), int()):
+                return _Storage(type, key)
+        raise ValueError("persistent id")
+
+    def load_dict(self) -> None:
+        items, made = self.pop_mark(), _Dict()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            made[key] = value
+        self.append(made)
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(StandIn())
+
+    def load_newobj(self) -> None:
+        self.stack.pop()
+        made = self.stack.pop()
+        self.append(StandIn(made.name if isinstance(made, _Global) else ""))
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self.load_newobj()
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        pickle.EMPTY_DICT[0]: lambda self: self.append(_Dict()),
+        pickle.EMPTY_SET[0]: lambda self: self.append(StandIn()),
+        pickle.DICT[0]: load_dict,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
+    }
+
+
+def _unpickle(path: Path, program: bytes) -> Any:
+    try:
+        # The disassembler, which builds nothing, finds the end and every string within the program, or raises.
+        for count, _ in enumerate(pickletools.genops(program)):
+            if count == MAX_INSTRUCTIONS:
+                raise _Refused(f"holds a pickle of more than {MAX_INSTRUCTIONS:,} instructions: {MEND}")
+        return _Unpickler(BytesIO(program), encoding="latin1").load()
+    except _Refused as error:
+        raise UserError(f"{path} {error}") from None
+    except Exception as error:  # whatever a program without sense runs into
+        raise UserError(f"{path} holds a damaged pickle: copy or download it again") from error
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that lies in a file."""
-
-    path: Path
-    start: int  # the byte of the file where its first element lies
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+class _ZipTensor(StoredTensor):
+    start: int  # the byte of the file where its first element is
     stride: tuple[int, ...]
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def read(self) -> Tensor:
-        """The tensor itself, memory-mapped; writing to it never reaches the file."""
+        assert isinstance(self.dtype, torch.dtype)
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
         span = _span(self.shape, self.stride) * self.dtype.itemsize
@@ -95,91 +227,107 @@ class StoredTensor:
 
 
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Elements from the first of a tensor to its last, both included."""
+    """Return the number of elements from the first of a tensor to its last, both included."""
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
-@dataclass(frozen=True)
-class TorchFile:
-    """What `torch.save` wrote: plain containers with :class:`PickledTensor` leaves, and where the storages lie."""
-
-    path: Path
-    contents: object
-    storages: Mapping[str, tuple[int, int]] = field(repr=False)  # key: first byte in the file, bytes
-
-    def tensors(self, state: Mapping[str, PickledTensor]) -> dict[str, StoredTensor]:
-        """Find the tensors of ``state`` in the file.
-
-        Raises:
-            UserError: the file does not hold what it says.
-        """
-        return {name: self._find(name, tensor) for name, tensor in state.items()}
-
-    def _find(self, name: str, tensor: PickledTensor) -> StoredTensor:
-        check_name(self.path, name)
-        dtype = STORAGE_DTYPES.get(tensor.storage_type)
-        if dtype is None:
-            raise UserError(f"{self.path}: {name} is a tensor of an unknown type ({tensor.storage_type})")
-        if tensor.key not in self.storages:
-            raise damaged(self.path, f"the elements of {name} are missing")
-        start, nbytes = self.storages[tensor.key]
-        room = nbytes // dtype.itemsize - tensor.offset
-        elements = math.prod(tensor.size)
-        if elements and (elements > room or _span(tensor.size, tensor.stride) > room):
-            raise damaged(self.path, f"{name} is larger than what is stored of it")
-        return StoredTensor(self.path, start + tensor.offset * dtype.itemsize, dtype, tensor.size, tensor.stride)
+def recognises(path: Path) -> bool:
+    """Return whether ``path`` is a zip, or what `torch.save` wrote before it wrote zips."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(len(LEGACY_MAGIC))
+    return head[:4] == b"PK\3\4" or head == LEGACY_MAGIC
 
 
-def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is truncated or damaged ({what}): copy or download it again")
+def read(path: Path) -> Contents:
+    """Find the first dict of a file that holds a Whisper, the outermost first.
 
-
-def read_torch_file(path: Path) -> TorchFile:
-    """Open a zip that `torch.save` wrote; nothing in it is run (see :mod:`unpickling`).
+    Whatever the file calls it: state_dict, model_state_dict, model. If there is none, the largest, for an error to say
+    what it lacks.
 
     Raises:
-        UserError: it is damaged, compressed, or its pickle is refused.
+        UserError: the file is damaged, compressed, holds no dict, or its pickle is refused.
     """
     with open(path, "rb") as file:
-        places = _zip_places(path, file)
-        pickles = [name for name in places if name.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1:
-            raise UserError(f"{path} is a zip, but not one that torch.save wrote: give a checkpoint file")
-        root = pickles[0].removesuffix("data.pkl")
-        start, nbytes = places[pickles[0]]
-        if nbytes > MAX_PICKLE:
-            raise UserError(f"{path} holds a pickle of {nbytes:,} bytes, more than any checkpoint needs: {MEND}")
-        program = _read_at(file, start, nbytes)
-        if f"{root}byteorder" in places and _read_at(file, *places[f"{root}byteorder"]) != b"little":
-            raise UserError(f"{path} was written on a big-endian machine: save it again on a usual one")
-    try:
-        contents = unpickle(program)
-    except UnpicklingError as error:
-        raise UserError(f"{path} {error}") from error
+        if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
+            raise UserError(f"{path} is in torch's format of before 2020: torch.load it and torch.save it again")
+        contents, storages = _read_zip(path, file)
+        nbytes = file.seek(0, 2)
+    if not isinstance(contents, dict):
+        what = f"a whole {contents.name}" if isinstance(contents, StandIn) and contents.name else "no dict"
+        raise UserError(f"{path} holds {what}: save its state_dict() instead, or give the checkpoint of a Whisper")
+    inner = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, dict)}
+    dicts: dict[str, dict] = {"": contents, **inner}
+    names = {
+        name: [key for key, value in state.items() if isinstance(key, str) and isinstance(value, _PickledTensor)]
+        for name, state in dicts.items()
+    }
+    whispers = [name for name in names if whisper_prefixes(map(plain_name, names[name]))]
+    chosen = whispers[0] if whispers else max(names, key=lambda name: len(names[name]))
+    left_out = [key for key, value in inner.get(chosen, {}).items() if isinstance(value, StandIn)]
+    left_out += [f"{name}.* (another Whisper)" for name in whispers[1:]]
+    for name in left_out:
+        check_name(path, name)
+    dims = contents.get("dims", {})
+    kind = "Whisper" if dims else "PyTorch"
+    return Contents(
+        kind="PyTorch Lightning" if "pytorch-lightning_version" in contents else kind,
+        tensors={name: _find(path, name, dicts[chosen][name], storages) for name in names[chosen]},
+        dims=dims if isinstance(dims, dict) else {},
+        nbytes=nbytes,
+        left_out=tuple(left_out),
+    )
+
+
+def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tuple[int, int]]) -> _ZipTensor:
+    """Check what the pickle says of a tensor's place against the file."""
+    check_name(path, name)
+    offset, size, stride = tensor.offset, tensor.size, tensor.stride
+    if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8):
+        raise damaged(path, f"{name} has no shape")
+    if any(type(number) is not int or not 0 <= number < 2**48 for number in (offset, *size, *stride)):
+        raise damaged(path, f"{name} has no shape")
+    dtype = STORAGE_DTYPES.get(tensor.storage.type)
+    if dtype is None:
+        raise UserError(f"{path}: {name} is a tensor of an unknown type ({tensor.storage.type})")
+    if tensor.storage.key not in storages:
+        raise damaged(path, f"the elements of {name} are missing")
+    start, nbytes = storages[tensor.storage.key]
+    room = nbytes // dtype.itemsize - offset
+    elements = math.prod(size)
+    if elements and (elements > room or _span(size, stride) > room):
+        raise damaged(path, f"{name} is larger than what is stored of it")
+    return _ZipTensor(path, dtype, size, start + offset * dtype.itemsize, stride)
+
+
+def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """Return what the pickle describes, and the place of each storage: its first byte in the file and its length."""
+    places = _zip_places(path, file)
+    pickles = [name for name in places if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise UserError(f"{path} is a zip, but not one that torch.save wrote: give a checkpoint file")
+    root = pickles[0].removesuffix("data.pkl")
+    start, nbytes = places[pickles[0]]
+    if nbytes > MAX_PICKLE:
+        raise UserError(f"{path} holds a pickle of {nbytes:,} bytes, more than any checkpoint needs: {MEND}")
+    if f"{root}byteorder" in places and _read_at(file, places[f"{root}byteorder"][0], 6) != b"little":
+        raise UserError(f"{path} was written on a big-endian machine: save it again on a usual one")
     folder = f"{root}data/"
     storages = {name.removeprefix(folder): place for name, place in places.items() if name.startswith(folder)}
-    return TorchFile(path, contents, storages)
+    return _unpickle(path, _read_at(file, start, nbytes)), storages
 
 
 def _zip_places(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Each entry of a zip: its first byte in the file and its length."""
-    length = file.seek(0, 2)
-    # torch writes no comment: the end record is the last 22 bytes. A large file has zip64's before it, and a locator.
-    end = _read_at(file, max(0, length - 98), 98)
-    zip64, end = end[:56], end[-22:]
-    if end[:4] != b"PK\5\6":
-        raise damaged(path, "its end is missing")
-    directory = struct.unpack("<I", end[12:16])[0]
-    if zip64[:4] == b"PK\6\6":
-        directory = max(directory % 0xFFFFFFFF, struct.unpack("<Q", zip64[40:48])[0])
-    if directory > MAX_HEADER:
-        raise UserError(
-            f"{path} is a zip with a directory of {directory:,} bytes, more than any checkpoint needs: {MEND}"
-        )
+    """Return each entry of a zip: its first byte in the file and its length."""
     try:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end and end[zipfile._ECD_SIZE] > MAX_HEADER:  # type: ignore[attr-defined]
+            raise UserError(f"{path} is a zip with a directory of {end[5]:,} bytes, too many for a checkpoint: {MEND}")
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise damaged(path, "its directory cannot be read") from error
+    length = file.seek(0, 2)
     places = {}
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
@@ -201,119 +349,29 @@ def _read_at(file: IO[bytes], start: int, nbytes: int) -> bytes:
     return file.read(nbytes)
 
 
+def write(
+    path: str | Path,
+    dims: ModelDimensions,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    language: str | None = None,
+) -> None:
+    """Write the named ``tensors`` so that `whisper.load_model` opens them, with at most one copy of them in memory.
+
+    ``language`` is not stored: Whisper takes it when it decodes.
+
+    Raises:
+        UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
+    """
+    state = {name: at_precision(name, tensor, dtype) for name, tensor in tensors}
+    with atomic_write(path, "wb") as file:
+        write_torch_file({"dims": asdict(dims), "model_state_dict": state}, file)
+
+
 def write_torch_file(contents: object, file: IO[bytes]) -> None:
-    """``torch.save``, with the disk's own error where the disk is what fails."""
+    """Do ``torch.save``, with the disk's own error if the disk is what fails."""
     try:
         torch.save(contents, file)
     except RuntimeError as error:
         # torch's zip writer, closing what it could not write, puts an error of its own over the disk's.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UserError: it is damaged, or not what its header says.
-    """
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-        header_bytes = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-        if header_bytes > min(MAX_HEADER, length - 8):
-            raise damaged(path, "its header goes past its end")
-        header = parse_json(path, file.read(header_bytes))
-    data = 8 + header_bytes
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        check_name(path, name)
-        match entry:
-            case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
-                pass
-            case _:
-                raise damaged(path, "its header is not a safetensors header")
-        if dtype_name not in SAFETENSORS_DTYPES:
-            raise UserError(f"{path}: {name} is a tensor of an unknown type ({dtype_name!r})")
-        dtype = SAFETENSORS_DTYPES[dtype_name]
-        if len(shape) > 8 or any(type(size) is not int or not 0 <= size < 2**48 for size in shape):
-            raise damaged(path, f"{name} has no shape")
-        tensor = StoredTensor(path, data + begin, dtype, tuple(shape), _contiguous_stride(shape))
-        if not 0 <= begin <= end <= length - data or tensor.nbytes != end - begin:
-            raise damaged(path, f"{name} is larger than what is stored of it")
-        tensors[name] = tensor
-    return tensors
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-    """Write ``tensors`` as ``dtype``, holding one of them in memory at a time.
-
-    Raises:
-        UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
-    """
-    dtype_name = next(name for name, known in SAFETENSORS_DTYPES.items() if known == dtype)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers opens no other
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + math.prod(tensor.shape) * dtype.itemsize
-        header[name] = {"dtype": dtype_name, "shape": tensor.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the elements begin aligned
-    with atomic_write(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, tensor in tensors.items():
-            file.write(at_precision(name, tensor.read(), dtype).numpy())
-
-
-def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` as ``dtype`` on the CPU, contiguous, and with no more storage than its own.
-
-    Raises:
-        UserError: a finite weight would become infinite. Clamping it would be a change that nobody sees.
-    """
-    cast = tensor.detach().to(dtype)
-    infinite = int(cast.isinf().sum()) if cast.dtype != tensor.dtype else 0
-    if infinite and infinite > int(tensor.isinf().sum()):
-        largest = tensor[tensor.isfinite()].abs().max()
-        raise UserError(f"{name} holds {largest:.3g}, beyond the range of {dtype}: its training diverged, or keep fp32")
-    cast = cast.cpu().contiguous()
-    return cast if cast.untyped_storage().nbytes() == cast.nbytes else cast.clone()
-
-
-def check_name(path: Path, name: str) -> None:
-    """Refuse names that would not fit the one line of an error (they come from strangers)."""
-    if len(name) > MAX_NAME or not name.isprintable():
-        raise damaged(path, f"a tensor is called {name[:40]!r}")
-
-
-def _contiguous_stride(shape: list[int] | tuple[int, ...]) -> tuple[int, ...]:
-    """Steps in elements of a tensor whose elements lie in order."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def read_json(path: Path) -> dict:
-    """Read a file that holds a JSON object.
-
-    Raises:
-        UserError: it does not, or is too large for one that describes a model.
-    """
-    with open(path, "rb") as file:
-        text = file.read(MAX_HEADER + 1)
-    if len(text) > MAX_HEADER:
-        raise UserError(f"{path} is larger than the description of any model: give another checkpoint")
-    return parse_json(path, text)
-
-
-def parse_json(path: Path, text: bytes) -> dict:
-    """Parse a JSON object.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, "its JSON cannot be read") from error
-    if not isinstance(value, dict):
-        raise damaged(path, "its JSON is no object")
-    return value

@@ -1,0 +1,89 @@
+"""Tensors that are still in their file, and what every format's reader and writer shares."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import UserError
+
+MAX_NAME = 1000  # characters
+MAX_HEADER = 16 * 2**20  # bytes of JSON or of a zip's directory; a large Whisper with its optimiser takes half a MB
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its type and shape are known, its elements are read by :meth:`read`.
+
+    Each format has a subclass that adds where the elements are; two tensors are equal if they are in the same place.
+    """
+
+    path: Path
+    dtype: torch.dtype | str  # the file's own word if torch has none or no Whisper could have it
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (self.dtype.itemsize if isinstance(self.dtype, torch.dtype) else 0)
+
+    def read(self) -> Tensor:
+        """Return the tensor, memory-mapped; writing to it never reaches the file."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, under the names that the file uses."""
+
+    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
+    tensors: Mapping[str, StoredTensor]
+    dims: Mapping[str, object]  # the dimensions it states
+    nbytes: int
+    left_out: tuple[str, ...] = ()
+
+
+def damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is truncated or damaged ({what}): copy or download it again")
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a name from an untrusted file that would not fit the one line of an error."""
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise damaged(path, f"a tensor is called {name[:40]!r}")
+
+
+def read_json(path: Path) -> dict:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        UserError: it does not, or is too large to describe a model.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MAX_HEADER + 1)
+    if len(text) > MAX_HEADER:
+        raise UserError(f"{path} is larger than the description of any model: give another checkpoint")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "its JSON cannot be read") from error
+    if not isinstance(value, dict):
+        raise damaged(path, "its JSON is no object")
+    return value
+
+
+def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``tensor`` as ``dtype`` on the CPU, contiguous, and with no more storage than its own.
+
+    Raises:
+        UserError: a finite weight would become infinite. Clamping it would be a silent change.
+    """
+    cast = tensor.detach().to(dtype)
+    if cast.dtype != tensor.dtype and cast.isinf().sum() > tensor.isinf().sum():
+        largest = tensor[tensor.isfinite()].abs().max()
+        raise UserError(f"{name} holds {largest:.3g}, beyond the range of {dtype}: its training diverged, or keep fp32")
+    cast = cast.cpu().contiguous()
+    return cast if cast.untyped_storage().nbytes() == cast.nbytes else cast.clone()
