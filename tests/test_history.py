@@ -5,7 +5,6 @@ import json
 import math
 import sys
 import threading
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from conftest import rows_of
 from matplotlib.image import imread
-from matplotlib.text import Annotation, Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from whisper_quran.training.metrics_log import History, write_results
@@ -65,18 +63,31 @@ def figures(monkeypatch) -> list[matplotlib.figure.Figure]:
     [(10, 40, 2), (10, 40, 9), (1, 2, 1), (2, 30, 0), (0, 1, 3)],
     ids=["ten epochs", "nine reciters", "one epoch of two steps", "no validation", "the untouched model alone"],
 )
-def test_labels_are_inside_the_picture_and_clear_of_each_other(tmp_path, figures, epochs, steps, reciters):
+def test_every_line_is_in_the_legend_and_no_two_look_alike_on_grey_paper(tmp_path, figures, epochs, steps, reciters):
     write_results(made_up(tmp_path, epochs=epochs, steps=steps, reciters=reciters), tmp_path)
     (figure,) = figures
     assert len(figure.axes) == (2 if reciters else 1)
-    page = figure.bbox
+    (legend,) = figure.legends
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+    assert not any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
+    names = {text.get_text() for text in legend.get_texts()}
+    assert {f"Reciter_number_{index}_128kbps" for index in range(reciters)} <= names
     for axes in figure.axes:
-        labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
-        names = "".join(label.get_text() for label in labels)
-        assert all(f"Reciter_number_{index}_" in names for index in range(reciters))
-        boxes = [Text.get_window_extent(label) for label in labels]  # Annotation's own would include the arrow
-        assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1 for box in boxes)
-        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), names
+        lines = [line for line in axes.lines if line.get_label() != "best.pt"]
+        assert {line.get_label() for line in lines} <= names
+        curves = [(line.get_linestyle(), line.get_marker()) for line in lines if "Reciter" in line.get_label()]
+        assert len(set(curves)) == len(curves)
+
+
+def test_epochs_are_numbered_as_their_checkpoints(tmp_path, figures):
+    write_results(made_up(tmp_path, epochs=4, steps=10, reciters=1), tmp_path)
+    for axes in figures[0].axes:
+        (line,) = [line for line in axes.lines if line.get_label() == "Reciter_number_0_128kbps"]
+        assert list(line.get_xdata()) == [-1, 0, 1, 2, 3]
+    (smoothed,) = [line for line in figures[0].axes[0].lines if line.get_label() == "training, smoothed"]
+    assert smoothed.get_xdata()[[0, 9, 39]] == pytest.approx([-0.9, 0, 3])  # epoch 0 ends at 0
+    assert figures[0].axes[1].get_xlabel() == "epoch (-1: the untouched model)"
 
 
 def test_the_picture_is_white_whatever_the_users_matplotlib_looks_like(tmp_path):
@@ -96,8 +107,8 @@ def test_best_pt_is_marked_at_the_lowest_rate_over_all_words(tmp_path, figures):
         history.rows.append(train_row(epoch + 1, epoch, 1.0))
         history.rows += [valid_row(epoch + 1, epoch, "A", 1.0, a), valid_row(epoch + 1, epoch, "B", 1.0, b)]
     write_results(history, tmp_path)
-    labels = [child for child in figures[0].axes[1].get_children() if isinstance(child, Annotation)]
-    assert [label.xy[0] for label in labels if label.get_text() == "best.pt"] == [2]  # the end of epoch 1
+    for axes in figures[0].axes:
+        assert [set(line.get_xdata()) for line in axes.lines if line.get_label() == "best.pt"] == [{1}]
 
 
 def test_losses_that_are_not_finite_leave_gaps(tmp_path):
@@ -107,7 +118,7 @@ def test_losses_that_are_not_finite_leave_gaps(tmp_path):
     write_results(history, tmp_path)
     assert imread(tmp_path / "loss.png").shape[0] > 500
     nothing = {"loss": None, "wer": None}
-    assert draw([train_row(1, 0, 1.0) | {"loss": None}], [[valid_row(1, 0, "R", 1.0, 1.0) | nothing]], best=None)
+    assert draw([train_row(1, 0, 1.0) | {"loss": None}, valid_row(1, 0, "R", 1.0, 1.0) | nothing], best=None)
 
 
 def test_a_broken_matplotlib_costs_the_picture_and_not_the_run(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a run has measured: ``metrics.jsonl``, and the table and picture made of it.
+"""The measurements of a run: ``metrics.jsonl``, and the table and picture made of it.
 
 A row is one JSON object a line. ``{"event": "train", …}`` is an optimiser step, ``{"event": "valid", …}`` one reciter
 after one epoch; the untouched model is epoch -1.
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.console import markdown_table, percent
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, storage_error
 from .plot import Row, draw
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class History:
-    """The rows of a run, kept in ``path`` as they come; a process that does not write only remembers them.
+    """The rows of a run, written to ``path`` as they come; a process that does not write only remembers them.
 
     With ``tensorboard`` their numbers also go to the folder ``tensorboard`` beside ``path``.
     """
@@ -30,7 +31,7 @@ class History:
         self.writes = writes
         self.tensorboard = tensorboard
         self.board: SummaryWriter | None = None
-        self.first_step = 0  # what TensorBoard knows from here on is of a run that was cut off, and measured again
+        self.first_step = 0  # TensorBoard drops what a run that was cut off wrote from here on
         self.rows: list[Row] = []
 
     def append(self, row: Row) -> None:
@@ -62,12 +63,12 @@ class History:
                 self.board.add_scalar(tag, row[name], row["step"])
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds."""
+        """Write what TensorBoard's writer still has in memory."""
         if self.board is not None:
             self.board.close()
 
     def restore(self, step: int, epoch: int) -> None:
-        """Go back to what was measured when ``step`` steps and ``epoch`` whole epochs were done."""
+        """Keep the rows that were there when ``step`` steps and ``epoch`` whole epochs were done."""
         self.first_step = step + 1
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -79,12 +80,12 @@ class History:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
     def clear(self) -> None:
-        """Forget everything, on disk too."""
+        """Remove every row, on disk too."""
         self.rows = []
         self.path.unlink(missing_ok=True)
 
     def valid(self) -> dict[int, dict[str, Row]]:
-        """The validation rows by epoch, then by reciter."""
+        """Return the validation rows by epoch, then by reciter."""
         epochs: dict[int, dict[str, Row]] = {}
         for row in self.rows:
             if row["event"] == "valid":
@@ -93,7 +94,7 @@ class History:
 
 
 def require_tensorboard() -> None:
-    """Raise a :class:`..runtime.errors.UserError` where a ``History`` with ``tensorboard`` could not be written."""
+    """Raise a :class:`..runtime.errors.UserError` if ``tensorboard`` is not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
@@ -104,45 +105,35 @@ def require_tensorboard() -> None:
 
 
 def corpus_rate(rows: Iterable[Row], errors: str, total: str) -> float:
-    """Errors summed over reciters, divided by words (or characters) summed over reciters."""
+    """Divide errors summed over reciters by words (or characters) summed over reciters; NaN without any."""
     rows = list(rows)
     count = sum(row[total] for row in rows)
-    return sum(row[errors] for row in rows) / count if count else float("nan")
-
-
-def percent(rate: float | None) -> str:
-    return "–" if rate is None or math.isnan(rate) else f"{100 * rate:.2f} %"
+    return sum(row[errors] for row in rows) / count if count else math.nan
 
 
 def results_table(history: History) -> str:
-    """Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER."""
+    """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER."""
     epochs = history.valid()
     reciters = list(dict.fromkeys(reciter for rows in epochs.values() for reciter in rows))
-    header = ["epoch", *(f"{reciter} {what}" for reciter in reciters for what in ("loss", "WER", "CER"))]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in ("loss", "WER", "CER"))]
+    lines = []
     for epoch, rows in epochs.items():
         cells = ["vanilla" if epoch < 0 else str(epoch)]
         for reciter in reciters:
-            row = rows.get(reciter)
-            loss = "–" if row is None or row["loss"] is None else f"{row['loss']:.4f}"
-            cells += [loss, percent(row and row["wer"]), percent(row and row["cer"])]
+            row = rows.get(reciter, {})
+            loss = row.get("loss")
+            cells.append("–" if loss is None else f"{loss:.4f}")
+            cells += [percent(row.get("wer")), percent(row.get("cer"))]
         lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_table(header, lines)
 
 
 def write_results(history: History, folder: Path) -> None:
-    """Write ``results.md``, and ``loss.png`` where matplotlib is installed."""
+    """Write ``results.md``, and ``loss.png`` if matplotlib is installed."""
     with atomic_write(folder / "results.md") as file:
         file.write(results_table(history))
-    epochs = history.valid()
-    wer = {epoch: corpus_rate(rows.values(), "word_errors", "words") for epoch, rows in epochs.items() if epoch >= 0}
-    reciters = dict.fromkeys(reciter for rows in epochs.values() for reciter in rows)
     try:
-        png = draw(
-            steps=[row for row in history.rows if row["event"] == "train"],
-            valid=[[rows[reciter] for rows in epochs.values() if reciter in rows] for reciter in reciters],
-            best=min(wer, key=wer.__getitem__, default=None),
-        )
+        png = draw(history.rows, best_epoch(history))
     except ImportError:
         return
     except Exception as error:  # matplotlib's own troubles are not worth a run
@@ -150,3 +141,10 @@ def write_results(history: History, folder: Path) -> None:
         return
     with atomic_write(folder / "loss.png", "wb") as file:
         file.write(png)
+
+
+def best_epoch(history: History) -> int | None:
+    """Return the epoch with the lowest WER over all words, which best.pt is from; None without validation."""
+    epochs = history.valid()
+    wer = {epoch: corpus_rate(rows.values(), "word_errors", "words") for epoch, rows in epochs.items() if epoch >= 0}
+    return min(wer, key=wer.__getitem__, default=None)
