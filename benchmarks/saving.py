@@ -16,7 +16,7 @@ from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.runtime.device import choose_device
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.optimizer import build_optimizer
-from whisper_quran.training.state import StateWriter
+from whisper_quran.training.resume import StateWriter
 
 
 def main() -> None:

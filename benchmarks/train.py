@@ -21,14 +21,14 @@ from whisper.audio import N_FRAMES
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
+from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.batches import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.runtime.device import Precision, choose_device, choose_precision
-from whisper_quran.runtime.distributed import World
-from whisper_quran.training.loss import Objective
-from whisper_quran.training.optimizer import build_optimizer
-from whisper_quran.training.step import accumulate, update
+from whisper_quran.data.prepare import Data
+from whisper_quran.runtime.device import choose_device, choose_precision
+from whisper_quran.training.setup import Setup
+from whisper_quran.training.trainer import Trainer
 
 SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}
 PROMPT = 4
@@ -78,14 +78,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(
-    model: Whisper, examples: list[Example], recordings: AudioCache, args: argparse.Namespace, batch_size: int,
-    device: torch.device, precision: Precision, rate: float,
-) -> str:  # fmt: skip
-    """Train a few steps; return the table's row."""
-    objective = Objective(model, args.train_encoder)
-    optimizer = build_optimizer(objective, 1e-5, 0.01, 1e-8)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
-    forward = torch.compile(objective) if args.compile else objective
+    model: Whisper, examples: list[Example], recordings: AudioCache, args: argparse.Namespace, setup: Setup, rate: float
+) -> str:
+    """Train a few steps of ``args.batch_size`` clips; return the table's row."""
+    batch_size, device = args.batch_size, setup.device
+    config = TrainingConfig(lr=1e-5, train_encoder=args.train_encoder, compile=args.compile)
+    trainer = Trainer(config, Data(examples, {}, recordings, []), model, setup)
     order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * (args.steps + 3)]
     pin = device.type == "cuda"
     feed = prefetch(make_batch([examples[i] for i in part], recordings, pin) for part in split(order, batch_size))
@@ -99,8 +97,7 @@ def measure(
         asked = time.perf_counter()
         batch = next(feed)
         waited += time.perf_counter() - asked
-        loss = accumulate(forward, [batch], batch.target_tokens, scaler, precision, 80, device)
-        update(optimizer, scaler, loss, 1.0, World())
+        trainer.training_step([batch], batch.target_tokens)
         clips += len(batch)
         flops += step_flops(model, batch, args.train_encoder)
     synchronize(device)
@@ -108,7 +105,12 @@ def measure(
     memory = (
         torch.cuda.max_memory_allocated(device) if pin else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
-    cells = [f"{args.size}{' compiled' if args.compile else ''}", precision.name, batch_size, f"{clips / seconds:.1f}"]
+    cells = [
+        f"{args.size}{' compiled' if args.compile else ''}",
+        setup.precision.name,
+        batch_size,
+        f"{clips / seconds:.1f}",
+    ]
     cells += [f"{1000 * seconds / args.steps:.0f}", f"{100 * flops / seconds / rate:.0f} %"]
     cells += [f"{100 * waited / seconds:.2f} %", f"{memory / 2**30:.2f} GiB"]
     return f"| {' | '.join(map(str, cells))} |"
@@ -120,15 +122,13 @@ def accumulation_error(examples: list[Example], recordings: AudioCache) -> tuple
     gradients, updates = [], []
     for size in (16, 4):
         model = copy.deepcopy(original)
-        objective = Objective(model, train_encoder=False)
-        optimizer = build_optimizer(objective, 1e-3, 0.01, 1e-8)
+        config = TrainingConfig(lr=1e-3, warmup_steps=0, clip_grad=0)
+        trainer = Trainer(config, Data(examples, {}, recordings, []), model, Setup(torch.device("cpu")))
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, model=model: gradients.append(torch.cat([p.grad.flatten() for p in model.decoder.parameters()]))
+        )
         batches = [make_batch(part, recordings) for part in split(examples[:16], size)]
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        tokens = sum(batch.target_tokens for batch in batches)
-        fp32, cpu = Precision("fp32", ""), torch.device("cpu")
-        loss = accumulate(objective, batches, tokens, scaler, fp32, 80, cpu)
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.decoder.parameters()]))
-        update(optimizer, scaler, loss, 0.0, World())
+        trainer.training_step(batches, sum(batch.target_tokens for batch in batches))
         moved = zip(model.decoder.parameters(), original.decoder.parameters(), strict=True)
         updates.append(torch.cat([(new - old).detach().flatten() for new, old in moved]))
     gradient, step = (((a - b).norm() / a.norm()).item() for a, b in (gradients, updates))
@@ -157,13 +157,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         recordings = prepare_audio(sources, Path(cache), workers=4)
         examples, _ = build_examples(ayat, recordings, tokenizer, 30, 448)
+        setup = Setup(device, precision)
         rate = matmul_rate(device, precision.dtype)
         print(f"\n{device}: {reason}; {rate / 1e12:.2f} TFLOP/s on a large {precision.name} matrix product")
         print(f"{len(examples)} real ayat, encoder {'trained' if args.train_encoder else 'frozen'}, random weights\n")
         print("| model | precision | batch | clips/s | ms a step | utilisation | waiting for data | memory |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for batch_size in args.batch_size:
-            print(measure(model, examples, recordings, args, batch_size, device, precision, rate))
+            args.batch_size = batch_size
+            print(measure(model, examples, recordings, args, setup, rate))
         gradient, step = accumulation_error(examples, recordings)
         print("\n4 × 4 accumulated against a batch of 16, fp32, relative:")
         print(f"gradients differ by {gradient:.1e}, AdamW's first updates by {step:.1e}")

@@ -11,13 +11,15 @@ import pytest
 import torch
 from conftest import results_of, rows_of, state_of, training_options
 
-from whisper_quran.config import TrainingConfig, parse
-from whisper_quran.training import state as state_module
-from whisper_quran.training import train as training
-from whisper_quran.training import trainer as run_module
+from whisper_quran.config import TrainingConfig
+from whisper_quran.runtime.command_line import parse
+from whisper_quran.runtime.errors import UserError
+from whisper_quran.training import train as train_module
+from whisper_quran.training import trainer as trainer_module
 from whisper_quran.training.loss import Objective
-from whisper_quran.training.state import find_state
+from whisper_quran.training.resume import StateWriter, find_state, load_state
 from whisper_quran.training.train import train
+from whisper_quran.training.trainer import Trainer
 
 # 11 steps of 2 clips, in epochs of 4; every step is saved.
 RUN = ("--epochs", 3, "--max-steps", 11, "--batch-size", 2, "--save-every", 1, "--valid-limit", 2, "--no-vanilla")
@@ -131,7 +133,7 @@ def test_where_both_states_are_damaged_it_is_said(tmp_path):
     for name in ("state.pt", "state-previous.pt"):
         (tmp_path / name).write_bytes(b"PK broken")
     said = []
-    with pytest.raises(training.UserError, match="no saved state"):
+    with pytest.raises(UserError, match="no saved state"):
         find_state(tmp_path, said.append)
     assert len(said) == 2
 
@@ -158,11 +160,11 @@ def test_too_small_a_disk_is_said_before_the_start(run, small_disk):
 def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
     run, undisturbed, small_disk, trouble, monkeypatch
 ):
-    monkeypatch.setattr(training, "check_space", lambda *_: 0)
-    step = run_module.update
+    monkeypatch.setattr(train_module, "check_space", lambda *_: 0)
+    step = Trainer.training_step
     steps = 0
 
-    def spoil(*args, **options):
+    def spoil(*args):
         nonlocal steps
         steps += 1
         if steps == 6:
@@ -174,14 +176,14 @@ def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
             else:
                 while subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode:
                     time.sleep(0.01)
-        return step(*args, **options)
+        return step(*args)
 
-    monkeypatch.setattr(run_module, "update", spoil)
+    monkeypatch.setattr(Trainer, "training_step", spoil)
     code, _, err = run(*RUN, "--out", small_disk / "run", "--keep", "best")
     assert code == 2, err
     assert ("no space left" if trouble == "full" else "cannot write") in err
     assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
-    monkeypatch.setattr(run_module, "update", step)
+    monkeypatch.setattr(Trainer, "training_step", step)
     if trouble == "full":
         (small_disk / "ballast").unlink()
     else:
@@ -262,7 +264,7 @@ def test_another_number_of_clips_a_step_is_refused_another_cut_of_them_is_not(ru
 def test_a_write_in_the_background_is_a_copy_of_the_moment(tmp_path):
     """The optimiser may move on while the state is being written."""
     weights = torch.zeros(1000)
-    writer = state_module.StateWriter(tmp_path)
+    writer = StateWriter(tmp_path)
     writer.save({"weights": weights})
     weights += 1
     writer.save({"weights": weights})
@@ -273,15 +275,15 @@ def test_a_write_in_the_background_is_a_copy_of_the_moment(tmp_path):
 
 
 def test_validation_out_of_memory_takes_fewer_clips_at_a_time(run, tmp_path, monkeypatch):
-    validate = run_module.validate
+    validate = trainer_module.validate
 
-    def in_little_memory(*args, batch_size, **options):
-        if batch_size > 1:
+    def in_little_memory(*args):
+        if args[-1] > 1:  # batch_size
             raise torch.OutOfMemoryError
-        return validate(*args, batch_size=batch_size, **options)
+        return validate(*args)
 
     assert run(*RUN, "--out", tmp_path / "whole")[0] == 0
-    monkeypatch.setattr(run_module, "validate", in_little_memory)
+    monkeypatch.setattr(trainer_module, "validate", in_little_memory)
     code, out, err = run(*RUN, "--out", tmp_path / "run")
     assert code == 0 and out.count("out of memory") == 1, err
     whole, small = (rows_of(tmp_path / name)[-1] for name in ("whole", "run"))
@@ -317,16 +319,16 @@ def test_sigterm_may_come_twice(run, tmp_path, monkeypatch):
 
 
 def test_a_signal_during_validation_loses_nothing(run, undisturbed, tmp_path, monkeypatch):
-    validate = run_module.validate
+    validate = trainer_module.validate
 
-    def terminated(*args, **options):
+    def terminated(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return validate(*args, **options)
+        return validate(*args)
 
-    monkeypatch.setattr(run_module, "validate", terminated)
+    monkeypatch.setattr(trainer_module, "validate", terminated)
     code, out, _ = run(*RUN, "--out", tmp_path / "run")
     assert code == 143 and "stopped at step 4 of 11" in out
-    monkeypatch.setattr(run_module, "validate", validate)
+    monkeypatch.setattr(trainer_module, "validate", validate)
     assert run(*RUN, "--out", tmp_path / "run", "--resume")[0] == 0
     assert results_of(tmp_path / "run") == undisturbed
 
@@ -373,8 +375,8 @@ def test_whatever_bit_flips_a_state_is_whole_or_passed_over(tmp_path):
         file.write_bytes(damaged)
         try:
             found = find_state(tmp_path, lambda message: None)
-        except training.UserError:
+        except UserError:
             passed_over += 1
             continue
-        assert torch.equal(state_module.load_state(found)["model"]["weight"], torch.arange(50.0))
+        assert torch.equal(load_state(found)["model"]["weight"], torch.arange(50.0))
     assert passed_over > 50

@@ -7,13 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_whisper
+from whisper.model import Whisper
 
+from whisper_quran.config import TrainingConfig
 from whisper_quran.data.batches import Batch
+from whisper_quran.data.prepare import Data
 from whisper_quran.runtime.device import Precision
-from whisper_quran.runtime.distributed import World
+from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.loss import Objective
-from whisper_quran.training.optimizer import build_optimizer, parameter_groups, schedule
-from whisper_quran.training.step import accumulate, checkpoint_activations, update
+from whisper_quran.training.optimizer import parameter_groups, schedule
+from whisper_quran.training.setup import Setup
+from whisper_quran.training.trainer import Trainer, checkpoint_activations
 
 CPU = torch.device("cpu")
 PROMPT = 4
@@ -39,13 +43,15 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
     return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets))
 
 
-def step(objective: Objective, batches: list[Batch], optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-    """A training step in fp32, in one process."""
-    target_tokens = sum(batch.target_tokens for batch in batches)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    fp32 = Precision("fp32", "")
-    loss = accumulate(objective, batches, target_tokens, scaler, fp32, 80, CPU)
-    return update(optimizer, scaler, loss, clip_grad=1.0, world=World())
+def trainer_of(model: Whisper, train_encoder: bool = False) -> Trainer:
+    """A trainer of ``model`` in fp32, in one process, at its full learning rate, whose data no test here reads."""
+    config = TrainingConfig(lr=1e-3, warmup_steps=0, train_encoder=train_encoder)
+    return Trainer(config, Data([None], {}, None, []), model, Setup(CPU))
+
+
+def step(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
+    """A training step of ``batches`` and no other clips."""
+    return trainer.training_step(batches, sum(batch.target_tokens for batch in batches))
 
 
 def test_the_loss_is_the_cross_entropy_of_whispers_own_logits_over_text_and_eot():
@@ -67,12 +73,13 @@ def test_accumulating_4_by_4_is_the_update_of_a_batch_of_16(train_encoder):
     gradients, weights = [], []
     for size in (16, 4):
         model = make_whisper()
-        objective = Objective(model, train_encoder)
-        optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+        trainer = trainer_of(model, train_encoder)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         start = torch.cat([parameter.detach().flatten() for parameter in trained])
-        optimizer.register_step_pre_hook(lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in trained])))  # noqa: B023
-        step(objective, [make_batch(texts[at : at + size], seed=at) for at in range(0, 16, size)], optimizer)
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in trained]))  # noqa: B023
+        )
+        step(trainer, [make_batch(texts[at : at + size], seed=at) for at in range(0, 16, size)])
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trained]) - start)
     assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
     # Adam's first step is a gradient's sign: in a random encoder a few gradients are rounding noise, of either sign.
@@ -82,12 +89,11 @@ def test_accumulating_4_by_4_is_the_update_of_a_batch_of_16(train_encoder):
 def test_a_frozen_encoder_has_no_gradient_no_state_and_does_not_move():
     model = make_whisper()
     before = copy.deepcopy(model.state_dict())
-    objective = Objective(model, train_encoder=False)
-    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+    trainer = trainer_of(model)
     batch = make_batch([[10, 11], [12]], seed=0)
-    step(objective, [batch], optimizer)
-    assert not objective.encode(torch.randn(1, 80, 3000)).requires_grad
-    held = {id(parameter) for parameter in optimizer.state}
+    step(trainer, [batch])
+    assert not trainer.objective.encode(torch.randn(1, 80, 3000)).requires_grad
+    held = {id(parameter) for parameter in trainer.optimizer.state}
     for name, parameter in model.named_parameters():
         frozen = name.startswith("encoder.")
         assert torch.equal(parameter, before[name]) == frozen, name
@@ -109,16 +115,15 @@ def test_no_decay_on_biases_and_layernorm_and_every_parameter_once():
 
 def test_a_step_that_is_not_finite_changes_nothing():
     model = make_whisper()
-    objective = Objective(model, train_encoder=True)
-    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
+    trainer = trainer_of(model, train_encoder=True)
     before = copy.deepcopy(model.state_dict())
     batch = make_batch([[10, 11]], seed=0)
     hook = model.decoder.ln.register_forward_hook(lambda *args: args[-1] * float("nan"))
-    loss, norm = step(objective, [batch], optimizer)
+    loss, norm = step(trainer, [batch])
     hook.remove()
     assert loss != loss and norm != norm
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    step(objective, [batch], optimizer)
+    step(trainer, [batch])
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -161,26 +166,30 @@ def test_bf16_autocast_stays_near_fp32():
 def test_with_a_gradient_scaler_an_overflow_is_skipped_and_an_empty_share_is_none():
     """The whole of the fp16 path, which runs on a CPU as well, but for the precision itself."""
     model = make_whisper()
-    objective = Objective(model, train_encoder=False)
-    optimizer = build_optimizer(objective, lr=1e-3, weight_decay=0.01, eps=1e-8)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    fp32 = Precision("fp32", "")
+    trainer = trainer_of(model)
+    trainer.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = copy.deepcopy(model.state_dict())
     batch = make_batch([[10, 11, 12], [13]], seed=0)
 
-    def scaled_step(batches: list[Batch]) -> tuple[float, float]:
-        loss = accumulate(objective, batches, batch.target_tokens, scaler, fp32, 80, CPU)
-        return update(optimizer, scaler, loss, clip_grad=1.0, world=World())
-
-    assert not math.isfinite(scaled_step([batch])[1])
+    assert not math.isfinite(step(trainer, [batch])[1])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert scaler.get_scale() == 2.0**126
     scaler.load_state_dict(scaler.state_dict() | {"scale": 1024.0})
     for parameter in model.decoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    assert scaled_step([])[0] == 0  # a process without clips, on resuming
-    scaled = scaled_step([batch])
-    plain_model = make_whisper()
-    plain = Objective(plain_model, train_encoder=False)
-    expected = step(plain, [batch], build_optimizer(plain, lr=1e-3, weight_decay=0.01, eps=1e-8))
+    assert trainer.training_step([], batch.target_tokens)[0] == 0  # a process without clips, on resuming
+    scaled = step(trainer, [batch])
+    expected = step(trainer_of(make_whisper()), [batch])
     assert scaled[0] == pytest.approx(expected[0], rel=0.1) and math.isfinite(scaled[1])
+
+
+def test_memory_that_runs_out_once_gradients_are_summed_is_no_reason_to_begin_the_step_again(monkeypatch):
+    """Other processes have summed them too: this one alone would wait for ever."""
+    trainer = trainer_of(make_whisper())
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer.optimizer, "step", out_of_memory)
+    with pytest.raises(UserError, match="no memory for the optimiser"):
+        step(trainer, [make_batch([[10, 11]], seed=0)])

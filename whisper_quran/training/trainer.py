@@ -1,4 +1,4 @@
-"""A training run: the loop over steps and epochs, and how far it has come.
+"""The training loop: optimiser steps, epochs, validation and saving.
 
 A run is a function of its options: the clips of a step follow from seed, epoch and step alone, nothing else is drawn at
 random, and how many clips share a micro-batch or a process changes nothing but rounding. So a run that was cut off
@@ -7,85 +7,82 @@ anywhere goes on from its last saved step to the weights it would have had.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from signal import SIGTERM
 
 import torch
-from tqdm import tqdm
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, share, split
+from ..data.features import log_mel
 from ..data.prepare import Data
-from ..runtime.device import Precision
-from ..runtime.distributed import World
+from ..runtime.console import percent, progress_bar
 from ..runtime.errors import Interrupted, UserError
-from ..runtime.interrupts import Interrupts
 from .loss import Objective
 from .metrics_log import History, corpus_rate, results_table, write_results
 from .optimizer import build_optimizer, schedule
-from .state import State, StateWriter, to_memory
-from .step import accumulate, checkpoint_activations, is_finite, update
+from .resume import State, StateWriter, clips_per_step, to_memory
+from .setup import Setup
 from .validation import Validation, validate
 
-Say = Callable[[str], None]
 SAVE_SECONDS = 600.0  # between two saves, unless --save-every says otherwise
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
 
 
-class Run:
+@dataclass(frozen=True)
+class Step:
+    """The clips of one optimiser step: this process's micro-batches, and the sums over all processes."""
+
+    batches: list[Batch]
+    clips: int
+    target_tokens: int
+
+
+class Trainer:
     """A training run: the model, the optimiser, and how far they have come."""
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        data: Data,
-        model: Whisper,
-        precision: Precision,
-        device: torch.device,
-        world: World,
-        interrupts: Interrupts,
-        say: Say,
-    ):
-        self.config, self.data, self.model = config, data, model
-        self.precision, self.device, self.world = precision, device, world
-        self.interrupts, self.say = interrupts, say
+    def __init__(self, config: TrainingConfig, data: Data, model: Whisper, setup: Setup):
+        self.config, self.data, self.model, self.setup = config, data, model, setup
+        self.device, self.precision, self.world, self.log = setup.device, setup.precision, setup.world, setup.log
         self.objective = Objective(model, config.train_encoder)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
-        # fp16's small gradients would vanish; for the other precisions the scaler only passes on.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
+        # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
         if config.grad_checkpoint:
             checkpoint_activations(model)
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl", world.is_main, config.tensorboard)
+        self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
 
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
         self.best_wer = math.inf
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
-        # Smaller once a GPU's memory has run out: clips at a time, in training and in validation.
+        # Clips at a time, in training and in validation: fewer once a GPU's memory has run out.
         self.micro_batch = self.valid_batch = config.batch_size
-        self.deadline = math.inf
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
-        self.clips_per_step = config.batch_size * config.accumulate * world.size
-        self.steps_per_epoch = -(-len(data.train) // self.clips_per_step)
+        self.clips_per_step = clips_per_step(config, self.world.size)
+        self.steps_per_epoch = math.ceil(len(data.train) / self.clips_per_step)
         self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**12)
-        self.epochs = -(-self.total_steps // self.steps_per_epoch)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
     def train(self) -> None:
-        """Go from where the run stands to its end, or to where time is up."""
+        """Train from the current step to the last one, or until the time is up."""
         try:
             if self.step == 0 and not self.config.no_vanilla:
                 self.validate(epoch=-1)
                 self.save()
             while self.epoch < self.epochs:
                 if not (self.train_epoch() and self.time_for_validation()):
-                    self.say(f"time is up at step {self.step} of {self.total_steps}: continue with --resume")
+                    self.log(f"time is up at step {self.step} of {self.total_steps}: continue with --resume")
                     return
                 self.validate(self.epoch)
                 self.save_checkpoints()
@@ -93,53 +90,111 @@ class Run:
                 self.save()
         except Interrupted:
             self.writer.finish()
-            self.say(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
+            self.log(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
             raise
         finally:
             self.writer.finish()
             self.history.close()
         skipped = sum(row["skipped"] for row in self.history.rows if row["event"] == "train")
         if skipped:
-            self.say(f"{skipped} of {self.step} steps were skipped: their loss or gradient was not finite")
-        self.say("\n" + results_table(self.history))
+            self.log(f"{skipped} of {self.step} steps were skipped: their loss or gradient was not finite")
+        self.log("\n" + results_table(self.history))
 
-    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
-        """This process's micro-batches, and the target tokens of all, for each step that remains of the epoch."""
+    def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
+        """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
+
+        Each micro-batch's summed loss is divided by ``target_tokens``, those of all processes, so the gradient is that
+        of one large batch however the step was cut. A process may have no micro-batch. If the loss or the gradient is
+        not finite, neither weights nor optimiser change.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * schedule(self.step, self.config.warmup_steps, self.total_steps)
+
+        loss = torch.zeros((), device=self.device)
+        self.scaler.scale(loss)  # a scaler has no scale before its first use, and there may be no micro-batch
+        for batch in batches:
+            batch = batch.to(self.device)
+            mel = log_mel(batch.audio, self.model.dims.n_mels)
+            with self.precision.autocast(self.device):
+                part = self.forward(mel, batch.tokens, batch.positions, batch.targets) / target_tokens
+            self.scaler.scale(part).backward()
+            loss += part.detach()
+
+        with no_second_attempt(self.device):
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            self.world.sum_gradients(parameters)
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_grad or math.inf).item()
+            (mean_loss,) = self.world.sum([loss.item()], self.device)
+            if is_finite(mean_loss, norm):
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return mean_loss, norm
+
+    def step_within_memory(self, step: Step) -> tuple[float, float]:
+        """Take the step; if a GPU's memory runs out, take it in smaller micro-batches: the same step."""
+        batches = step.batches
+        while True:
+            while any(len(batch) > self.micro_batch for batch in batches):
+                batches = [half for batch in batches for half in self.split_large(batch)]
+            try:
+                return self.training_step(batches, step.target_tokens)
+            except torch.OutOfMemoryError:
+                pass  # and on out here, where nothing holds the failed graph any more
+            self.optimizer.zero_grad(set_to_none=True)
+            self.micro_batch = self.fewer_clips(self.micro_batch)
+
+    def split_large(self, batch: Batch) -> tuple[Batch, ...]:
+        """Cut a batch in two if it has more clips than fit in memory."""
+        if len(batch) > self.micro_batch:
+            return batch.halves()
+        return (batch,)
+
+    def fewer_clips(self, clips: int) -> int:
+        """Return half of ``clips``, after the memory has run out; raise a :class:`UserError` if that is none."""
+        if clips == 1:
+            raise UserError(
+                f"{self.device} has no memory for a single clip: try --grad-checkpoint, or a smaller --model"
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.log(f"out of memory: {clips // 2} clips at a time from here on, and as many more times")
+        return clips // 2
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps that remain of the epoch."""
         order = epoch_order(len(self.data.train), self.config.seed, self.epoch)
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = [self.data.train[i] for i in clips]
-            parts = share(examples, self.config.batch_size, self.world.rank, self.world.size)
-            batches = [make_batch(part, self.data.recordings, pin) for part in parts]
-            yield sum(example.target_tokens for example in examples), batches
+            mine = share(examples, self.config.batch_size, self.world.rank, self.world.size)
+            batches = [make_batch(part, self.data.recordings, pin) for part in mine]
+            yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:
-        """Train to the end of the epoch, or of the run where --max-steps ends it; False if time was up before."""
+        """Train to the end of the epoch, or of the run if --max-steps ends it; return False if time was up before."""
         self.objective.train()
-        clips = len(self.data.train)
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
-        label = f"epoch {self.epoch}"
         with (
-            self.interrupts.deferred(),
+            self.setup.interrupts.deferred(),
             closing(prefetch(self.steps())) as feed,
-            tqdm(total=clips, initial=done, unit="clip", desc=label, disable=not self.world.is_main) as bar,
+            progress_bar(
+                len(self.data.train), "clip", f"epoch {self.epoch}", initial=done, disable=not self.world.is_main
+            ) as bar,
         ):
             while True:
                 start = time.perf_counter()
-                target_tokens, batches = next(feed, (0, None))
-                if batches is None:
+                step = next(feed, None)
+                if step is None:
                     break
                 waited = time.perf_counter() - start
-                lr = self.config.lr * schedule(self.step, self.config.warmup_steps, self.total_steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                share_of_loss = self.accumulate(batches, target_tokens)
-                loss, norm = update(self.optimizer, self.scaler, share_of_loss, self.config.clip_grad, self.world)
+                loss, norm = self.step_within_memory(step)
                 self.step += 1
                 self.check_finite(loss, norm)
                 seconds = time.perf_counter() - start
-                trained = min(self.clips_per_step, clips - bar.n)
+                lr = self.optimizer.param_groups[0]["lr"]
                 self.history.append(
                     {
                         "event": "train",
@@ -149,54 +204,18 @@ class Run:
                         "lr": lr,
                         "grad_norm": norm,
                         "skipped": not is_finite(loss, norm),
-                        "target_tokens": target_tokens,
-                        "clips_per_s": trained / seconds,
+                        "target_tokens": step.target_tokens,
+                        "clips_per_s": step.clips / seconds,
                         "data_wait": waited / seconds,
                     }
                 )
-                bar.update(trained)
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
+                bar.update(step.clips)
                 if self.should_stop(seconds):
                     self.save()
                     return False
             self.save()
         return True
-
-    def accumulate(self, batches: list[Batch], target_tokens: int) -> torch.Tensor:
-        """:func:`.step.accumulate`, cut finer where a GPU's memory runs out: the same step, smaller micro-batches."""
-        while True:
-            while any(len(batch) > self.micro_batch for batch in batches):
-                batches = [half for b in batches for half in (b.halves() if len(b) > self.micro_batch else (b,))]
-            try:
-                return accumulate(
-                    self.forward,
-                    batches,
-                    target_tokens,
-                    self.scaler,
-                    self.precision,
-                    self.model.dims.n_mels,
-                    self.device,
-                )
-            except torch.OutOfMemoryError:
-                pass  # and on out here, where nothing holds the failed graph any more
-            self.optimizer.zero_grad(set_to_none=True)
-            self.micro_batch = self.halved(self.micro_batch)
-
-    def halved(self, clips: int) -> int:
-        """Half as many clips at a time, for want of memory."""
-        if clips == 1:
-            raise UserError(
-                f"{self.device} has no memory for a single clip: try --grad-checkpoint, or a smaller --model"
-            )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.say(f"out of memory: {clips // 2} clips at a time from here on, and as many more times")
-        return clips // 2
-
-    def count_parameters(self) -> tuple[int, int]:
-        """How many the model has, and how many of them are trained."""
-        parameters = list(self.model.parameters())
-        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
     def check_finite(self, loss: float, norm: float) -> None:
         """Count steps in a row that were skipped; fp16's scaler may need some to find its scale, and they are not."""
@@ -213,31 +232,34 @@ class Run:
             )
 
     def should_stop(self, step_seconds: float) -> bool:
-        """Save if it is time to; after a signal, save and leave. True where the time limit is near.
+        """Save if it is time to; after a signal, save and leave. Return True if the time limit is near.
 
         A signal reaches the processes at different moments: they agree on the step to stop at.
         """
         now = time.monotonic()
-        signal = self.interrupts.requested or 0
-        out_of_time = now + 2 * step_seconds + self.writer.seconds > self.deadline
+        signal = self.setup.interrupts.requested or 0
+        out_of_time = now + 2 * step_seconds + self.writer.seconds > self.setup.deadline
         signals, late = self.world.sum([float(signal > 0), float(out_of_time)], self.device)
         if signals:
             self.save()
             raise Interrupted(signal or SIGTERM)
         if late:
             return True
-        every = self.config.save_every
-        if self.step % every == 0 if every else now - self.saved > SAVE_SECONDS:
+        if self.config.save_every is None:
+            due = now - self.last_save > SAVE_SECONDS
+        else:
+            due = self.step % self.config.save_every == 0
+        if due:
             self.save()
         return False
 
     def time_for_validation(self) -> bool:
-        """Whether validation fits before the deadline, going by how long it took the last time."""
+        """Return True if validation fits before the deadline, going by how long it took the last time."""
         took = sum(row["seconds"] for rows in list(self.history.valid().values())[-1:] for row in rows.values())
-        left = self.deadline - time.monotonic()
+        left = self.setup.deadline - time.monotonic()
         (late,) = self.world.sum([float(1.2 * took + self.writer.seconds > left)], self.device)
         if late:
-            self.say(f"validation took {took / 60:.1f} minutes the last time, and {left / 60:.1f} are left")
+            self.log(f"validation took {took / 60:.1f} minutes the last time, and {left / 60:.1f} are left")
         return not late
 
     def validate(self, epoch: int) -> None:
@@ -267,41 +289,35 @@ class Run:
                     "seconds": seconds,
                 }
             )
-            self.say(
-                f"{'vanilla' if epoch < 0 else f'epoch {epoch}':<10} {reciter}: loss {result.loss:.4f}, "
-                f"WER {100 * errors.wer:.2f} %, CER {100 * errors.cer:.2f} % ({len(examples)} ayat in {seconds:.0f} s)"
+            name = "vanilla" if epoch < 0 else f"epoch {epoch}"
+            self.log(
+                f"{name:<10} {reciter}: loss {result.loss:.4f}, WER {percent(errors.wer)}, CER {percent(errors.cer)} "
+                f"({len(examples)} ayat in {seconds:.0f} s)"
             )
         if self.world.is_main:
             write_results(self.history, self.config.out)
 
     def measure(self, examples: list[Example]) -> Validation:
-        """:func:`.validation.validate`, with fewer clips at a time where a GPU's memory runs out."""
+        """Validate on ``examples``, with fewer clips at a time after a GPU's memory has run out."""
         while True:
             try:
                 return validate(
-                    self.objective,
-                    examples,
-                    self.data.recordings,
-                    language=self.config.language,
-                    precision=self.precision,
-                    device=self.device,
-                    batch_size=self.valid_batch,
-                    world=self.world,
+                    self.objective, examples, self.data.recordings, self.setup, self.config.language, self.valid_batch
                 )
             except torch.OutOfMemoryError:
                 pass
-            self.valid_batch = self.halved(self.valid_batch)
+            self.valid_batch = self.fewer_clips(self.valid_batch)
 
     def save_checkpoints(self) -> None:
-        """Save this epoch's Whisper checkpoint, and ``best.pt`` where no epoch had a lower validation WER.
+        """Save this epoch's Whisper checkpoint, and ``best.pt`` if no epoch had a lower validation WER.
 
         Without validation the latest epoch is the best that is known.
         """
         out, keep = self.config.out, self.config.keep
         rows = self.history.valid().get(self.epoch, {}).values()
         wer = corpus_rate(rows, "word_errors", "words")
-        better = not wer >= self.best_wer
-        if better and rows:
+        better = math.isnan(wer) or wer < self.best_wer
+        if wer < self.best_wer:
             self.best_wer = wer
         if not self.world.is_main:
             return
@@ -317,9 +333,10 @@ class Run:
         """Save the state: one process copies it, and writes the copy while training goes on."""
         if self.world.is_main:
             self.writer.save(self.state_dict())
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
     def state_dict(self) -> State:
+        """Return all that :meth:`load_state_dict` needs; the tensors are the run's own, not copies."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -354,3 +371,26 @@ class Run:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.history.restore(self.step, self.epoch)
+
+
+def is_finite(loss: float, norm: float) -> bool:
+    """Return True if a step with this loss and this norm of the gradient was taken."""
+    return math.isfinite(loss) and math.isfinite(norm)
+
+
+@contextmanager
+def no_second_attempt(device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into a :class:`UserError`: no process can begin again alone once gradients are summed.
+
+    Nor may it with weights half updated.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"{device} has no memory for the optimiser: choose a smaller --model") from None
+
+
+def checkpoint_activations(model: Whisper) -> None:
+    """Make every block recompute its activations in the backward pass in place of keeping them."""
+    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

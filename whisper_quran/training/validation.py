@@ -9,7 +9,6 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.audio_cache import AudioCache
 from ..data.batches import Example, make_batch, prefetch, split
@@ -17,14 +16,14 @@ from ..data.features import log_mel
 from ..data.text import normalize
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_errors
-from ..runtime.device import Precision
-from ..runtime.distributed import World
+from ..runtime.console import progress_bar
 from .loss import Objective
+from .setup import Setup
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What one reciter's ayat said of the model; ``loss`` is the mean over target tokens, in nats."""
+    """The result on one reciter's ayat; ``loss`` is the mean over target tokens, in nats."""
 
     loss: float
     errors: ErrorCounts
@@ -34,13 +33,10 @@ class Validation:
 def validate(
     objective: Objective,
     examples: Sequence[Example],
-    recordings: AudioCache,
-    *,
+    cache: AudioCache,
+    setup: Setup,
     language: str,
-    precision: Precision,
-    device: torch.device,
     batch_size: int,
-    world: World,
 ) -> Validation:
     """Measure loss, WER and CER of ``objective.whisper`` on ``examples``.
 
@@ -48,10 +44,10 @@ def validate(
     Texts are compared without diacritics, as Experiment 2A compared them. The ayat go by length, so that a batch's
     texts end together.
     """
-    model = objective.whisper
+    model, device, world, precision = objective.whisper, setup.device, setup.world, setup.precision
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
     groups = split(ordered, batch_size)
-    batches = prefetch(make_batch(group, recordings, pin=device.type == "cuda") for group in groups)
+    batches = prefetch(make_batch(group, cache, pin=device.type == "cuda") for group in groups)
     loss, target_tokens, errors = 0.0, 0, ErrorCounts()
 
     def encoded() -> Iterator[Tensor]:
@@ -67,7 +63,7 @@ def validate(
 
     # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
     decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype)
-    with tqdm(total=len(ordered), unit="ayah", leave=False, disable=not world.is_main, desc="validating") as bar:
+    with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for index, result in decoder.decode(encoded()):
             reference = normalize(ordered[index].text, "diacritics")
             errors += count_errors(reference, normalize(result.text, "diacritics"))
