@@ -61,11 +61,12 @@ def parse(
     """
     parser = Parser(prog=prog, description=doc)
     hints = typing.get_type_hints(config)
-    groups: dict[str, Any] = {}
+    groups: dict[str | None, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         heading = field.metadata.get("group")
-        group = groups.setdefault(heading, parser.add_argument_group(heading) if heading else parser)
-        _add_option(group, field, hints[field.name])
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading) if heading else parser
+        _add_option(groups[heading], field, hints[field.name])
     argv = sys.argv[1:] if argv is None else argv
     values = vars(parser.parse_args(argv))
     for flag, defaults in (presets or {}).items():
