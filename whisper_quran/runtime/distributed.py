@@ -82,7 +82,8 @@ def join_world() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if not all(name in os.environ for name in names):
         return World()
-    return World(*(int(os.environ[name]) for name in names), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    rank, size, local_rank = (int(os.environ[name]) for name in names)
+    return World(rank, size, local_rank, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
 
 
 def connect(world: World, device: torch.device) -> None:
