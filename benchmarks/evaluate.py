@@ -32,7 +32,9 @@ from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.audio_cache import AudioCache, Clip, prepare_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_clips
+from whisper_quran.decoding.batch_decoder import BatchDecoder
+from whisper_quran.decoding.long_audio import decode_clips
+from whisper_quran.runtime.device import DTYPES
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
 SMALL = ModelDimensions(80, 1500, 768, 12, 12, 51865, 448, 768, 12, 12)
@@ -69,7 +71,7 @@ Decode = Callable[[Sequence[np.ndarray]], int]  # decodes int16 clips and return
 
 def ours(row: Row) -> Decode:
     model = whisper.load_model(str(row.folder / "model.pt"), device=row.device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[row.precision]
+    dtype = DTYPES[row.precision]
     said: list[int] = []
     result = BatchDecoder._result
     BatchDecoder._result = lambda *args: said.append(len((made := result(*args)).tokens)) or made
@@ -167,7 +169,7 @@ def transformers_pipeline(row: Row) -> Decode:
     pipe = pipeline(
         "automatic-speech-recognition",
         str(row.folder / "hf"),
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[row.precision],
+        dtype=DTYPES[row.precision],
         device=row.device,
         batch_size=row.batch_size,
     )

@@ -13,9 +13,9 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.data.features import collate, log_mel
-from whisper_quran.decoding import batch_decoder as decoding
-from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, decode_clips, encode
-from whisper_quran.decoding.long_audio import segments
+from whisper_quran.decoding import long_audio
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, encode
+from whisper_quran.decoding.long_audio import decode_clips, segments
 from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
@@ -240,22 +240,22 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(model, mel, dtype)
 
-    monkeypatch.setattr(decoding, "encode", encode_in_little_memory)
-    said = []
-    texts = dict(decode_clips(model, clips[:10], batch_size=10, say=said.append))
+    monkeypatch.setattr(long_audio, "encode", encode_in_little_memory)
+    logged = []
+    texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append))
     assert [texts[index] for index in range(10)] == [result.text for result in expected[:10]]
-    assert len(said) == 2
-    assert "--batch-size 5" in said[0]
-    assert "--batch-size 2" in said[1]
+    assert len(logged) == 2
+    assert "--batch-size 5" in logged[0]
+    assert "--batch-size 2" in logged[1]
 
 
 def test_too_little_memory_for_one_clip_is_the_users_to_mend(model, clips, monkeypatch):
     def encode_in_no_memory(model, mel, dtype):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoding, "encode", encode_in_no_memory)
+    monkeypatch.setattr(long_audio, "encode", encode_in_no_memory)
     with pytest.raises(UserError, match="smaller model"):
-        list(decode_clips(model, clips[:3], batch_size=8, say=lambda line: None))
+        list(decode_clips(model, clips[:3], batch_size=8, log=lambda line: None))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -266,3 +266,35 @@ def test_a_cuda_graph_says_what_the_step_says(model, features, expected):
         results = dict(decoder.decode(features.cuda().split(2)))
         assert [results[index].text for index in range(len(features))] == [result.text for result in expected]
     assert decoder.graphs
+
+
+class Counting:
+    """Lets the n-th clip that enters sample the tokens 1001, 1002, … up to a length of its own, and then eot."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.entered = 0
+        self.state = [torch.zeros(slots, dtype=torch.long, device=device) for _ in range(2)]
+
+    def __call__(self, logits: torch.Tensor, slots: torch.Tensor, last: torch.Tensor | None) -> None:
+        count, length = self.state
+        if last is None:
+            count[slots] = 0
+            length[slots] = torch.tensor([length_of(self.entered + i) for i in range(len(slots))], device=slots.device)
+            self.entered += len(slots)
+        count[slots] += 1
+        allowed = (1000 + count[slots]).masked_fill(count[slots] > length[slots], 50257)
+        logits.fill_(-torch.inf).scatter_(1, allowed[:, None], 0.0)
+
+
+def length_of(clip: int) -> int:
+    return 3 + clip * 7 % 11
+
+
+@pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
+def test_a_filter_rules_slot_by_slot_and_step_by_step(model, features, slots, stride):
+    """Its state moves with the clips when they are gathered, and begins anew with each."""
+    decoder = BatchDecoder(model, slots, make_filter=Counting)
+    decoder.stride = stride
+    results = dict(decoder.decode(features.split(2)))
+    for clip in range(len(features)):
+        assert results[clip].tokens == list(range(1001, 1001 + length_of(clip)))

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_checkpoint, save_checkpoint
     from .config import EvaluationConfig, TrainingConfig
-    from .decoding.batch_decoder import decode_batch, decode_clips
+    from .decoding.batch_decoder import decode_batch
+    from .decoding.long_audio import decode_clips
     from .evaluation.evaluate import evaluate
     from .runtime.errors import UserError
     from .training.train import train
@@ -53,7 +54,7 @@ _HOME = {
     "TrainingConfig": "config",
     "UserError": "runtime.errors",
     "decode_batch": "decoding.batch_decoder",
-    "decode_clips": "decoding.batch_decoder",
+    "decode_clips": "decoding.long_audio",
     "evaluate": "evaluation.evaluate",
     "load_checkpoint": "checkpoints.checkpoint",
     "save_checkpoint": "checkpoints.checkpoint",

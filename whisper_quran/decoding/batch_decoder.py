@@ -8,27 +8,23 @@ keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast
 - One step samples one token in every slot. Its shapes depend on nothing but (slots, attended length), so that a GPU
   replays it as a CUDA graph; a CPU runs the same function as it is.
 - The slot of a clip that has ended goes to the next clip. When no more clips come, the last ones move together into
-  half as many slots. So a finished clip costs nothing worth mentioning, even beside one that rambles on to the limit.
+  half as many slots. So a finished clip costs next to nothing, even beside one that is decoded to the limit.
 
-The prompt, and what may be said, are those of whisper's own ``DecodingTask``. A clip's text does not depend on its
-neighbours, up to the rounding of differently shaped matrix products.
+The prompt, and the tokens that are never sampled, are those of whisper's own ``DecodingTask``; a :class:`LogitFilter`
+can rule out more, slot by slot. A clip's text does not depend on its neighbours, up to the rounding of differently
+shaped matrix products.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
-from whisper.model import ResidualAttentionBlock, Whisper
+from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
-
-from ..data.features import collate, log_mel
-from ..runtime.errors import UserError
-from .long_audio import Piece, pieces
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
@@ -37,43 +33,41 @@ _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
 
 
-@dataclass(frozen=True)
+class LogitFilter(Protocol):
+    """A rule on what each slot may sample next, beside Whisper's own; it may differ from slot to slot and step to step.
+
+    ``state`` is what it remembers: tensors (slots, ...) on the decoder's device, which move with the clips.
+    """
+
+    state: Sequence[Tensor]
+
+    def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
+        """Change ``logits`` (n, n_vocab) in place, and bring the state of ``slots`` (n,) up to date.
+
+        ``last`` (n,) are the tokens sampled before; None if clips have just entered. A slot without a clip gets eot.
+        After the first token of a clip this runs inside a CUDA graph: only tensor operations, on the same memory.
+        """
+
+
+MakeFilter = Callable[[int, torch.device], LogitFilter]  # from the number of slots and the device
+
+
 class _Block:
     """A decoder block's weights in the type it computes in. Self-attention's query, key and value are one matrix."""
 
-    attn_ln: Weights
-    qkv: Weights
-    out: Weights
-    cross_attn_ln: Weights
-    cross_query: Weights
-    cross_key: Weights
-    cross_value: Weights
-    cross_out: Weights
-    mlp_ln: Weights
-    mlp_in: Weights
-    mlp_out: Weights
-
-    @classmethod
-    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype) -> "_Block":
+    def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
         attn, cross = block.attn, block.cross_attn
         qkv = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight])
         qkv_bias = torch.cat([attn.query.bias, torch.zeros_like(attn.query.bias), attn.value.bias])  # keys have none
-        return cls(
-            attn_ln=_weights(block.attn_ln, dtype),
-            qkv=(qkv.to(dtype), qkv_bias.to(dtype)),
-            out=_weights(attn.out, dtype),
-            cross_attn_ln=_weights(block.cross_attn_ln, dtype),
-            cross_query=_weights(cross.query, dtype),
-            cross_key=_weights(cross.key, dtype),
-            cross_value=_weights(cross.value, dtype),
-            cross_out=_weights(cross.out, dtype),
-            mlp_ln=_weights(block.mlp_ln, dtype),
-            mlp_in=_weights(block.mlp[0], dtype),
-            mlp_out=_weights(block.mlp[2], dtype),
-        )
+        self.qkv: Weights = (qkv.to(dtype), qkv_bias.to(dtype))
+        self.attn_ln, self.out = _weights(block.attn_ln, dtype), _weights(attn.out, dtype)
+        self.cross_attn_ln, self.cross_query = _weights(block.cross_attn_ln, dtype), _weights(cross.query, dtype)
+        self.cross_key, self.cross_value = _weights(cross.key, dtype), _weights(cross.value, dtype)
+        self.cross_out, self.mlp_ln = _weights(cross.out, dtype), _weights(block.mlp_ln, dtype)
+        self.mlp_in, self.mlp_out = _weights(block.mlp[0], dtype), _weights(block.mlp[2], dtype)
 
 
-def _weights(module: nn.Module, dtype: torch.dtype) -> Weights:
+def _weights(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> Weights:
     return module.weight.to(dtype), None if module.bias is None else module.bias.to(dtype)
 
 
@@ -91,11 +85,21 @@ class BatchDecoder:
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
     when they have changed. ``options`` are fields of :class:`whisper.DecodingOptions`, such as ``sample_len``.
+
+    Raises:
+        ValueError: the options are not those of greedy decoding.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: Whisper, slots: int, *, language: str = "ar", dtype: torch.dtype | None = None, **options
+        self,
+        model: Whisper,
+        slots: int,
+        *,
+        language: str = "ar",
+        dtype: torch.dtype | None = None,
+        make_filter: MakeFilter | None = None,
+        **options: Any,
     ) -> None:
         self.task = DecodingTask(model, DecodingOptions(language=language, without_timestamps=True, **options))
         if self.task.options.temperature != 0 or self.task.n_group != 1:
@@ -104,43 +108,47 @@ class BatchDecoder:
         self.device, self.slots = model.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
         self.positional_embedding = model.decoder.positional_embedding.to(self.dtype)
-        self.blocks = [_Block.of(block, self.dtype) for block in model.decoder.blocks]
+        self.blocks = [_Block(block, self.dtype) for block in model.decoder.blocks]
         self.ln = _weights(model.decoder.ln, self.dtype)
 
-        dims = model.dims
         self.eot, self.begin = self.task.tokenizer.eot, self.task.sample_begin
         # Like whisper: at most sample_len tokens, and no more once prompt and tokens overfill the context by one.
-        self.sample_len = min(self.task.sample_len, dims.n_text_ctx + 1 - self.begin)
+        self.sample_len = min(self.task.sample_len, model.dims.n_text_ctx + 1 - self.begin)
         self.last = self.begin + self.sample_len - 2  # the input position whose output is the last token sampled
         prompt = [*self.task.initial_tokens]
         self.prompt = torch.tensor(prompt, device=self.device)
-        self.suppressed_first = self._suppressed(prompt, dims.n_vocab)
-        self.suppressed = self._suppressed([*prompt, self.eot], dims.n_vocab)
-
-        def caches(length: int) -> list[Tensor]:
-            shape = (slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
-            return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
-
-        context = _round_up(self.last + 1)
-        self.keys, self.values = caches(context), caches(context)
-        self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
-        # Where each slot is: its next input, the position of that, and what was sampled, in the column of its position.
-        # A slot without a clip goes on saying eot at position 0.
-        self.tokens = torch.full((slots,), self.eot, device=self.device)
-        self.positions = torch.zeros_like(self.tokens)
-        self.sampled = torch.zeros((slots, self.last + 2), dtype=torch.long, device=self.device)
-        self.sum_logprobs = torch.zeros(slots, device=self.device)
-        self.no_speech_probs = torch.full((slots,), torch.nan, device=self.device)
-        self.arange = torch.arange(max(slots, context), device=self.device)
+        self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
+        self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
+        self.filter = make_filter(slots, self.device) if make_filter else None
+        self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
         self.steps = 0
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
+    def _allocate(self, dims: ModelDimensions) -> None:
+        """Make the key/value caches, and what is known of each slot."""
+
+        def caches(length: int) -> list[Tensor]:
+            shape = (self.slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
+            return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
+
+        context = _round_up(self.last + 1)
+        self.keys, self.values = caches(context), caches(context)
+        self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
+        # Where each slot is: its next input, the position of that, and what was sampled, in the column of its position.
+        # A slot without a clip goes on sampling eot at position 0.
+        self.tokens = torch.full((self.slots,), self.eot, device=self.device)
+        self.positions = torch.zeros_like(self.tokens)
+        self.sampled = torch.zeros((self.slots, self.last + 2), dtype=torch.long, device=self.device)
+        self.sum_logprobs = torch.zeros(self.slots, device=self.device)
+        self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
+        self.arange = torch.arange(max(self.slots, context), device=self.device)
+
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
-        """What whisper's filters forbid after ``tokens``. Without timestamps they look at how many tokens there are and
-        at nothing else, so that one look at a row of zeros tells for all rows and steps."""
+        """Return what whisper's filters forbid after ``tokens``. Without timestamps they look at nothing but how many
+        tokens there are, so that one look at a row of zeros tells for all rows and steps."""
         logits = torch.zeros((1, n_vocab))
         for logit_filter in self.task.logit_filters:
             logit_filter.apply(logits, torch.tensor([tokens]))
@@ -182,8 +190,8 @@ class BatchDecoder:
             position = min(self.begin + self.steps - oldest, self.last)
             self._run(rows, _round_up(position + 1))
             self.steps += 1
-        silent = (self.tokens[:rows] == self.eot).tolist()
-        ended = [slot for slot in active if silent[slot]]
+        at_eot = (self.tokens[:rows] == self.eot).tolist()
+        ended = [slot for slot in active if at_eot[slot]]
         if not ended:
             return
         index = self._index(ended)
@@ -199,7 +207,7 @@ class BatchDecoder:
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
         states = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.no_speech_probs)
-        for tensor in (*caches, *states):
+        for tensor in (*caches, *states, *(self.filter.state if self.filter else ())):
             tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
@@ -210,7 +218,7 @@ class BatchDecoder:
         return index.to(self.device, non_blocking=True)
 
     def _result(self, features: Tensor, sampled: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
-        """What whisper's ``DecodingTask.run`` makes of the tokens of a clip."""
+        """Make of a clip's tokens what whisper's ``DecodingTask.run`` makes of them."""
         tokens = sampled[: sampled.index(self.eot)] if self.eot in sampled else sampled
         text = self.task.tokenizer.decode(tokens).strip()
         return DecodingResult(
@@ -266,7 +274,10 @@ class BatchDecoder:
             self.tokens[slots] = self.prompt[-1]
             self.positions[slots] = self.begin - 1
             self.sum_logprobs[slots] = 0.0
-            self._choose(self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf), slots)
+            logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
+            if self.filter:
+                self.filter(logits, slots, None)
+            self._choose(logits, slots)
 
     def _step(self, rows: int, length: int) -> None:
         """Sample a token in each of the first ``rows`` slots, which attend to the first ``length`` positions.
@@ -289,7 +300,10 @@ class BatchDecoder:
                 keys, values = self.cross_keys[layer], self.cross_values[layer]
                 x = x + _join(F.scaled_dot_product_attention(q, keys[:rows], values[:rows]), block.cross_out)
                 x = x + _mlp(x, block)
-            self._choose(self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf), slots)
+            logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
+            if self.filter:
+                self.filter(logits, slots, tokens)
+            self._choose(logits, slots)
 
     def _choose(self, logits: Tensor, slots: Tensor) -> None:
         """Take the likeliest token in each of ``slots`` and note what follows from it (whisper's GreedyDecoder.update).
@@ -346,7 +360,7 @@ def decode_batch(
 ) -> list[DecodingResult]:
     """Decode clips, each as ``whisper.decode`` with ``without_timestamps=True`` would alone.
 
-    For more clips than fit into memory at once see :func:`decode_clips` and :meth:`BatchDecoder.decode`.
+    For more clips than fit into memory at once see :func:`.long_audio.decode_clips` and :meth:`BatchDecoder.decode`.
 
     Args:
         mel: log-mel spectrograms (batch, n_mels, 3000), or encoded audio (batch, n_audio_ctx, n_audio_state).
@@ -357,67 +371,3 @@ def decode_batch(
     encoded = mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state)
     results = dict(decoder.decode([mel if encoded else encode(model, mel, decoder.dtype)]))
     return [results[index] for index in range(len(mel))]
-
-
-def decode_clips(
-    model: Whisper,
-    clips: Sequence[np.ndarray],
-    *,
-    batch_size: int,
-    language: str = "ar",
-    dtype: torch.dtype | None = None,
-    say: Callable[[str], None] = print,
-    **options,
-) -> Iterator[tuple[int, str]]:
-    """Decode any number of recordings of any length; yield (index, text) as they end, roughly the longest first.
-
-    A recording over 30 s is cut at its quietest points. The pieces of all recordings share batches, and their texts are
-    joined in order with a space.
-
-    Args:
-        clips: int16 (n,) at 16 kHz each. Every clip is asked for once beforehand, for its length, and again when its
-            turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
-        batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, ``say`` is told, and
-            the work goes on with what is not done.
-
-    Raises:
-        UserError: the GPU's memory does not hold even one piece beside the model.
-    """
-    waiting = pieces(clips)
-    texts: dict[int, dict[int, str | None]] = defaultdict(dict)
-    for piece in waiting:
-        texts[piece.clip][piece.number] = None
-    waiting.sort(key=lambda piece: piece.start - piece.end)
-    while waiting:
-        slots = min(batch_size, len(waiting))
-        done: set[int] = set()
-        try:
-            decoder = BatchDecoder(model, slots, language=language, dtype=dtype, **options)
-            for index, result in decoder.decode(_encoded(model, clips, waiting, decoder)):
-                done.add(index)
-                piece = waiting[index]
-                texts[piece.clip][piece.number] = result.text
-                if None not in texts[piece.clip].values():
-                    yield piece.clip, " ".join(filter(None, texts.pop(piece.clip).values()))
-        except torch.OutOfMemoryError as error:
-            if slots == 1:
-                raise UserError(
-                    f"the memory of {model.device} does not hold one clip beside this model: "
-                    "choose a smaller model, --precision fp16, or --device cpu"
-                ) from error
-            batch_size = slots // 2
-            say(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
-        decoder = result = None  # what they hold makes room for the next decoder
-        waiting = [piece for index, piece in enumerate(waiting) if index not in done]
-
-
-def _encoded(
-    model: Whisper, clips: Sequence[np.ndarray], waiting: Sequence[Piece], decoder: BatchDecoder
-) -> Iterator[Tensor]:
-    """Encode the pieces in batches of a quarter of the decoder's slots."""
-    size = max(1, decoder.slots // 4)
-    on_gpu = model.device.type == "cuda"
-    for first in range(0, len(waiting), size):
-        batch = [clips[piece.clip][piece.start : piece.end] for piece in waiting[first : first + size]]
-        audio = collate(batch, pin=on_gpu).to(model.device, non_blocking=True)
-        yield encode(model, log_mel(audio, model.dims.n_mels), decoder.dtype)

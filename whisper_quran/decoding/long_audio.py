@@ -1,15 +1,25 @@
-"""Cutting recitations longer than Whisper's 30 seconds where the reciter pauses.
+"""Decode recordings of any length: those longer than Whisper's 30 seconds are cut where the reciter pauses.
 
 A model fine-tuned without timestamps cannot say where in its 30-second window the text ended. ``whisper.transcribe``,
 which moves its window by those timestamps, then skips or repeats audio. Here a long recording is cut at its quietest
-points, and each piece is decoded the way the model was trained.
+points, and each piece is decoded the way the model was trained, in batches with the pieces of other recordings.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE
+from whisper.model import Whisper
+
+from ..data.features import collate, log_mel
+from ..runtime.console import Log
+from ..runtime.errors import UserError
+from .batch_decoder import BatchDecoder, encode
 
 _FRAME = SAMPLE_RATE // 100  # energy is measured, and cuts are placed, every 10 ms
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
@@ -24,6 +34,75 @@ class Piece:
     number: int
     start: int
     end: int
+
+
+def decode_clips(
+    model: Whisper,
+    clips: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    language: str = "ar",
+    dtype: torch.dtype | None = None,
+    log: Log = print,
+    **options: Any,
+) -> Iterator[tuple[int, str]]:
+    """Decode any number of recordings of any length; yield (index, text) as they end, roughly the longest first.
+
+    A recording over 30 s is cut at its quietest points. The pieces of all recordings share batches, and their texts are
+    joined in order with a space.
+
+    Args:
+        clips: int16 (n,) at 16 kHz each. Every clip is asked for once beforehand, for its length, and again when its
+            turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
+        batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, a line is logged, and
+            the work goes on with what is not done.
+
+    Raises:
+        UserError: the GPU's memory does not hold even one piece beside the model.
+    """
+    options |= {"language": language, "dtype": dtype}
+    waiting = pieces(clips)
+    texts: dict[int, dict[int, str | None]] = defaultdict(dict)
+    for piece in waiting:
+        texts[piece.clip][piece.number] = None
+    waiting.sort(key=lambda piece: piece.start - piece.end)
+    while waiting:
+        slots = min(batch_size, len(waiting))
+        done: set[int] = set()
+        try:
+            for index, text in _decode_pieces(model, clips, waiting, slots, **options):
+                done.add(index)
+                piece = waiting[index]
+                texts[piece.clip][piece.number] = text
+                if None not in texts[piece.clip].values():
+                    yield piece.clip, " ".join(filter(None, texts.pop(piece.clip).values()))
+        except torch.OutOfMemoryError as error:
+            if slots == 1:
+                raise UserError(
+                    f"the memory of {model.device} does not hold one clip beside this model: "
+                    "choose a smaller model, --precision fp16, or --device cpu"
+                ) from error
+            batch_size = slots // 2
+            log(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
+        waiting = [piece for index, piece in enumerate(waiting) if index not in done]
+
+
+def _decode_pieces(
+    model: Whisper, clips: Sequence[np.ndarray], waiting: Sequence[Piece], slots: int, **options: Any
+) -> Iterator[tuple[int, str]]:
+    """Decode the pieces, encoded in batches of a quarter of the slots; the decoder's memory is free when it ends."""
+    decoder = BatchDecoder(model, slots, **options)
+    size = max(1, slots // 4)
+    on_gpu = model.device.type == "cuda"
+
+    def encoded() -> Iterator[Tensor]:
+        for first in range(0, len(waiting), size):
+            batch = [clips[piece.clip][piece.start : piece.end] for piece in waiting[first : first + size]]
+            audio = collate(batch, pin=on_gpu).to(model.device, non_blocking=True)
+            yield encode(model, log_mel(audio, model.dims.n_mels), decoder.dtype)
+
+    for index, result in decoder.decode(encoded()):
+        yield index, result.text
 
 
 def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:
