@@ -174,23 +174,14 @@ def test_what_cannot_be_decoded_is_skipped_and_never_right(run, quran, workshop,
     assert "1 cannot be decoded" in out
 
 
-@pytest.mark.parametrize("long_form", ["segments", "transcribe"])
-def test_an_ayah_over_30_seconds_is_decoded_whole(run, quran, workshop, tmp_path, long_form, monkeypatch):
-    if long_form == "transcribe":
-        transcribed = []
-        model_class = type(make_whisper())
-        monkeypatch.setattr(
-            model_class, "transcribe", lambda self, samples, **_: transcribed.append(len(samples)) or {"text": "x"}
-        )
+def test_an_ayah_over_30_seconds_is_decoded_whole(run, quran, workshop, tmp_path):
     code, _, err = run(
-        workshop / "model0.pt", "--surahs", "2:2", "--long-form", long_form, "--out", tmp_path / "r", "--data",
-        long_only(quran, tmp_path),
-    )  # fmt: skip
+        workshop / "model0.pt", "--surahs", "2:2", "--out", tmp_path / "r", "--data", long_only(quran, tmp_path)
+    )
     assert code == 0, err
     (row,) = read_predictions(tmp_path / "r")
-    assert float(row["duration"]) > 30 and row["hypothesis"]
-    if long_form == "transcribe":
-        assert transcribed == pytest.approx([float(row["duration"]) * 16000], abs=16)
+    assert float(row["duration"]) > 30
+    assert len(row["hypothesis"].split()) > LIMIT, "the texts of several pieces"
 
 
 def long_only(quran: Path, tmp_path: Path) -> Path:
@@ -224,7 +215,7 @@ def test_two_evaluations_do_not_write_one_folder(run, workshop, tmp_path):
     assert code == 2 and "another evaluation is writing" in err
 
 
-def test_predictions_that_nothing_vouches_for_are_not_overwritten(run, workshop, tmp_path):
+def test_predictions_made_nobody_knows_how_are_not_overwritten(run, workshop, tmp_path):
     assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
     (tmp_path / "r" / "results.json").unlink()
     code, _, err = run(workshop / "model1.pt", "--out", tmp_path / "r")
@@ -258,7 +249,7 @@ BAD = [
     (["enormous"], "enormous"),
     (["{tmp}/text.pt"], "text.pt"),
     (["{workshop}/model.en.pt"], "English-only"),
-    (["{workshop}/model0.pt", "--reciters", "Nobody"], "there are AbdulWadood_Haneef, Yasser_Salama_hadr"),
+    (["{workshop}/model0.pt", "--reciters", "Nobody"], "there are AbdulWadood_Haneef, "),
     (["{workshop}/model0.pt", "--surahs", "60:70"], "no ayah left"),
     (["{workshop}/model0.pt", "--max-duration", "0.1"], "no ayah left"),
     (["{workshop}/model0.pt", "--out", "{tmp}/text.pt"], "text.pt"),

@@ -1,4 +1,4 @@
-"""Counting errors: jiwer's counts for one ayah, and sums of them for a corpus.
+"""Word and character errors: the alignment of one ayah, and sums of its counts for a corpus.
 
 Rates over a corpus are sums over sums (errors of all ayat, divided by words of all ayat), never means of rates:
 a mean would let a three-word ayah weigh as much as Ayat al-Kursi.
@@ -26,7 +26,7 @@ class ErrorCounts:
 
     @property
     def wer(self) -> float:
-        """Word error rate as a fraction; NaN where there are no reference words. Can exceed 1 (insertions)."""
+        """Word error rate as a fraction; NaN without reference words. Can exceed 1 (insertions)."""
         errors = self.substitutions + self.deletions + self.insertions
         return errors / self.words if self.words else float("nan")
 
@@ -36,16 +36,31 @@ class ErrorCounts:
         return self.character_errors / self.characters if self.characters else float("nan")
 
 
-def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Align ``hypothesis`` with ``reference`` (both normalised already) and count the errors.
+@dataclass(frozen=True)
+class Alignment:
+    """What separates a hypothesis from its reference.
+
+    ``edits`` turns the reference into the hypothesis, as tokens joined by spaces: ``=3`` three words are right,
+    ``~word`` the next word was heard as this one, ``-2`` the next two words were deleted, ``+word`` this word was
+    inserted. Right words at the end are left out, so that a perfect hypothesis is the empty string.
+    """
+
+    errors: ErrorCounts
+    edits: str
+
+
+def align(reference: str, hypothesis: str) -> Alignment:
+    """Align ``hypothesis`` with ``reference`` (both normalised already), word by word.
 
     An empty hypothesis is all deletions. An empty reference makes every hypothesis word an insertion.
     """
     if not reference:
-        return ErrorCounts(insertions=len(hypothesis.split()), character_errors=len(hypothesis))
+        heard = hypothesis.split()
+        errors = ErrorCounts(insertions=len(heard), character_errors=len(hypothesis))
+        return Alignment(errors, " ".join("+" + word for word in heard))
     words = jiwer.process_words(reference, hypothesis)
     characters = jiwer.process_characters(reference, hypothesis)
-    return ErrorCounts(
+    errors = ErrorCounts(
         words=words.hits + words.substitutions + words.deletions,
         hits=words.hits,
         substitutions=words.substitutions,
@@ -54,3 +69,24 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
         characters=characters.hits + characters.substitutions + characters.deletions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
     )
+    return Alignment(errors, _edits(words))
+
+
+def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
+    """Count the errors of :func:`align`."""
+    return align(reference, hypothesis).errors
+
+
+def _edits(output: jiwer.WordOutput) -> str:
+    tokens: list[str] = []
+    for chunk in output.alignments[0]:
+        heard = output.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
+        if chunk.type == "equal":
+            tokens.append(f"={len(heard)}")
+        elif chunk.type == "delete":
+            tokens.append(f"-{chunk.ref_end_idx - chunk.ref_start_idx}")
+        else:
+            tokens.extend(("~" if chunk.type == "substitute" else "+") + word for word in heard)
+    if tokens and tokens[-1].startswith("="):
+        tokens.pop()
+    return " ".join(tokens)
