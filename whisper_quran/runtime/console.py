@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -43,11 +44,14 @@ class _LogLines(tqdm):
 
         return write
 
-    def clear(self, nolock: bool = False) -> None:
-        """Do nothing: tqdm's own writes a carriage return."""
+    @classmethod
+    @contextmanager
+    def external_write_mode(cls, file: Any = None, nolock: bool = False) -> Iterator[None]:
+        """Let ``write`` print a line as it is: there is no bar to clear before it and to draw again after it."""
+        yield
 
     def close(self) -> None:
-        """Do not clear the bar, for the same reason."""
+        """Close the bar without a carriage return."""
         if not self.disable:
             self.disable = True
             self._decr_instances(self)
