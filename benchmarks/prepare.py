@@ -23,10 +23,11 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import numpy as np
 import soundfile
 import torch
-import torchaudio  # The first import takes seconds, and in a training run both are there already.
+import torchaudio  # noqa: F401  The first import takes seconds, and in a training run both are there already.
 
 from whisper_quran.data import audio
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
+from whisper_quran.runtime.console import no_log
 
 torch.set_num_threads(1)
 
@@ -41,7 +42,7 @@ def measure(sources: dict[str, list[Path]], workers: int) -> tuple[float, float,
     """One preparation: wall-clock seconds, processor seconds, and what came of it."""
     with tempfile.TemporaryDirectory() as cache:
         start, cpu_start = time.perf_counter(), cpu_seconds()
-        recordings = prepare_audio(sources, Path(cache), workers, quiet=True)
+        recordings = prepare_audio(sources, Path(cache), workers, log=no_log)
         return time.perf_counter() - start, cpu_seconds() - cpu_start, recordings
 
 
@@ -57,16 +58,10 @@ def stages(files: list[Path]) -> None:
         by_rate.setdefault(rate, []).append(sound)
     for rate, sounds in sorted(by_rate.items()):
         seconds = sum(map(len, sounds)) / rate
-        monos = [audio._to_mono(sound) for sound in sounds]
-        kernel, resample = audio.resample_kernel(rate), torchaudio.transforms.Resample(rate, audio.SAMPLE_RATE)
+        monos = [audio._to_int16(audio._to_mono(sound)) for sound in sounds]
         steps: dict[str, Callable[[], object]] = {
-            "mix to mono": lambda sounds=sounds: [audio._to_mono(sound) for sound in sounds],
-            "resample, to int16": lambda monos=monos, rate=rate, kernel=kernel: [
-                audio._resample(mono, rate, kernel) for mono in monos
-            ],
-            "(torchaudio's resample)": lambda monos=monos, resample=resample: [
-                resample(torch.from_numpy(mono)) for mono in monos
-            ],
+            "mix to mono int16": lambda sounds=sounds: [audio._to_int16(audio._to_mono(sound)) for sound in sounds],
+            "resample": lambda monos=monos, rate=rate: [audio.resample(mono, rate) for mono in monos],
         }
         print(f"{f'{rate} Hz: read with soundfile':32} {seconds / spent[rate]:8.0f}")
         for name, step in steps.items():

@@ -11,6 +11,7 @@ from whisper.tokenizer import get_tokenizer
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import Ayah, open_corpus
+from whisper_quran.runtime.console import no_log
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
 PROMPT = 4
@@ -23,7 +24,7 @@ def fatihah(quran, tmp_path_factory):
     ayat, _ = corpus.select(["AbdulWadood_Haneef"])
     ayat = [ayah for ayah in ayat if ayah.surah == 1 or ayah.number == 282]
     sources = {"AbdulWadood_Haneef": [ayah.audio for ayah in ayat]}
-    return ayat, prepare_audio(sources, tmp_path_factory.mktemp("cache"), workers=2, quiet=True)
+    return ayat, prepare_audio(sources, tmp_path_factory.mktemp("cache"), workers=2, log=no_log)
 
 
 def test_long_ayat_and_long_texts_are_left_out_with_a_reason(fatihah):

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import results_of, rows_of, state_of
 
-from whisper_quran.data.batches import share
+from whisper_quran.data.batches import shard
 
 # 7 ayat: with 6 clips a step, the last step of each epoch has one clip, and one process has none.
 RUN = ("--epochs", 10, "--max-steps", 20, "--no-vanilla", "--valid-limit", 3, "--keep", "best")
@@ -43,7 +43,7 @@ def test_two_processes_give_the_weights_of_one(start, tmp_path):
 def test_the_shares_of_a_step_are_the_step():
     for count in range(1, 14):
         for processes in (1, 2, 3, 4):
-            shares = [share(range(count), 2, rank, processes) for rank in range(processes)]
+            shares = [shard(range(count), 2, rank, processes) for rank in range(processes)]
             assert sorted(clip for batches in shares for batch in batches for clip in batch) == list(range(count))
             sizes = [sum(map(len, batches)) for batches in shares]
             assert max(sizes) - min(sizes) <= 1

@@ -1,33 +1,21 @@
-"""AudioCache, decoded once: 16 kHz mono int16 on disk, which every later run maps into memory.
+"""Keep decoded recordings on disk: 16 kHz mono int16, one ``.npy`` file each, memory-mapped when read.
 
-Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. So the first use of a reciter decodes all that
-is wanted of it, into one folder under the cache:
+Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. The recordings of a folder of sources are in
 
-    <cache>/<reciter>-<8 hex digits>/
-        index.jsonl             the name of the audio file, then a line for each source file; append-only
-        <8 hex digits>.int16    the samples of all recordings, one after the other; append-only
-        lock                    held by the process that appends
+    <cache>/<name of the folder>-<8 hex digits of its path>/
+        <source>-<samples>.npy             "-damaged.npy" if parts of the source were broken
+        <source>-failed.json               why no decoder reads the source
 
-The digits in the folder's name stand for this format, the reciter and the resolved folder of the sources: two data
-sets, or two versions of the format, are never taken for each other. A line of the index has a source file (relative to
-that folder), its size and modification time, and where its samples are or why it has none. A source that has changed
-is decoded again, and its newest line counts.
-
-**Whatever happens, the index is true.** Lines are appended once their samples are safe on disk (fsync), a batch at a
-time. A process killed at any instant leaves at most a torn line, and samples that no line speaks of; both are cut off
-before the next append. Lines that cannot be read, or that point beyond the end of the audio, are struck out, and their
-files decoded again. Results are written in the order of the sources, so that any number of workers, interrupted or
-not, writes the same samples to the same places.
-
-**Readers need no lock**, because samples that a line speaks of are never moved or overwritten. That is also why
-superseded samples are not squeezed out: they come from changed sources alone, and when they are most of a file, that
-is said; deleting the folder is the remedy. If that is done during a training run, the next preparation writes an audio
-file of another name, and the run stops rather than read other ayat under the old offsets.
+where <source> is made of the source's file name (hashed), size, modification time and the decoder's version, so that a
+changed source is decoded again. Listing the folder once says all that is there. A file is written under another name
+and renamed, and it counts only if its size is that of its samples, so that neither a killed process nor a power cut
+leaves half a recording. One process at a time decodes; readers need no lock, because files are never changed.
 """
 
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import re
 import secrets
@@ -35,353 +23,271 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, make_folder, storage_error
-from .audio import SAMPLE_RATE, AudioError, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
+from ..runtime.files import storage_error
+from .audio import SAMPLE_RATE, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
 
-FORMAT = 1
+DECODER_VERSION = 1
 BYTES_PER_SAMPLE = 2
-COMMIT_SECONDS = 1.0
+_HEADER_BYTES = 128  # of a .npy with one axis
+_NAME = re.compile(r"(.+)-(?:([0-9]+)(-damaged)?\.npy|failed\.json)")
+_LEFTOVER = re.compile(r"\..+\.(npy|json)\.[0-9a-f]{8}\.tmp")
+_LEFTOVER_SECONDS = 3600.0  # A younger one may be another process's.
 
 
 class Clip(NamedTuple):
-    """Where a recording's samples are: ``length`` of them from the ``offset``-th of ``file`` on."""
+    """Where a recording is: the path of its ``.npy`` file, and how many samples it has."""
 
     file: str
-    offset: int
     length: int
 
 
 @dataclass(frozen=True)
 class AudioCache:
-    """Decoded recordings, by the path of their source file as it was given to :func:`prepare`.
+    """Decoded recordings, by the path of their source file as it was given to :func:`prepare_audio`.
 
     Holds places, not samples: it is small, and can be pickled or forked into loader processes.
     """
 
     clips: dict[str, Clip]
-    skipped: list[tuple[Path, str]]  # What could not be decoded, and every decoder's reason.
-    damaged: list[Path]  # What was decoded although parts of the file are broken.
+    skipped: list[tuple[Path, str]]  # sources that cannot be decoded, and why
+    damaged: list[Path]  # sources that were decoded although parts of the file are broken
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         return os.fspath(path) in self.clips
 
     def length(self, path: str | os.PathLike[str]) -> int:
-        """Samples at 16 kHz."""
+        """Return the number of samples at 16 kHz."""
         return self.clips[os.fspath(path)].length
 
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """The samples, int16 (n,), read-only: mapped while the array lives, so memory does not grow with reading."""
-        file, offset, length = self.clips[os.fspath(path)]
-        return np.memmap(file, np.int16, "r", offset=offset * BYTES_PER_SAMPLE, shape=(length,))
+        """Map the samples, int16 (n,), read-only. Memory does not grow, and the file closes with the array.
+
+        Raises:
+            UserError: the file is gone.
+        """
+        file, length = self.clips[os.fspath(path)]
+        try:
+            with open(file, "rb") as opened:
+                mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, np.int16, length, _HEADER_BYTES)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} was removed while in use ({error}): run the command again") from error
 
 
 def default_cache() -> Path:
-    """Where decoded recordings are kept unless ``--cache`` says otherwise."""
+    """Return where decoded recordings are kept unless ``--cache`` says otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper_quran"
 
 
-def prepare_audio(
-    sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, *, quiet: bool = False
-) -> AudioCache:
-    """See to it that ``sources`` (reciter -> audio files) are decoded in ``cache``, and return where they are.
+@dataclass
+class _Source:
+    """An audio file, and what the cache has of it: the name of a file, or the ``reason`` why it has no samples."""
 
-    What is not there yet is decoded in up to ``workers`` processes; where another process is at a reciter, it is waited
-    for. Says what it does unless ``quiet``; where nothing is missing, nothing is said or written.
+    path: str
+    reciter: str
+    size: int = 0
+    folder: Path = Path()
+    key: str = ""  # what the names of its files in the cache begin with
+    name: str = ""
+    reason: str = ""
+
+    @property
+    def is_missing(self) -> bool:
+        return not self.name and not self.reason
+
+
+def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print) -> AudioCache:
+    """Decode what is missing of ``sources`` (reciter -> audio files) into ``cache``, and return where everything is.
+
+    Takes up to ``workers`` processes. If another process is decoding into ``cache``, waits for it first. If nothing is
+    missing, nothing is logged or written.
 
     Raises:
         UserError: the cache cannot be written or has too little space, or the decoding processes cannot run.
     """
-    folders = [_Folder(reciter, files, cache) for reciter, files in sources.items() if files]
-    with ExitStack() as locks:
-        # In one order for all processes, so that no two wait for each other.
-        for folder in sorted(folders, key=lambda folder: folder.path):
-            if folder.missing():
-                locks.enter_context(_locked(folder, quiet))
-                folder.load()
-        unfinished = [folder for folder in folders if folder.missing()]
-        if unfinished:
-            _announce(unfinished, cache, quiet)
-            _decode(unfinished, workers, quiet)
-    recordings = AudioCache({}, [], [])
-    for folder in folders:
-        folder.report(recordings)
-    return recordings
+    files = _identify(sources, cache)
+    _look_up(files)
+    if any(file.is_missing for file in files):
+        with _storage_errors(cache), _locked(cache, log):
+            _look_up(files, sweep=True)
+            if missing := [file for file in files if file.is_missing]:
+                _announce(missing, cache, log)
+                _decode(missing, workers, log)
+    found = AudioCache({}, [], [])
+    for file in files:
+        if file.reason:
+            found.skipped.append((Path(file.path), file.reason))
+            continue
+        _, length, damaged = _parse(file.name)
+        found.clips[file.path] = Clip(str(file.folder / file.name), length)
+        if damaged:
+            found.damaged.append(Path(file.path))
+    return found
 
 
-def _announce(folders: Sequence["_Folder"], cache: Path, quiet: bool) -> None:
-    """Say what decoding will take, and refuse what clearly does not fit on the disk."""
-    seconds = sum(folder.estimate_seconds() for folder in folders)
+def _identify(sources: Mapping[str, Sequence[Path]], cache: Path) -> list[_Source]:
+    """Look at every source file once: where its recording is in the cache, and under which name."""
+    folders: dict[str, Path] = {}
+    files = {os.fspath(path): _Source(os.fspath(path), reciter) for reciter, each in sources.items() for path in each}
+    for path, file in files.items():
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            file.reason = f"cannot be read ({error.strerror})"
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            file.reason = "is not a regular file"
+            continue
+        parent, name = os.path.split(os.path.abspath(path))
+        if parent not in folders:
+            real = os.path.realpath(parent)
+            readable = re.sub(r"[^\w.-]", "_", os.path.basename(real))[:60]
+            folders[parent] = cache / f"{readable}-{_hash(real, 4)}"
+        file.size, file.folder = status.st_size, folders[parent]
+        file.key = f"{_hash(name, 8)}-{status.st_size}-{status.st_mtime_ns}-v{DECODER_VERSION}"
+    return list(files.values())
+
+
+def _hash(name: str, size: int) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=size).hexdigest()
+
+
+def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
+    """List the folders of ``files`` in the cache, and note what is there of each; ``sweep`` removes leftovers."""
+    listings = {folder: _list(folder, sweep) for folder in {file.folder for file in files if file.is_missing}}
+    for file in files:
+        if file.is_missing:
+            file.name = listings[file.folder].get(file.key, "")
+            if file.name.endswith(".json"):
+                with suppress(OSError, ValueError, LookupError, TypeError):
+                    file.reason = str(json.loads((file.folder / file.name).read_bytes())["reason"])
+                file.name = ""
+
+
+def _list(folder: Path, sweep: bool) -> dict[str, str]:
+    """Map the sources that ``folder`` has something of, by their keys, to the name of the file."""
+    names = {}
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name):
+                key, length, _ = _parse(entry.name)
+                if not length or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * length:
+                    names[key] = entry.name
+            elif sweep and _LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
+                os.unlink(entry)
+    return names
+
+
+def _parse(name: str) -> tuple[str, int, bool]:
+    """Split the name of a file in the cache into source, samples (0 if it has none), and whether it is damaged."""
+    match = _NAME.fullmatch(name)
+    assert match
+    return match[1], int(match[2] or 0), bool(match[3])
+
+
+def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
+    """Log how much there is to decode, and refuse what clearly does not fit on the disk."""
+    seconds = _estimate_seconds(missing)
     size = seconds * SAMPLE_RATE * BYTES_PER_SAMPLE
     free = shutil.disk_usage(cache).free
     if size > 1.2 * free:
         raise UserError(
-            f"decoding needs about {_size(size)} in {cache}, where {_size(free)} are free: "
+            f"decoding needs about {format_size(size)} in {cache}, where {format_size(free)} are free: "
             "free some disk space or choose another folder (--cache)"
         )
-    if not quiet:
-        count = sum(len(folder.missing()) for folder in folders)
-        files = f"{count} file{'s' if count > 1 else ''}"
-        reciters = folders[0].reciter if len(folders) == 1 else f"{len(folders)} reciters"
-        hours = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-        print(f"Decoding {files} of {reciters}, about {hours}: {_size(size)} in {cache}", flush=True)
-        if problem := torchaudio_problem():
-            print(f"{problem}: ffmpeg decodes what is not at {SAMPLE_RATE} Hz", flush=True)
+    files = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
+    reciters = {file.reciter for file in missing}
+    names = missing[0].reciter if len(reciters) == 1 else f"{len(reciters)} reciters"
+    log(f"Decoding {files} of {names}, about {format_duration(seconds)}: {format_size(size)} in {cache}")
+    if problem := torchaudio_problem():
+        log(f"{problem}: ffmpeg decodes what is not at {SAMPLE_RATE} Hz")
 
 
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def _estimate_seconds(missing: Sequence[_Source]) -> float:
+    """Estimate how long the files are together, from their sizes and the headers of 64 of them."""
+    seconds, size = 0.0, 0
+    for file in missing[:: -(-len(missing) // 64)]:
+        if (length := header_seconds(file.path)) is not None:
+            seconds, size = seconds + length, size + file.size
+    seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if soundfile knows none of them
+    return seconds_per_byte * sum(file.size for file in missing)
 
 
-def _decode(folders: Sequence["_Folder"], workers: int, quiet: bool) -> None:
-    """Decode what is missing in ``folders``, which are locked, with the same workers for all of them."""
-    files = [file for folder in folders for file in folder.missing()]
+def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
+    """Decode ``missing`` into the cache. A reason that need not last is kept for this run alone."""
     started, seconds = time.monotonic(), 0.0
     try:
         with (
-            closing(decode_files(files, workers)) as results,
-            tqdm(total=len(files), desc="Decoding", unit="file", disable=quiet) as bar,
+            closing(decode_files([file.path for file in missing], workers)) as results,
+            progress_bar(len(missing), "file", "Decoding", disable=log is no_log) as bar,
         ):
-            for folder in folders:
-                with _Writer(folder) as writer:
-                    for file in folder.missing():
-                        result = next(results)
-                        writer.add(file, result)
-                        if isinstance(result, Decoded):
-                            seconds += len(result.samples) / SAMPLE_RATE
-                        bar.set_postfix_str(f"{seconds / (time.monotonic() - started):.0f}x real time", refresh=False)
-                        bar.update()
-                if folder.superseded() > folder.end / 2 and not quiet:
-                    bar.write(f"Most of {folder.path} is superseded: delete it to free the space")
+            for file, result in zip(missing, results, strict=True):
+                if isinstance(result, Decoded):
+                    file.name = f"{file.key}-{len(result.samples)}{'-damaged' * result.damaged}.npy"
+                    _write(file.folder / file.name, result.samples)
+                    seconds += len(result.samples) / SAMPLE_RATE
+                else:
+                    file.reason = str(result)
+                    if result.final:
+                        _write(file.folder / f"{file.key}-failed.json", json.dumps({"reason": file.reason}))
+                bar.set_postfix_str(f"{seconds / (time.monotonic() - started):.0f}x real time", refresh=False)
+                bar.update()
     except WorkerError as error:
         raise UserError(
             f"decoding processes keep dying ({error}): free memory, try fewer --workers, or leave that file out"
         ) from error
 
 
-class _Source(NamedTuple):
-    """A source file: its path below the folder that they share, and by what a change is noticed."""
+def _write(path: Path, content: np.ndarray | str) -> None:
+    """Write a file of the cache under another name, and rename it.
 
-    path: str
-    size: int
-    mtime_ns: int
-
-
-class _Record(NamedTuple):
-    """A line of the index, what became of a source: samples, or the ``reason`` why there are none."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    offset: int = 0
-    length: int = 0
-    decoder: str = ""
-    damaged: bool = False
-    reason: str = ""
-
-
-class _Folder:
-    """A reciter's folder in the cache, and the source files that are wanted from it."""
-
-    def __init__(self, reciter: str, files: Sequence[Path], cache: Path):
-        self.reciter = reciter
-        self.sources: dict[str, _Source] = {}
-        self.failed: dict[str, str] = {}  # Why a file has no samples, for this run alone.
-        absolute = {os.fspath(file): os.path.abspath(file) for file in files}
-        root = os.path.commonpath({os.path.dirname(path) for path in absolute.values()})
-        for file, path in absolute.items():
-            try:
-                status = os.stat(path)
-            except OSError as error:
-                self.failed[file] = f"cannot be read ({error.strerror})"
-                continue
-            if stat.S_ISREG(status.st_mode):
-                self.sources[file] = _Source(path[len(root) :].lstrip(os.sep), status.st_size, status.st_mtime_ns)
-            else:
-                self.failed[file] = "is not a regular file"
-        identity = json.dumps([FORMAT, reciter, os.path.realpath(root)])
-        name = re.sub(r"[^\w.-]", "_", reciter)[:60]
-        self.path = cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-        self.index = self.path / "index.jsonl"
-        self.load()
-
-    def load(self) -> None:
-        """Read the index as it is on disk, and keep of it what is true."""
-        self.audio: Path | None = None
-        self.records: dict[str, _Record] = {}
-        self.end = 0  # Samples, from the beginning of the audio file, that the index speaks of.
-        self.intact = False  # Whether all of the index is true.
-        with _disk(self.path):
-            try:
-                header, *lines = self.index.read_bytes().splitlines(keepends=True)
-                audio = self.path / json.loads(header)["audio"]
-                there = audio.stat().st_size // BYTES_PER_SAMPLE
-            except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
-                return
-        self.audio = audio
-        records = [_parse(line, there) for line in lines]
-        self.intact = None not in records
-        for record in filter(None, records):
-            self.records[record.path] = record
-            self.end = max(self.end, record.offset + record.length)
-
-    def missing(self) -> list[str]:
-        """The files that are yet to be decoded, or have changed since they were."""
-        return [file for file in self.sources if file not in self.failed and self._record(file) is None]
-
-    def _record(self, file: str) -> _Record | None:
-        source = self.sources[file]
-        record = self.records.get(source.path)
-        return record if record and record[:3] == source else None
-
-    def estimate_seconds(self) -> float:
-        """How long the missing files are together, from their sizes and the headers of 16 of them."""
-        missing = self.missing()
-        seconds, size = 0.0, 0
-        for file in missing[:: -(-len(missing) // 16)]:
-            if (length := header_seconds(file)) is not None:
-                seconds, size = seconds + length, size + self.sources[file].size
-        seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, where soundfile knows none of them.
-        return seconds_per_byte * sum(self.sources[file].size for file in missing)
-
-    def superseded(self) -> int:
-        """Samples in the audio file that no line speaks of any more."""
-        return self.end - sum(record.length for record in self.records.values())
-
-    def report(self, recordings: AudioCache) -> None:
-        """Enter into ``recordings`` what became of the files."""
-        recordings.skipped.extend((Path(file), reason) for file, reason in self.failed.items())
-        for file in self.sources:
-            if file in self.failed:
-                continue
-            record = self._record(file)
-            if record.reason:
-                recordings.skipped.append((Path(file), record.reason))
-            else:
-                recordings.clips[file] = Clip(str(self.audio), record.offset, record.length)
-            if record.damaged:
-                recordings.damaged.append(Path(file))
-
-
-def _line(record: _Record) -> str:
-    return json.dumps(record._asdict()) + "\n"
-
-
-def _parse(line: bytes, there: int) -> _Record | None:
-    """A line of the index; None where it is torn or garbled, or its samples are not among those ``there``."""
+    There is no fsync, which would take longer than decoding: a file that a power cut left short is decoded again.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path.parent.mkdir(exist_ok=True)
     try:
-        record = _Record(**json.loads(line))
-        true = 0 <= record.offset <= record.offset + record.length <= there and (record.length or record.reason)
-    except (ValueError, TypeError):
-        return None
-    return record if true and line.endswith(b"\n") else None
-
-
-class _Writer:
-    """Appends to a locked folder: samples at once and, in batches, when they are safe on disk, the lines for them."""
-
-    def __init__(self, folder: _Folder):
-        self.folder = folder
-        self.pending: list[_Record] = []
-        with _disk(folder.path):
-            if folder.audio is None:
-                for orphan in folder.path.glob("*.int16"):
-                    orphan.unlink()
-                folder.audio = folder.path / f"{secrets.token_hex(4)}.int16"
-            if not folder.intact:
-                with atomic_write(folder.index) as file:
-                    file.write(json.dumps({"audio": folder.audio.name}) + "\n")
-                    file.writelines(_line(record) for record in folder.records.values())
-            self.audio = os.open(folder.audio, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            self.index = os.open(folder.index, os.O_WRONLY | os.O_APPEND)
-        self._mark()
-        os.ftruncate(self.audio, self.whole[0])
-
-    def _mark(self) -> None:
-        """Remember how much of the two files is whole, and when that was."""
-        self.whole = self.folder.end * BYTES_PER_SAMPLE, os.fstat(self.index).st_size
-        self.marked = time.monotonic()
-
-    def add(self, file: str, result: Decoded | AudioError) -> None:
-        """Append what ``file`` came to. A reason that need not last is kept for this run alone."""
-        folder, source = self.folder, self.folder.sources[file]
-        if isinstance(result, Decoded):
-            record = _Record(*source, folder.end, len(result.samples), result.decoder, result.damaged)
-            with _disk(folder.path):
-                _write(self.audio, result.samples)
-            folder.end += record.length
-        elif result.final:
-            record = _Record(*source, reason=str(result))
-        else:
-            folder.failed[file] = str(result)
-            return
-        folder.records[source.path] = record
-        self.pending.append(record)
-        if time.monotonic() - self.marked > COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Make what was added last."""
-        with _disk(self.folder.path):
-            os.fsync(self.audio)
-            _write(self.index, "".join(map(_line, self.pending)).encode())
-            os.fsync(self.index)
-        self.pending.clear()
-        self._mark()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None or not issubclass(kind, UserError):  # Ctrl-C loses nothing; a full disk takes no more.
-                self.commit()
-        finally:
-            for descriptor, size in zip((self.audio, self.index), self.whole, strict=True):
-                os.ftruncate(descriptor, size)
-                os.close(descriptor)
-
-
-def _write(descriptor: int, data: bytes | np.ndarray) -> None:
-    rest = memoryview(data).cast("B")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        with open(beside, "wb") as file:
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                header = np.lib.format.header_data_from_array_1_0(content)
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(content.data)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def _locked(folder: _Folder, quiet: bool) -> Iterator[None]:
-    """Hold the folder's lock. However a process that held it ends, the lock is free again."""
-    with _disk(folder.path):
-        make_folder(folder.path)
-        file = open(folder.path / "lock", "w")  # noqa: SIM115
-    with file:
+def _locked(cache: Path, log: Log) -> Iterator[None]:
+    """Let one process at a time decode into ``cache``. However a process that held the lock ends, it is free again."""
+    with suppress(FileExistsError):
+        cache.mkdir(parents=True)
+    with open(cache / "lock", "w") as file:
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not quiet:
-                    print(f"Waiting for another process that is decoding {folder.reciter}", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f"cannot lock {file.name} ({error.strerror}): choose another folder (--cache)") from error
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"Waiting for another process that is decoding into {cache}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # Some network disks have no locks. Two processes then do the same work twice, and no harm.
         yield
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """What the disk refuses, as the user must hear it."""
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a :class:`UserError` that names the option."""
     try:
         yield
-    except (OSError, UserError) as error:
-        told = storage_error(error, path) if isinstance(error, OSError) else error
-        if isinstance(told, UserError):
-            raise UserError(f"{told} (--cache)") from error
-        raise
+    except OSError as error:
+        raised = storage_error(error, path)
+        raise UserError(f"{raised} (--cache)") if isinstance(raised, UserError) else raised from error

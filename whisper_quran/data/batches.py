@@ -65,19 +65,19 @@ class Example:
 
 
 def build_examples(
-    ayat: Iterable[Ayah], recordings: AudioCache, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
+    ayat: Iterable[Ayah], cache: AudioCache, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
 ) -> tuple[list[Example], list[Skipped]]:
     """Keep the ayat that fit the model: at most ``max_duration`` seconds (and 30), and the decoder's context.
 
-    Ayat that ``recordings`` does not hold are left to ``recordings.skipped``.
+    Ayat that ``cache`` does not hold are left to ``cache.skipped``.
     """
     limit = min(int(max_duration * SAMPLE_RATE), N_SAMPLES)
     prompt = len(tokenizer.sot_sequence_including_notimestamps)
     examples, skipped = [], []
     for ayah in ayat:
-        if ayah.audio not in recordings:
+        if ayah.audio not in cache:
             continue
-        samples = recordings.length(ayah.audio)
+        samples = cache.length(ayah.audio)
         tokens = target_tokens(tokenizer, ayah.text)
         if samples > limit:
             reason = f"longer than {limit / SAMPLE_RATE:g} s"
@@ -115,8 +115,8 @@ class Batch:
         tensors = (self.audio, self.tokens, self.positions, self.targets)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """The same clips as two batches, for a GPU that has no room for one."""
+    def split_in_half(self) -> tuple["Batch", "Batch"]:
+        """Return the same clips as two batches, for a GPU that has no room for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
         return (
@@ -125,7 +125,7 @@ class Batch:
         )
 
 
-def make_batch(examples: Sequence[Example], recordings: AudioCache, pin: bool = False) -> Batch:
+def make_batch(examples: Sequence[Example], cache: AudioCache, pin: bool = False) -> Batch:
     """Collate ``examples``.
 
     ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
@@ -138,25 +138,32 @@ def make_batch(examples: Sequence[Example], recordings: AudioCache, pin: bool = 
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
         positions.append(torch.arange(len(taught)) + row * length + example.taught_from - 1)
         targets.append(torch.tensor(taught))
-    audio = collate([example.audio(recordings) for example in examples], pin=pin)
+    audio = collate([example.audio(cache) for example in examples], pin=pin)
     text = (tokens, torch.cat(positions), torch.cat(targets))
     return Batch(audio, *(tensor.pin_memory() if pin else tensor for tensor in text))
 
 
+def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
+    """Make the random generator of one thing: the order of an epoch, or what is done to one of its examples.
+
+    Whatever is random depends on these three numbers alone, so that a resumed run repeats it.
+    """
+    # Neighbours in one number must not collide with neighbours in another. Of the sum torch takes the lower 32 bits.
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch + index * 2_654_435_761) % 2**32)
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The shuffled order of ``count`` examples, from ``seed`` and ``epoch`` alone."""
-    # Seeds of neighbouring epochs must not collide with those of neighbouring seeds: mix them far apart.
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(count, generator=generator).tolist()
+    """Return the shuffled order of ``count`` examples."""
+    return torch.randperm(count, generator=generator(seed, epoch)).tolist()
 
 
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """``items`` in runs of ``size``; the last may be shorter."""
+    """Return ``items`` in runs of ``size``; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def share(step: Sequence[T], batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:
-    """The micro-batches of one process, out of a ``step``'s clips: together the processes' shares are the step.
+def shard(step: Sequence[T], batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:
+    """Return the micro-batches of one process, out of a ``step``'s clips: together the processes' shards are the step.
 
     Every process gets as many clips as any other, or one fewer; the last step of an epoch may leave it none.
     """

@@ -19,9 +19,9 @@ from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import AudioCache, default_cache, prepare_audio
-from ..data.corpus import EXPERIMENT_2A_VALID, Ayah, Skipped, open_corpus
-from ..data.prepare import summary
+from ..data.audio_cache import AudioCache
+from ..data.corpus import EXPERIMENT_2A_VALID, Ayah, Skipped
+from ..data.prepare import open_data, prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import decode_clips
 from ..runtime.command_line import to_json
@@ -222,40 +222,33 @@ class Evaluation:
 
 def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
     """Find the ayat to evaluate on, and decode their recordings."""
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
+    corpus = open_data(config)
     reciters = config.reciters
     if reciters is None:
         reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
     if not reciters:
         raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
-    found, left_out = corpus.select(reciters)
-    sources: dict[str, list[Path]] = {}
-    for ayah in found:
-        sources.setdefault(ayah.reciter, []).append(ayah.audio)
-    recordings = prepare_audio(sources, config.cache or default_cache(), config.workers, quiet=config.quiet)
-    reasons = {str(path): reason for path, reason in recordings.skipped}
-    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
-    undecodable = dict.fromkeys(reciters, 0)
-    account = [*corpus.skipped, *left_out]
-    for ayah in found:
-        if ayah.audio not in recordings:
-            undecodable[ayah.reciter] += 1
-            account.append(Skipped(str(ayah.audio), f"cannot be decoded: {reasons.get(str(ayah.audio))}"))
-        elif config.max_duration and recordings.length(ayah.audio) > config.max_duration * SAMPLE_RATE:
+    prepared = prepare_ayat(corpus, reciters, config, log)
+    account, cache = prepared.skipped, prepared.cache
+    missing = {str(path) for path, _ in cache.skipped}
+    undecodable = {r: sum(str(a.audio) in missing for a in corpus.select([r])[0]) for r in reciters}
+    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in prepared.ayat}
+    for ayah in (ayah for its_ayat in prepared.ayat.values() for ayah in its_ayat):
+        if config.max_duration and cache.length(ayah.audio) > config.max_duration * SAMPLE_RATE:
             account.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
         else:
             ayat[ayah.reciter].append(ayah)
     for reciter, its_ayat in ayat.items():
         if not its_ayat:
             raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
-        hours = sum(recordings.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
+        hours = sum(cache.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
         log(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
-    if recordings.damaged:
-        log(f"damaged: {len(recordings.damaged)} files have damaged frames; they are used")
+    if cache.damaged:
+        log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
     log(f"left out: {summary(account)}")
     # That there is no audio for a text is no news where a reciter has a few surahs: counted above, not listed.
     listed = [item for item in account if item.reason != "text without audio"]
-    return EvaluationData(ayat, recordings, undecodable, listed)
+    return EvaluationData(ayat, cache, undecodable, listed)
 
 
 def _check_models(names: Iterable[str], language: str) -> None:

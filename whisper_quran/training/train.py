@@ -16,7 +16,7 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..config import TrainingConfig
 from ..data.batches import Example
-from ..data.prepare import Data, prepare_data, select_ayat, summary
+from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
 from ..runtime.console import Log, format_size, no_log
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
@@ -68,7 +68,7 @@ def prepare(config: TrainingConfig, setup: Setup, device_reason: str) -> Trainer
     precision = world.on_main(lambda: resume_precision(config.precision, before, setup.device, model))
     if before not in (None, precision.name):
         log(f"warning    the run began in {before}: from here on it is in {precision.name}, and will differ slightly")
-    data = prepare_data(config, selection, model, tokenizer, quiet=not world.is_main)
+    data = prepare_data(config, selection, model, tokenizer, log)
     check_agreement(data.digest(), world, setup.device)
 
     trainer = Trainer(config, data, model, replace(setup, precision=precision))
@@ -140,7 +140,7 @@ def describe_steps(trainer: Trainer, log: Log) -> None:
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
 
 
-def describe_data(data: Data, out: Path, log: Log) -> None:
+def describe_data(data: TrainingData, out: Path, log: Log) -> None:
     """Log how many ayat and hours of each reciter there are, and what was left out."""
     train: dict[str, list[Example]] = {}
     for example in data.train:
@@ -154,7 +154,7 @@ def describe_data(data: Data, out: Path, log: Log) -> None:
             log(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
-    if data.recordings.damaged:
-        log(f"damaged    {len(data.recordings.damaged)} files have damaged frames; they are used")
+    if data.cache.damaged:
+        log(f"damaged    {len(data.cache.damaged)} files have damaged frames; they are used")
     listed = f" (listed in {out / 'skipped.csv'})" if data.skipped else ""
     log(f"left out   {summary(data.skipped)}{listed}")

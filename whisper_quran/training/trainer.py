@@ -20,9 +20,9 @@ from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
-from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, share, split
+from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.features import log_mel
-from ..data.prepare import Data
+from ..data.prepare import TrainingData
 from ..runtime.console import percent, progress_bar
 from ..runtime.errors import Interrupted, UserError
 from .loss import Objective
@@ -48,7 +48,7 @@ class Step:
 class Trainer:
     """A training run: the model, the optimiser, and how far they have come."""
 
-    def __init__(self, config: TrainingConfig, data: Data, model: Whisper, setup: Setup):
+    def __init__(self, config: TrainingConfig, data: TrainingData, model: Whisper, setup: Setup):
         self.config, self.data, self.model, self.setup = config, data, model, setup
         self.device, self.precision, self.world, self.log = setup.device, setup.precision, setup.world, setup.log
         self.objective = Objective(model, config.train_encoder)
@@ -148,7 +148,7 @@ class Trainer:
     def split_large(self, batch: Batch) -> tuple[Batch, ...]:
         """Cut a batch in two if it has more clips than fit in memory."""
         if len(batch) > self.micro_batch:
-            return batch.halves()
+            return batch.split_in_half()
         return (batch,)
 
     def fewer_clips(self, clips: int) -> int:
@@ -169,8 +169,8 @@ class Trainer:
         pin = self.device.type == "cuda"
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = [self.data.train[i] for i in clips]
-            mine = share(examples, self.config.batch_size, self.world.rank, self.world.size)
-            batches = [make_batch(part, self.data.recordings, pin) for part in mine]
+            mine = shard(examples, self.config.batch_size, self.world.rank, self.world.size)
+            batches = [make_batch(part, self.data.cache, pin) for part in mine]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:
@@ -302,7 +302,7 @@ class Trainer:
         while True:
             try:
                 return validate(
-                    self.objective, examples, self.data.recordings, self.setup, self.config.language, self.valid_batch
+                    self.objective, examples, self.data.cache, self.setup, self.config.language, self.valid_batch
                 )
             except torch.OutOfMemoryError:
                 pass

@@ -1,6 +1,6 @@
 """Decoded once, found again, and true whatever happens in between."""
 
-import json
+import errno
 import os
 import pickle
 import random
@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from whisper_quran.data import audio_cache
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import AudioCache, default_cache, prepare_audio
+from whisper_quran.runtime.console import no_log
 from whisper_quran.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -40,17 +42,9 @@ def reciter(tmp_path) -> tuple[list[Path], list[np.ndarray]]:
     return files, [write_wav(file, seed, 3000 + 100 * seed) for seed, file in enumerate(files)]
 
 
-def the_folder(cache: Path) -> Path:
-    (folder,) = cache.iterdir()
-    return folder
-
-
-def contents(folder: Path) -> tuple[bytes, list[dict]]:
-    """The samples and the index of a reciter's folder in the cache, without the name that chance gave the audio."""
-    (audio,) = folder.glob("*.int16")
-    header, *lines = (folder / "index.jsonl").read_text().splitlines()
-    assert json.loads(header) == {"audio": audio.name}
-    return audio.read_bytes(), [json.loads(line) for line in lines]
+def entries(cache: Path) -> dict[str, bytes]:
+    """Every recording and verdict in ``cache``, by its folder and name."""
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in cache.glob("*/*")}
 
 
 def assert_holds(recordings: AudioCache, files: list[Path], expected: list[np.ndarray]) -> None:
@@ -62,18 +56,16 @@ def assert_holds(recordings: AudioCache, files: list[Path], expected: list[np.nd
 PREPARE = """
 import sys
 from pathlib import Path
-from whisper_quran.data import audio_cache as recordings
+from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.runtime.errors import run_command
-data, cache, pattern, commit_seconds = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-recordings.COMMIT_SECONDS = commit_seconds
-sources = {folder.name: sorted(folder.glob(pattern)) for folder in sorted(data.iterdir())}
-run_command(lambda: print("clips", len(recordings.prepare_audio(sources, cache, workers=2).clips)))
+data, cache = map(Path, sys.argv[1:])
+sources = {folder.name: sorted(folder.iterdir()) for folder in sorted(data.iterdir())}
+log = lambda line: print(line, flush=True)
+run_command(lambda: print("clips", len(prepare_audio(sources, cache, workers=2, log=log).clips)))
 """
 
 
-def start_preparing(
-    data: Path, cache: Path, torchaudio: str | None = "", *, pattern: str = "*", commit_seconds: float = 1.0
-) -> subprocess.Popen[str]:
+def start_preparing(data: Path, cache: Path, torchaudio: str | None = "") -> subprocess.Popen[str]:
     """A process that prepares all of ``data``. ``torchaudio`` replaces the real one: "" is enough for 16 kHz files."""
     path = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     if torchaudio is not None:
@@ -81,7 +73,7 @@ def start_preparing(
         (data.parent / "stubs" / "torchaudio.py").write_text(torchaudio)
         path["PYTHONPATH"] += f"{os.pathsep}{data.parent / 'stubs'}"
     return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, data, cache, pattern, str(commit_seconds)],
+        [sys.executable, "-c", PREPARE, data, cache],
         env=path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -96,7 +88,7 @@ def test_real_recitations_are_decoded_once(quran, tmp_path, capfd):
     sources["odd"] = sorted((quran / "odd").iterdir())
     first = prepare_audio(sources, tmp_path, workers=2)
     said = capfd.readouterr()
-    assert said.out.startswith("Decoding 23 files of 3 reciters, about 1.8 min: 3.5 MB in ")
+    assert said.out.startswith("Decoding 23 files of 3 reciters, about 2 min: 3.5 MB in ")
     assert said.out.endswith(f"{tmp_path}\n")
     assert "libmpg123" not in said.err
 
@@ -127,18 +119,19 @@ def test_the_data_is_only_read(reciter, tmp_path):
 def test_the_number_of_workers_changes_nothing(reciter, tmp_path):
     files, _ = reciter
     for workers in (1, 2):
-        prepare_audio({"Reciter": files}, tmp_path / str(workers), workers=workers, quiet=True)
-    assert contents(the_folder(tmp_path / "1")) == contents(the_folder(tmp_path / "2"))
+        prepare_audio({"Reciter": files}, tmp_path / str(workers), workers=workers, log=no_log)
+    assert entries(tmp_path / "1") == entries(tmp_path / "2")
+    assert len(entries(tmp_path / "1")) == len(files)
 
 
 def test_recordings_travel_to_loader_processes(reciter, tmp_path):
     files, expected = reciter
-    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
     assert_holds(pickle.loads(pickle.dumps(recordings)), files, expected)
 
 
 def test_quiet_says_nothing(reciter, tmp_path, capfd):
-    prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+    prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, log=no_log)
     assert capfd.readouterr() == ("", "")
 
 
@@ -166,30 +159,21 @@ def test_added_and_changed_files_are_decoded_and_no_others(reciter, tmp_path, ca
 
 def test_a_reader_is_not_disturbed_by_a_later_preparation(reciter, tmp_path):
     files, expected = reciter
-    before = prepare_audio({"Reciter": files[:6]}, tmp_path / "cache", workers=1, quiet=True)
+    before = prepare_audio({"Reciter": files[:6]}, tmp_path / "cache", workers=1, log=no_log)
     for file in files[:6]:
         write_wav(file, seed=200)
-    prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
     assert_holds(before, files[:6], expected[:6])
-
-
-def test_samples_that_are_mostly_superseded_are_spoken_of(reciter, tmp_path, capfd):
-    files, _ = reciter
-    for round_ in range(3):
-        for file in files:
-            write_wav(file, seed=round_)
-        prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1)
-        assert ("superseded" in capfd.readouterr().out) == (round_ == 2)
 
 
 def test_what_cannot_be_opened_is_skipped_and_tried_again(reciter, tmp_path):
     files, expected = reciter
     gone = files[0].with_name("gone.wav")
-    recordings = prepare_audio({"Reciter": [gone, *files]}, tmp_path / "cache", workers=1, quiet=True)
+    recordings = prepare_audio({"Reciter": [gone, *files]}, tmp_path / "cache", workers=1, log=no_log)
     assert recordings.skipped == [(gone, "cannot be read (No such file or directory)")]
     assert_holds(recordings, files, expected)
     content = write_wav(gone, seed=50)
-    assert_holds(prepare_audio({"Reciter": [gone]}, tmp_path / "cache", workers=1, quiet=True), [gone], [content])
+    assert_holds(prepare_audio({"Reciter": [gone]}, tmp_path / "cache", workers=1, log=no_log), [gone], [content])
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -199,10 +183,10 @@ def test_what_only_ffmpeg_reads_is_tried_again_once_it_is_there(reciter, tmp_pat
     subprocess.run(["ffmpeg", "-v", "error", "-i", files[0], m4a], check=True)
     with monkeypatch.context() as without:
         without.setenv("PATH", str(tmp_path))
-        ((path, reason),) = prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True).skipped
+        ((path, reason),) = prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, log=no_log).skipped
     assert path == m4a
     assert reason.endswith("; ffmpeg: not installed")
-    assert m4a in prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, quiet=True)
+    assert m4a in prepare_audio({"Reciter": [m4a]}, tmp_path / "cache", workers=1, log=no_log)
 
 
 def test_two_data_sets_with_a_reciter_of_one_name(tmp_path):
@@ -214,7 +198,7 @@ def test_two_data_sets_with_a_reciter_of_one_name(tmp_path):
     for _ in range(2):
         for data, content in zip(("a", "b"), expected, strict=True):
             files = [tmp_path / data / "Reciter" / "001001.wav"]
-            assert_holds(prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True), files, [content])
+            assert_holds(prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log), files, [content])
 
 
 def test_reciters_and_files_of_any_name(tmp_path):
@@ -224,75 +208,74 @@ def test_reciters_and_files_of_any_name(tmp_path):
         sources[reciter] = [file]
         expected.append(write_wav(file, seed=i))
     for _ in range(2):
-        recordings = prepare_audio(sources, tmp_path / "cache", workers=1, quiet=True)
+        recordings = prepare_audio(sources, tmp_path / "cache", workers=1, log=no_log)
         assert_holds(recordings, [file for files in sources.values() for file in files], expected)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
 # A cache that something happened to.
 
 
-def damage_truncated_audio(folder: Path) -> None:
-    (audio,) = folder.glob("*.int16")
-    os.truncate(audio, audio.stat().st_size // 3 | 1)
+def damage_cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 3 | 1)
 
 
-def damage_no_audio(folder: Path) -> None:
-    for audio in folder.glob("*.int16"):
-        audio.unlink()
+def damage_emptied(file: Path) -> None:
+    os.truncate(file, 0)  # as a power cut may leave it
 
 
-def damage_torn_line(folder: Path) -> None:
-    os.truncate(folder / "index.jsonl", (folder / "index.jsonl").stat().st_size - 20)
+def damage_grown(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"x")
 
 
-def damage_whole_last_line_without_its_newline(folder: Path) -> None:
-    os.truncate(folder / "index.jsonl", (folder / "index.jsonl").stat().st_size - 1)
-
-
-def damage_garbage_line(folder: Path) -> None:
-    lines = (folder / "index.jsonl").read_bytes().splitlines(keepends=True)
-    lines[4:6] = [b"\x00\xff garbage\n", b'{"path": 3}\n', b"[]\n"]
-    (folder / "index.jsonl").write_bytes(b"".join(lines))
-
-
-def damage_offset_out_of_bounds(folder: Path) -> None:
-    lines = (folder / "index.jsonl").read_text().splitlines(keepends=True)
-    lines[5] = json.dumps(json.loads(lines[5]) | {"offset": 10**9}) + "\n"
-    lines[6] = json.dumps(json.loads(lines[6]) | {"offset": -1}) + "\n"
-    (folder / "index.jsonl").write_text("".join(lines))
-
-
-def damage_no_header(folder: Path) -> None:
-    (folder / "index.jsonl").write_bytes((folder / "index.jsonl").read_bytes()[5:])
-
-
-def damage_empty_index(folder: Path) -> None:
-    (folder / "index.jsonl").write_bytes(b"")
+def damage_removed(file: Path) -> None:
+    file.unlink()
 
 
 @pytest.mark.parametrize(
     "damage", [f for name, f in list(globals().items()) if name.startswith("damage_")], ids=lambda f: f.__name__[7:]
 )
 def test_a_damaged_cache_is_mended(reciter, tmp_path, damage):
-    """Half of the files are asked for first: stale lines must not come true again once the audio has grown."""
     files, expected = reciter
+    bad = files[0].with_name("bad.wav")
+    bad.write_bytes(b"no audio")
     cache = tmp_path / "cache"
-    prepare_audio({"Reciter": files}, cache, workers=1, quiet=True)
-    damage(the_folder(cache))
-    half = files[8:] + files[:2]
-    assert_holds(prepare_audio({"Reciter": half}, cache, workers=1, quiet=True), half, expected[8:] + expected[:2])
-    assert_holds(prepare_audio({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
-    assert_holds(prepare_audio({"Reciter": files}, cache, workers=1, quiet=True), files, expected)
+    prepare_audio({"Reciter": [*files, bad]}, cache, workers=1, log=no_log)
+    before = entries(cache)
+    for file in cache.glob("*/*"):
+        damage(file)
+    recordings = prepare_audio({"Reciter": [*files, bad]}, cache, workers=1, log=no_log)
+    assert_holds(recordings, files, expected)
+    assert [path for path, _ in recordings.skipped] == [bad]
+    assert entries(cache) == before
 
 
-def test_a_run_does_not_read_other_ayat_from_a_cache_that_was_made_anew(reciter, tmp_path):
+def test_a_recording_is_an_npy_that_numpy_opens(reciter, tmp_path):
+    files, expected = reciter
+    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
+    for file, samples in zip(files, expected, strict=True):
+        np.testing.assert_array_equal(np.load(recordings.clips[str(file)].file, mmap_mode="r"), samples)
+
+
+def test_a_cache_removed_during_a_run_is_one_line(reciter, tmp_path):
     files, _ = reciter
-    running = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, quiet=True)
+    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
     shutil.rmtree(tmp_path / "cache")
-    prepare_audio({"Reciter": files[::-1]}, tmp_path / "cache", workers=1, quiet=True)
-    with pytest.raises(FileNotFoundError):
-        running.read(files[0])
+    with pytest.raises(UserError, match=r"was removed while in use .*: run the command again"):
+        recordings.read(files[0])
+
+
+def test_old_leftovers_of_ours_are_swept_and_nothing_else(reciter, tmp_path):
+    files, _ = reciter
+    prepare_audio({"Reciter": files[:6]}, tmp_path / "cache", workers=1, log=no_log)
+    folder = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    name = next(folder.glob("*.npy")).name
+    old, young, theirs = folder / f".{name}.0123abcd.tmp", folder / f".{name}.4567abcd.tmp", folder / ".notes.tmp"
+    for file in (old, young, theirs):
+        file.touch()
+    for file in (old, theirs):
+        os.utime(file, (0, 0))
+    prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
+    assert [file.exists() for file in (old, young, theirs)] == [False, True, True]
 
 
 # Processes that are killed, that meet, and that run out of disk.
@@ -310,39 +293,41 @@ def many(tmp_path_factory) -> Path:
 
 
 def test_a_killed_preparation_goes_on_to_the_same_result(many, tmp_path):
-    """Killed eight times, wherever it is when it has gone on by some lines of the index."""
+    """Killed eight times, wherever it is when it has gone on by some recordings."""
     assert start_preparing(many, tmp_path / "whole").communicate()[0].endswith("clips 600\n")
     generator = random.Random(0)
-
-    def written() -> int:
-        return sum(index.stat().st_size for index in (tmp_path / "killed").glob("*/index.jsonl"))
-
     left = []
     for _ in range(8):
-        process = start_preparing(many, tmp_path / "killed", commit_seconds=0.02)
+        process = start_preparing(many, tmp_path / "killed")
         left.append(process.stdout.readline())
-        enough = written() + generator.uniform(0, 12_000)
-        while written() < enough and process.poll() is None:
+        enough = len([*(tmp_path / "killed").glob("*/*")]) + generator.uniform(0, 100)
+        while len([*(tmp_path / "killed").glob("*/*")]) < enough and process.poll() is None:
             time.sleep(0.001)
-        time.sleep(generator.uniform(0, 0.02))
         process.kill()
         process.communicate()
     assert start_preparing(many, tmp_path / "killed").communicate()[0].endswith("clips 600\n")
     assert len(set(left)) > 4, f"it was hardly ever killed half-way: {left}"
-    for whole in (tmp_path / "whole").iterdir():
-        assert contents(whole) == contents(tmp_path / "killed" / whole.name)
+    found = {name: content for name, content in entries(tmp_path / "killed").items() if not name.endswith(".tmp")}
+    assert found == entries(tmp_path / "whole")
 
 
-def test_processes_that_meet_at_a_reciter_share_the_work(many, tmp_path):
+def test_processes_that_meet_share_the_work(many, tmp_path):
     first = start_preparing(many, tmp_path / "cache")
     assert first.stdout.readline().startswith("Decoding 600 files of 2 reciters")
     second = start_preparing(many, tmp_path / "cache")
-    assert second.communicate()[0] == "Waiting for another process that is decoding A\nclips 600\n"
+    waiting = f"Waiting for another process that is decoding into {tmp_path / 'cache'}\n"
+    assert second.communicate()[0] == f"{waiting}clips 600\n"
     assert first.communicate()[0] == "clips 600\n"
-    for folder in (tmp_path / "cache").iterdir():
-        audio, lines = contents(folder)
-        assert len(lines) == 300
-        assert len(audio) == 2 * sum(line["length"] for line in lines)
+    assert len(entries(tmp_path / "cache")) == 600
+
+
+def test_a_disk_without_locks_costs_work_and_nothing_else(reciter, tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(audio_cache.fcntl, "flock", no_locks)
+    files, expected = reciter
+    assert_holds(prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log), files, expected)
 
 
 @contextmanager
@@ -358,49 +343,48 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("whisper_quran.data.audio_cache.COMMIT_SECONDS", 0)
+def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path):
     files = [tmp_path / f"001{ayah:03}.wav" for ayah in range(20)]
     expected = [write_wav(file, seed, samples=55_000) for seed, file in enumerate(files)]
     with mounted(tmp_path / "cache", "size=2m") as cache:  # 2.2 MB are wanted, which may be an error of the estimate.
         with pytest.raises(UserError, match=r"no space left .*\(--cache\)"):
-            prepare_audio({"R": files}, cache, workers=2, quiet=True)
-        audio, lines = contents(the_folder(cache))
-        assert 0 < len(lines) < 20
-        assert len(audio) == len(lines) * 110_000
-        some = files[: len(lines)]
-        assert_holds(prepare_audio({"R": some}, cache, workers=2, quiet=True), some, expected[: len(lines)])
+            prepare_audio({"R": files}, cache, workers=2, log=no_log)
+        kept = entries(cache)
+        assert 0 < len(kept) < 20
+        assert {len(content) for content in kept.values()} == {110_128}
+        some = files[: len(kept)]
+        assert_holds(prepare_audio({"R": some}, cache, workers=2, log=no_log), some, expected[: len(kept)])
         subprocess.run(["mount", "-o", "remount,size=4m", cache], check=True)
-        assert_holds(prepare_audio({"R": files}, cache, workers=2, quiet=True), files, expected)
+        assert_holds(prepare_audio({"R": files}, cache, workers=2, log=no_log), files, expected)
 
 
 def test_what_clearly_does_not_fit_is_refused_beforehand(quran, tmp_path):
     files = sorted((quran / "audio" / "Yasser_Salama_hadr").glob("002*.mp3"))
     with mounted(tmp_path / "cache", "size=2m") as cache:
         with pytest.raises(UserError, match=r"needs about \d+\.\d MB in .*, where 2\.\d MB are free: .*--cache"):
-            prepare_audio({"R": files}, cache, workers=2, quiet=True)
-        assert not list(cache.glob("*/*.int16"))
+            prepare_audio({"R": files}, cache, workers=2, log=no_log)
+        assert not entries(cache)
 
 
 def test_a_cache_that_cannot_be_written(reciter, tmp_path):
     files, expected = reciter
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*\(--cache\)"):
-        prepare_audio({"Reciter": files}, tmp_path / "file", workers=1, quiet=True)
+        prepare_audio({"Reciter": files}, tmp_path / "file", workers=1, log=no_log)
     with mounted(tmp_path / "cache", "size=4m") as cache:
-        prepare_audio({"Reciter": files[:6]}, cache, workers=1, quiet=True)
+        prepare_audio({"Reciter": files[:6]}, cache, workers=1, log=no_log)
         subprocess.run(["mount", "-o", "remount,ro", cache], check=True)
         with pytest.raises(UserError, match=r"cannot write .*\(--cache\)"):
-            prepare_audio({"Reciter": files}, cache, workers=1, quiet=True)
+            prepare_audio({"Reciter": files}, cache, workers=1, log=no_log)
         # What is there can be used all the same.
-        assert_holds(prepare_audio({"Reciter": files[:6]}, cache, workers=1, quiet=True), files[:6], expected[:6])
+        assert_holds(prepare_audio({"Reciter": files[:6]}, cache, workers=1, log=no_log), files[:6], expected[:6])
 
 
 def test_decoding_processes_that_keep_dying_are_an_error_that_says_so(reciter, tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.syspath_prepend(tmp_path)  # The workers', not this process's: numpy is loaded already.
     with pytest.raises(UserError, match=r"keep dying \(signal 9, at .*\): free memory, try fewer --workers"):
-        prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, quiet=True)
+        prepare_audio({"Reciter": reciter[0]}, tmp_path / "cache", workers=1, log=no_log)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -419,23 +403,22 @@ def test_without_torchaudio_ffmpeg_resamples_and_that_is_said_once(quran, tmp_pa
     assert heading.startswith("Decoding 7 files of R, about ")
     assert problem.startswith("torchaudio cannot be imported (libc10_cuda.so: cannot open shared object file)")
     assert result == "clips 7"
-    _, lines = contents(the_folder(tmp_path / "cache"))
-    assert [(line["decoder"], line["length"]) for line in lines] == [("ffmpeg", 52992)] * 6 + [("soundfile", 3000)]
+    lengths = [int(name.rpartition("-")[2].removesuffix(".npy")) for name in entries(tmp_path / "cache")]
+    assert sorted(lengths) == [3000] + [52992] * 6
 
 
-def test_ctrl_c_leaves_what_was_committed_and_one_line(many, tmp_path):
-    process = start_preparing(many, tmp_path / "cache", commit_seconds=0.02)
+def test_ctrl_c_leaves_whole_recordings_and_one_line(many, tmp_path):
+    process = start_preparing(many, tmp_path / "cache")
     process.stdout.readline()
-    while not any((tmp_path / "cache").glob("A*/index.jsonl")):
+    while not any((tmp_path / "cache").glob("*/*")):
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, complaints = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in complaints
-    for index in (tmp_path / "cache").glob("*/index.jsonl"):
-        audio, lines = contents(index.parent)
-        assert len(audio) == 2 * sum(line["length"] for line in lines)
+    assert entries(tmp_path / "cache")
+    for name, content in entries(tmp_path / "cache").items():
+        assert len(content) == 128 + 2 * int(name.rpartition("-")[2].removesuffix(".npy"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
@@ -448,14 +431,15 @@ def test_memory_does_not_grow_with_what_is_read(tmp_path):
         "import sys\n"
         "from pathlib import Path\n"
         "from whisper_quran.data.audio_cache import prepare_audio\n"
+        "from whisper_quran.runtime.console import no_log\n"
         "files = sorted(Path(sys.argv[1]).iterdir())\n"
-        "recordings = prepare_audio({'R': files}, Path(sys.argv[2]), workers=1, quiet=True)\n"
+        "recordings = prepare_audio({'R': files}, Path(sys.argv[2]), workers=1, log=no_log)\n"
         "def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4\n"
         "recordings.read(files[0]).max(); once = resident()\n"
         "for file in files: recordings.read(file).max()\n"
         "print(resident() - once)"
     )
-    prepare_audio({"R": sorted(data.iterdir())}, tmp_path / "cache", workers=2, quiet=True)
+    prepare_audio({"R": sorted(data.iterdir())}, tmp_path / "cache", workers=2, log=no_log)
     run = subprocess.run(
         [sys.executable, "-c", code, data, tmp_path / "cache"],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
