@@ -6,32 +6,20 @@ The fields are the command line (:mod:`.runtime.command_line`), ``config.json`` 
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .runtime.command_line import check, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def _data(default: Any, help: str, **metadata: Any) -> Any:
-    return option(default, help, group="data", **metadata)
-
-
-def _model(default: Any, help: str, **metadata: Any) -> Any:
-    return option(default, help, group="model", **metadata)
-
-
-def _training(default: Any, help: str, **metadata: Any) -> Any:
-    return option(default, help, group="training", **metadata)
-
-
-def _speed(default: Any, help: str, **metadata: Any) -> Any:
-    return option(default, help, group="speed and memory", **metadata)
-
-
-def _output(default: Any, help: str, **metadata: Any) -> Any:
-    return option(default, help, group="output", **metadata)
+# An option of each group that --help shows.
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_training = partial(option, group="training")
+_speed = partial(option, group="speed and memory")
+_output = partial(option, group="output")
 
 
 @dataclass(frozen=True)
