@@ -16,7 +16,7 @@ from pathlib import Path
 
 import misbehaving_server as faults
 import pytest
-from misbehaving_server import MisbehavingServer, cut, length, other_body, redirect, status
+from misbehaving_server import MisbehavingServer, cut, endless, length, no_length, other_body, redirect, status
 
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.download.command import CONNECTIONS, DownloadConfig, main
@@ -33,6 +33,7 @@ LICENCE = (
 )
 AYAT = 23  # in surahs 110 to 114
 HTML = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>" * 50
+CHUNKED = b"HTTP/1.1 %d \r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
@@ -156,14 +157,20 @@ PASSING = {
     "silence": faults.silence,
     "trickle": faults.trickle,
     "stated too long": length(1000),
-    "stated no length, and cut": faults.no_length,
+    "stated no length, and cut": no_length({"Connection": "close"}),
+    "stated a length that is no number, and cut": no_length({"Content-Length": "many"}),
+    "stated an encoding in place of a length, and cut": no_length({"Transfer-Encoding": "identity"}),
+    "a chunk of less than nothing": endless(CHUNKED % 200, b"-5\r\nabc", 0.1),
+    "a chunk of more than all memory": endless(CHUNKED % 200, b"fffffffffffffff\r\nabc", 0.1),
+    "trickled headers": faults.trickled_headers,
+    "an error page without an end": endless(CHUNKED % 500, b"5\r\nhello\r\n"),
     "a web page for an MP3": other_body(HTML, {"Content-Type": "audio/mpeg"}),
     "an empty file": other_body(b""),
 }
 
 
-# Eight at a time, each on its own ayah: ten files that fail in a row would end the run.
-HALVES = pytest.mark.parametrize("names", [[*PASSING][:8], [*PASSING][8:]], ids=["first half", "second half"])
+# Some at a time, each on its own ayah: ten files that fail in a row would end the run.
+THIRDS = pytest.mark.parametrize("names", [[*PASSING][start::3] for start in range(3)])
 
 
 def afflict(server: MisbehavingServer, names: list[str], times: int) -> dict[str, str]:
@@ -175,7 +182,7 @@ def afflict(server: MisbehavingServer, names: list[str], times: int) -> dict[str
     return afflicted
 
 
-@HALVES
+@THIRDS
 def test_a_fault_that_passes_is_outlived(server, tmp_path, names):
     afflicted = afflict(server, names, times=1)
     main(options(server, tmp_path), IMPATIENCE)
@@ -183,11 +190,11 @@ def test_a_fault_that_passes_is_outlived(server, tmp_path, names):
     assert {name: server.count()[path] for path, name in afflicted.items()} == dict.fromkeys(names, 2)
 
 
-@HALVES
+@THIRDS
 def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_path, names, capsys):
     afflicted = afflict(server, names, times=100)
     files = {path.rpartition("/")[2] for path in afflicted}
-    with pytest.raises(UserError, match="8 files could not be fetched"):
+    with pytest.raises(UserError, match=f"{len(names)} files could not be fetched"):
         main(options(server, tmp_path), IMPATIENCE)
     assert mp3s(tmp_path).keys() == served(server).keys() - files
     assert not list(tmp_path.rglob("*.tmp"))
@@ -195,7 +202,7 @@ def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_pa
         # One more where a connection that was kept open closes: that is not the server's fault, so no attempt.
         assert server.count()[path] - PATIENCE.attempts in (0, 1), name
     out = capsys.readouterr().out
-    assert "15 of 23 ayat\n  failed: " in out
+    assert f"{AYAT - len(names)} of 23 ayat\n  failed: " in out
 
     server.faults.clear()
     server.requests.clear()
@@ -307,6 +314,25 @@ def test_a_server_that_breaks_down_ends_the_run(server, tmp_path):
     assert sorted(mp3s(tmp_path)) == ["110001.mp3", "110002.mp3", "110003.mp3"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (endless(CHUNKED % 200, b"400\r\n%s\r\n" % bytes(1024), 0.1), "takes too long"),
+        (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.005), "takes too long"),
+        (endless(CHUNKED % 200, b"100000\r\n%s\r\n" % bytes(1 << 20)), "sends more than 67,108,864 bytes"),
+        (faults.endless_redirects, "redirects in circles"),
+    ],
+)
+def test_what_never_ends_is_one_files_failure_in_time(server, tmp_path, capsys, fault, reason):
+    server.faults[f"/data/{RECITER}/112001.mp3"] = [fault] * 9
+    started = time.monotonic()
+    with pytest.raises(UserError, match="1 files"):
+        main(options(server, tmp_path), Limits(attempts=3, backoff=0.01, timeout=1, total=3))
+    assert time.monotonic() - started < 10
+    assert f"failed: 112:1 ({reason})" in capsys.readouterr().out
+    assert len(mp3s(tmp_path)) == AYAT - 1
+
+
 def test_a_reciter_whom_the_mirror_lacks_ends_the_run_early(server, tmp_path):
     arguments = options(server, tmp_path, "--reciters", "Nobody", "--surahs", "2:4")
     with pytest.raises(UserError, match=r"/data/Nobody has none of the first 50 ayat asked for \(answered 404"):
@@ -387,6 +413,15 @@ def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.count("\n") <= 1 and "Traceback" not in errors
+
+
+def test_a_checksum_list_of_blanks_costs_no_time(server, tmp_path):
+    list_digests(server)
+    server.files[f"/data/{RECITER}/000_checksum.md5"] += b"\n" + b"0" * 32 + b" " * 400_000 + b"x" * 400_000
+    process = start(server, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert mp3s(tmp_path) == served(server)
 
 
 def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(server, tmp_path):
@@ -494,7 +529,7 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
     assert list((tmp_path / "metadata").iterdir()) == []
 
 
-@pytest.mark.parametrize("fault", [other_body(HTML), faults.no_length, faults.chunked_cut, status(500)])
+@pytest.mark.parametrize("fault", [other_body(HTML), no_length({}), faults.chunked_cut, status(500)])
 def test_a_text_that_comes_wrong_is_asked_for_again(server, quran, tmp_path, fault):
     server.faults["/text"] = [fault]
     fetch(server, tmp_path)

@@ -43,8 +43,6 @@ CONNECTIONS = 6
 
 # The start of an MPEG layer III frame. Text in UTF-8, such as a web page, never holds the byte 0xFF.
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
-# A digest, a space or two, "*", and a path whose folders vary from reciter to reciter.
-_CHECKSUM_LINE = re.compile(rb"^([0-9a-fA-F]{32})[ \t]+\*?(?:.*[/\\])?(\d{6}\.mp3)\s*$", re.MULTILINE)
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -218,12 +216,17 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:
-    """Return the MD5 digests that EveryAyah lists for each file of a reciter; nothing if it has no list."""
+    """Return the MD5 digests that EveryAyah lists for each file of a reciter; nothing if it has no list.
+
+    A line is a digest, a space, ``*`` and a path, whose folders vary from reciter to reciter.
+    """
 
     def read(body: bytes) -> dict[str, set[str]]:
         digests: defaultdict[str, set[str]] = defaultdict(set)
-        for digest, name in _CHECKSUM_LINE.findall(body):
-            digests[name.decode()].add(digest.decode().lower())
+        for line in body.decode("ascii", errors="replace").lower().splitlines():
+            digest, name = line[:32], re.split(r"[\s*/\\]", line[32:].rstrip()[-11:])[-1]
+            if re.fullmatch("[0-9a-f]{32}", digest):
+                digests[name].add(digest)
         return dict(digests)
 
     url = f"{address}/000_checksum.md5"

@@ -131,6 +131,8 @@ class Client:
                 if not location:
                     _require_ok(response, sized)
                     return b"".join(response.stream(1 << 16, decode_content=False))
+            except (ValueError, OverflowError) as error:  # what http.client makes of an impossible chunk
+                raise FetchError(f"sends what is no HTTP ({error})") from error
             finally:
                 response.close()  # an error page is not read, and costs its connection
                 response.release_conn()
@@ -184,7 +186,7 @@ def _require_ok(response: urllib3.BaseHTTPResponse, sized: bool) -> None:
         with suppress(exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
             pause = urllib3.Retry().get_retry_after(response) if status in (429, 503) else None
         raise FetchError(answer, retry=status in (408, 429) or status >= 500, pause=min(pause or 0.0, 1e6))
-    if sized and not {"content-length", "transfer-encoding"} & {name.lower() for name in response.headers}:
+    if sized and response.length_remaining is None and not response.chunked:
         raise FetchError("does not say how long the file is, so a cut could not be told from its end")
 
 
