@@ -445,6 +445,13 @@ def refusal(*arguments: str) -> str:
     return str(caught.value)
 
 
+def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run the command in a process of its own; return its exit code and what it printed."""
+    program = [sys.executable, "-m", "whisper_quran.download", *arguments]
+    done = subprocess.run(program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -474,6 +481,8 @@ def test_other_bad_input_is_one_line(tmp_path):
         assert refusal("--mirror", mirror, *out).startswith(f"--mirror {mirror}: give everyayah=URL")
     assert "--surahs" in refusal("--surahs", "0:115", *out)
     assert "names nobody" in refusal("--reciters", *out)
+    for names in ("Husary_128kbps,Ghamadi_40kbps", "Husary_128kbps, Ghamadi_40kbps", "A;B"):
+        assert "separate names by spaces" in refusal("--reciters", *names.split(" "), *out)
 
 
 def test_no_connection_is_one_line(tmp_path, monkeypatch):
@@ -614,6 +623,41 @@ def test_check_finds_what_is_missing_double_unreadable_and_long(quran, tmp_path,
     for name in ("001002.mp3", "001003.mp3", "001004.mp3"):
         assert f"unreadable: {name} (" in out
     assert "287 missing, 1 double, 3 unreadable" in line
+
+
+def test_check_names_the_same_recording_under_two_ayat(quran, tmp_path, capsys):
+    """Two ayat of the same text, as 109:3 and 109:5, may share one."""
+    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", tmp_path / "audio" / "Somebody")
+    shutil.copytree(quran / "metadata", tmp_path / "metadata")
+    folder = tmp_path / "audio" / "Somebody"
+    shutil.copy(folder / "110001.mp3", folder / "110002.mp3")
+    shutil.copy(folder / "110001.mp3", folder / "114002.mp3")
+    shutil.copy(folder / "109003.mp3", folder / "109005.mp3")
+    other = bytearray((folder / "112001.mp3").read_bytes())
+    (folder / "112003.mp3").write_bytes(bytes([*other[:-1], other[-1] ^ 1]))  # as long, but not the same
+    line = refusal("--check", str(tmp_path), "--surahs", "109:114")
+    assert line.startswith(f"{tmp_path} is not whole: 3 identical (")
+    assert "\nSomebody\n  identical: 110:1-2, 114:2 (the same recording)\n" in capsys.readouterr().out
+
+
+def test_check_outlives_names_that_are_not_utf8(quran, tmp_path):
+    folder = tmp_path / "audio" / os.fsdecode(b"\xc7lal\n")
+    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", folder)
+    shutil.copytree(quran / "metadata", tmp_path / "metadata")
+    for name in (b"\xe9.mp3", "\u2028.mp3".encode(), "٠٠١٠٠١.mp3".encode()):
+        (folder / os.fsdecode(name)).touch()
+    for encoding in ("utf-8", "ascii"):
+        code, out, errors = command("--check", str(tmp_path), "--surahs", "110:114", PYTHONIOENCODING=encoding)
+        assert (code, errors) == (0, "")
+        assert "\\udcc7lal\\n    23  " in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
+
+
+def test_needs_neither_home_nor_a_temporary_folder(server, tmp_path):
+    where = {"HOME": "", "TMPDIR": str(tmp_path / "gone"), "PYTHONPATH": str(ROOT)}
+    code, _, errors = command(*options(server, tmp_path / "data"), **where)
+    assert (code, errors) == (0, "")
+    code, _, errors = command("--check", str(tmp_path / "data"), "--surahs", "110:114", **where)
+    assert (code, errors) == (0, "")
 
 
 def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):

@@ -130,6 +130,10 @@ def download(config: DownloadConfig, limits: Limits = LIMITS) -> None:
 def _reciters(names: Iterable[str], any_name: bool) -> list[str]:
     """``names`` without repetition, once they are known or, with ``any_name``, fit to name a folder."""
     reciters = list(dict.fromkeys(names))
+    if separator := re.search("[,;]", " ".join(reciters)):
+        raise UserError(
+            f"--reciters has {separator[0]!r} between names: separate names by spaces, as in --reciters A B"
+        )
     if not reciters:
         raise UserError("--reciters names nobody: --list shows the known reciters")
     if not any_name:

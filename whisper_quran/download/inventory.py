@@ -4,16 +4,17 @@ Lengths come from the files' headers, so that a reciter takes seconds; a file wh
 training would decode it before it counts as unreadable. Damage further inside a file shows when training decodes it.
 """
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE, AudioError, decode_file, header_seconds
 from ..data.corpus import AUDIO_EXTENSIONS, find_reciters, parse_surahs, read_text
-from ..runtime.console import progress_bar
+from ..runtime.console import printable, progress_bar
 from ..runtime.errors import UserError
 from .reciters import ALL, Key, ayat_of, spans
 
@@ -27,39 +28,41 @@ class Inventory:
     files: defaultdict[Key, list[Path]] = field(default_factory=lambda: defaultdict(list))
     missing: list[Key] = field(default_factory=list)
     double: list[Key] = field(default_factory=list)
+    identical: list[list[Key]] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
     no_ayah: list[str] = field(default_factory=list)
     long: int = 0
     seconds: float = 0.0
 
     @property
-    def problems(self) -> dict[str, int]:
-        return {"missing": len(self.missing), "double": len(self.double), "unreadable": len(self.unreadable)}
+    def problems(self) -> Counter[str]:
+        problems = {"missing": len(self.missing), "double": len(self.double), "unreadable": len(self.unreadable)}
+        return Counter(problems | {"identical": sum(map(len, self.identical))})
 
     def __str__(self) -> str:
-        lines = [
-            f"  {what}: {spans(ayat)}" for what, ayat in (("missing", self.missing), ("double", self.double)) if ayat
-        ]
-        lines += [f"  unreadable: {file.name} ({reason})" for file, reason in self.unreadable.items()]
-        if self.no_ayah:
-            lines.append(f"  no ayah, left out: {', '.join(self.no_ayah)}")
-        return "\n".join(lines)
+        lines = [f"missing: {spans(self.missing)}"] * bool(self.missing)
+        lines += [f"double: {spans(self.double)}"] * bool(self.double)
+        lines += [f"identical: {spans(ayat)} (the same recording)" for ayat in self.identical]
+        lines += [f"unreadable: {printable(file.name)} ({printable(why)})" for file, why in self.unreadable.items()]
+        lines += [f"no ayah, left out: {', '.join(map(printable, self.no_ayah))}"] * bool(self.no_ayah)
+        return "\n".join(f"  {line}" for line in lines)
 
 
-def take_inventory(folder: Path, keys: Sequence[Key], bar: tqdm) -> Inventory:
-    """Look at every file of ``folder`` that is named for one of the ayat ``keys``."""
+def take_inventory(folder: Path, texts: dict[Key, str], bar: tqdm) -> Inventory:
+    """Look at every file of ``folder`` that is named for one of the ayat of ``texts``."""
     found = Inventory()
-    wanted, every = set(keys), set(ayat_of(ALL))
+    every = set(ayat_of(ALL))
     for file in sorted(folder.iterdir()):
         name = file.stem
         if file.suffix.lower() not in AUDIO_EXTENSIONS or file.name.startswith((".", "000")) or name[3:] == "000":
             continue
-        key = (int(name[:3]), int(name[3:])) if len(name) == 6 and name.isdecimal() else None
-        if key in wanted:
+        key = (int(name[:3]), int(name[3:])) if re.fullmatch("[0-9]{6}", name) else None
+        if key in texts:
             found.files[key].append(file)
         elif key not in every:
             found.no_ayah.append(file.name)
-    for file in (file for files in found.files.values() for file in files):
+    readable = []
+    for key, file in ((key, file) for key, files in found.files.items() for file in files):
         bar.update()
         seconds = header_seconds(file)
         if seconds is None:
@@ -68,11 +71,32 @@ def take_inventory(folder: Path, keys: Sequence[Key], bar: tqdm) -> Inventory:
             except AudioError as error:
                 found.unreadable[file] = str(error)
                 continue
+        readable.append((key, file))
         found.long += seconds > LONG
         found.seconds += seconds
-    found.missing = [key for key in keys if key not in found.files]
+    found.missing = [key for key in texts if key not in found.files]
     found.double = [key for key, files in found.files.items() if len(files) > 1]
+    found.identical = _identical(readable, texts)
     return found
+
+
+def _identical(files: list[tuple[Key, Path]], texts: dict[Key, str]) -> list[list[Key]]:
+    """Return the groups of ayat whose files hold the same bytes, although their texts differ."""
+    groups = [files]
+    # Files of one length are common, so the middle is compared before whole files are read.
+    for fingerprint in (lambda file: file.stat().st_size, _middle, lambda file: sha256(file.read_bytes()).digest()):
+        finer: defaultdict[tuple[int, object], list[tuple[Key, Path]]] = defaultdict(list)
+        for number, group in enumerate(groups):
+            for key, file in group:
+                finer[number, fingerprint(file)].append((key, file))
+        groups = [group for group in finer.values() if len({texts[key] for key, _ in group}) > 1]
+    return [sorted({key for key, _ in group}) for group in groups]
+
+
+def _middle(file: Path) -> bytes:
+    with open(file, "rb") as opened:
+        opened.seek(file.stat().st_size // 2)
+        return opened.read(4096)
 
 
 def check_folder(data: Path, surahs: str | None) -> None:
@@ -83,34 +107,42 @@ def check_folder(data: Path, surahs: str | None) -> None:
     """
     chosen = parse_surahs(surahs)
     keys = ayat_of(chosen)
-    reciters = find_reciters(data) if data.is_dir() else {}
-    if not reciters:
-        raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
-    texts, _ = read_text(data / "metadata" / "ayah_text_clear.csv")
-    without_text = [key for key in keys if not texts.get(key)]
-    with progress_bar(len(keys) * len(reciters), " files", "checking") as bar:
-        inventories = {name: take_inventory(folder, keys, bar) for name, folder in reciters.items()}
+    try:
+        reciters = find_reciters(data) if data.is_dir() else {}
+        if not reciters:
+            raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
+        read, _ = read_text(data / "metadata" / "ayah_text_clear.csv")
+        texts = {key: read.get(key, "") for key in keys}
+        with progress_bar(len(keys) * len(reciters), " files", "checking") as bar:
+            inventories = {printable(name): take_inventory(folder, texts, bar) for name, folder in reciters.items()}
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
 
-    in_text = Counter(surah for surah, ayah in keys if texts.get((surah, ayah)))
-    rows = [["reciter", "ayat", "missing", "double", "unreadable", "over 30 s", "hours", "surahs as in the text"]]
-    problems: Counter[str] = Counter()
-    for name, found in inventories.items():
-        present = Counter(surah for surah, _ in found.files)
-        fitting = sum(present[surah] == in_text[surah] for surah in chosen)
-        counts = [len(found.files), *found.problems.values(), found.long]
-        rows.append([name, *map("{:,}".format, counts), f"{found.seconds / 3600:.2f}", f"{fitting} of {len(chosen)}"])
-        problems += Counter(found.problems)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        print("  ".join([f"{name:{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))]))
+    _print_table(inventories, texts)
     for name, found in inventories.items():
         if details := str(found):
             print(f"\n{name}\n{details}")
+    without_text = [key for key in keys if not texts[key]]
     lacking = f"; missing: {spans(without_text)}" if without_text else ""
     print(f"text: {len(keys) - len(without_text):,} of {len(keys):,} ayat{lacking}")
-    problems += Counter({"without text": len(without_text)})
-    if problems:
-        listed = ", ".join(f"{count:,} {what}" for what, count in problems.items())
+    problems = sum((found.problems for found in inventories.values()), Counter({"without text": len(without_text)}))
+    if +problems:
+        listed = ", ".join(f"{count:,} {what}" for what, count in (+problems).items())
         raise UserError(
             f"{data} is not whole: {listed} (listed above); downloading into it again fetches what is missing"
         )
+
+
+def _print_table(inventories: dict[str, Inventory], texts: dict[Key, str]) -> None:
+    in_text = Counter(surah for (surah, _), text in texts.items() if text)
+    rows = [["reciter", "ayat", "missing", "double", "unreadable", "over 30 s", "hours", "surahs as in the text"]]
+    for name, found in inventories.items():
+        present = Counter(surah for surah, _ in found.files)
+        chosen = {surah for surah, _ in texts}
+        fitting = sum(present[surah] == in_text[surah] for surah in chosen)
+        counts = [found.files, found.missing, found.double, found.unreadable]
+        cells = [f"{len(count):,}" for count in counts] + [f"{found.long:,}", f"{found.seconds / 3600:.2f}"]
+        rows.append([name, *cells, f"{fitting} of {len(chosen)}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        print("  ".join([f"{name:{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True))]))

@@ -57,6 +57,13 @@ class _LogLines(tqdm):
             self._decr_instances(self)
 
 
+def printable(name: str) -> str:
+    r"""Return a file's name as standard output can show it, in one line: what it cannot show becomes like ``\xe9``."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return escaped.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def format_size(size: float) -> str:
     """Bytes for people: ``"2.3 GB"``, ``"140.0 MB"``."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
