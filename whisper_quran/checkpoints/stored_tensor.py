@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..runtime.errors import UserError
 
-MAX_NAME = 1000  # characters
+MAX_NAME = 300  # characters
 MAX_HEADER = 16 * 2**20  # bytes of JSON or of a zip's directory; a large Whisper with its optimiser takes half a MB
 
 

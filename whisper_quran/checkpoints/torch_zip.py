@@ -257,15 +257,19 @@ def read(path: Path) -> Contents:
     if not isinstance(contents, dict):
         what = f"a whole {contents.name}" if isinstance(contents, StandIn) and contents.name else "no dict"
         raise UserError(f"{path} holds {what}: save its state_dict() instead, or give the checkpoint of a Whisper")
-    inner = {name: value for name, value in contents.items() if isinstance(name, str) and isinstance(value, dict)}
-    dicts: dict[str, dict] = {"": contents, **inner}
+    dicts: dict[str, dict] = {"": contents}
+    seen = {id(contents)}  # a file can hold one dict under thousands of names
+    for name, value in contents.items():
+        if isinstance(name, str) and isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            dicts[name] = value
     names = {
         name: [key for key, value in state.items() if isinstance(key, str) and isinstance(value, _PickledTensor)]
         for name, state in dicts.items()
     }
     whispers = [name for name in names if whisper_prefixes(map(plain_name, names[name]))]
     chosen = whispers[0] if whispers else max(names, key=lambda name: len(names[name]))
-    left_out = [key for key, value in inner.get(chosen, {}).items() if isinstance(value, StandIn)]
+    left_out = [key for key, value in dicts[chosen].items() if chosen and isinstance(value, StandIn)]
     left_out += [f"{name}.* (another Whisper)" for name in whispers[1:]]
     for name in left_out:
         check_name(path, name)
