@@ -47,11 +47,11 @@ DIMS = {
 
 @dataclass(frozen=True)
 class _SafetensorsTensor(StoredTensor):
-    name: str
+    key: str  # its name, by which it is found
     file: Any = field(compare=False, repr=False)  # the open file
 
-    def read(self) -> Tensor:
-        tensor = self.file.get_tensor(self.name)
+    def _load(self) -> Tensor:
+        tensor = self.file.get_tensor(self.key)
         # Unless the file aligned its elements.
         return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 
@@ -92,7 +92,7 @@ def _read_safetensors(path: Path) -> Contents:
             check_name(path, name)
             entry = file.get_slice(name)
             dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
-            tensors[name] = _SafetensorsTensor(path, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, file)
+            tensors[name] = _SafetensorsTensor(path, name, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, file)
     except SafetensorError as error:
         raise damaged(path, "its header is not that of a safetensors file of this length") from error
     return Contents("safetensors", tensors, {}, nbytes)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ class StoredTensor:
     """
 
     path: Path
+    name: str = field(compare=False)  # the file's
     dtype: torch.dtype | str  # the file's own word if torch has none or no Whisper could have it
     shape: tuple[int, ...]
 
@@ -31,7 +32,21 @@ class StoredTensor:
         return math.prod(self.shape) * (self.dtype.itemsize if isinstance(self.dtype, torch.dtype) else 0)
 
     def read(self) -> Tensor:
-        """Return the tensor, memory-mapped; writing to it never reaches the file."""
+        """Return the tensor, memory-mapped; writing to it never reaches the file.
+
+        Raises:
+            UserError: it holds NaN or infinity.
+        """
+        tensor = self._load()
+        # One pass, with nothing of the tensor's size beside it: NaN comes out as both, infinity as one of them.
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(
+                f"{self.path}: {self.name} holds values that are not finite numbers (NaN or infinity): its training "
+                "diverged; give a checkpoint from before"
+            )
+        return tensor
+
+    def _load(self) -> Tensor:
         raise NotImplementedError
 
 

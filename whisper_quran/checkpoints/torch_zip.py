@@ -212,7 +212,7 @@ class _ZipTensor(StoredTensor):
     start: int  # the byte of the file where its first element is
     stride: tuple[int, ...]
 
-    def read(self) -> Tensor:
+    def _load(self) -> Tensor:
         assert isinstance(self.dtype, torch.dtype)
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -302,7 +302,7 @@ def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tup
     elements = math.prod(size)
     if elements and (elements > room or _span(size, stride) > room):
         raise damaged(path, f"{name} is larger than what is stored of it")
-    return _ZipTensor(path, dtype, size, start + offset * dtype.itemsize, stride)
+    return _ZipTensor(path, name, dtype, size, start + offset * dtype.itemsize, stride)
 
 
 def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
