@@ -108,7 +108,7 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
 
     def heads(field: str, state: int) -> int:
         count = stated.get(field, state // HEAD_WIDTH)
-        if type(count) is not int or count < 1 or state % count:
+        if type(count) is not int or count < 1 or state % count or state % 2 or state < 4:
             raise UserError(f"{where} does not tell its number of heads: a width of {state} is no multiple of it")
         return count
 
@@ -135,9 +135,33 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
             raise UserError(
                 f"{where} contradicts itself: {field} is {found} in its tensors and not in what it says of them"
             )
-    if max(dims.n_audio_layer, dims.n_text_layer) > MAX_LAYERS or dims.n_text_ctx > MAX_TEXT_CTX:
-        raise UserError(f"{where} is no Whisper: {dims.n_text_layer} layers or {dims.n_text_ctx} tokens are too many")
+    _check_supported(dims, where)
     return dims
+
+
+def _check_supported(dims: ModelDimensions, where: str) -> None:
+    """Refuse sizes for which Whisper has no audio features, no special tokens or no decoding."""
+    if dims.n_mels not in (80, 128):
+        raise UserError(f"{where} takes {dims.n_mels} mel bins: Whisper's audio has 80 or 128")
+    if dims.n_audio_ctx != 1500:
+        raise UserError(f"{where} takes {dims.n_audio_ctx / 50:g} s of audio (n_audio_ctx): every Whisper takes 30 s")
+    for part, layers in (("encoder", dims.n_audio_layer), ("decoder", dims.n_text_layer)):
+        if not 1 <= layers <= MAX_LAYERS:
+            raise UserError(
+                f"{where} is no Whisper: its {part} has {layers} layers, and 1 to {MAX_LAYERS} are possible"
+            )
+    if not 8 <= dims.n_text_ctx <= MAX_TEXT_CTX:
+        raise UserError(
+            f"{where} is no Whisper: its decoder takes {dims.n_text_ctx} tokens, and 8 to {MAX_TEXT_CTX} are possible"
+        )
+    # The ids of the special tokens follow from the number of languages, and that from nothing but the vocabulary.
+    vocabularies = (ENGLISH_VOCAB, MULTILINGUAL_VOCAB, *([V3_VOCAB] if dims.n_mels == 128 else []))
+    if dims.n_vocab not in vocabularies:
+        raise UserError(
+            f"{where} has {dims.n_vocab} tokens and {dims.n_mels} mel bins, as no Whisper has ({ENGLISH_VOCAB} if "
+            f"English-only, {MULTILINGUAL_VOCAB}, or {V3_VOCAB} with 128 mel bins): which tokens are special is not "
+            "known; give a checkpoint from before tokens were added or removed"
+        )
 
 
 def tokenizer_for(dims: ModelDimensions, language: str) -> Tokenizer:
