@@ -8,7 +8,7 @@ SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt,
 model.safetensors or pytorch_model.bin. Nothing in it is executed, and no class of yours is needed to open it.
 """
 
-from whisper_quran.checkpoints.names import FORMATS
+from whisper_quran.checkpoints.names import FORMATS, find_checkpoint
 from whisper_quran.runtime.command_line import Parser
 from whisper_quran.runtime.errors import run_command
 
@@ -24,7 +24,8 @@ def main() -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace DEST if it is there already")
     options = parser.parse_args()
-    # Imported here so that --help and a wrong option answer at once: torch takes seconds.
+    find_checkpoint(options.source)
+    # Imported here so that --help, a wrong option and a wrong path answer at once: torch takes seconds.
     from whisper_quran.checkpoints.convert import convert
 
     print(convert(**vars(options)))

@@ -3,6 +3,9 @@
 import errno
 import io
 import math
+import re
+import subprocess
+import sys
 import urllib.error
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +14,20 @@ import pytest
 import torch
 import whisper
 from conftest import make_whisper
+from safetensors.torch import save_file
 from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.checkpoints import torch_zip
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.checkpoints.dims import alignment_head_pairs, infer_dims, named_dims, size_name, whisper_shapes
+from whisper_quran.checkpoints.dims import (
+    alignment_head_pairs,
+    infer_dims,
+    named_dims,
+    size_name,
+    tokenizer_for,
+    whisper_shapes,
+)
+from whisper_quran.checkpoints.names import WHISPER_NAMES, check_model_source
 from whisper_quran.runtime.errors import UserError
 
 
@@ -158,7 +170,7 @@ def test_tensors_that_share_or_reorder_their_storage_come_out_right(tmp_path: Pa
     assert (tmp_path / "plain.pt").stat().st_size < (tmp_path / "views.pt").stat().st_size - 2 * packed[1].nbytes
 
 
-def refusal(path: Path) -> str:
+def refusal(path: str | Path) -> str:
     """The one line with which reading ``path`` is refused."""
     with pytest.raises(UserError) as error:
         load_checkpoint(path)
@@ -181,7 +193,10 @@ def test_more_than_a_whisper_is_refused(tmp_path: Path, model: Whisper) -> None:
     state = model.state_dict()
     state["decoder.blocks.0.attn.query.lora_A"] = torch.zeros(64, 8)
     torch.save(state, tmp_path / "adapter.pt")
-    assert "no place for decoder.blocks.0.attn.query.lora_A" in refusal(tmp_path / "adapter.pt")
+    assert "an adapter (LoRA: decoder.blocks.0.attn.query.lora_A)" in refusal(tmp_path / "adapter.pt")
+    state["decoder.blocks.0.attn.gate"] = state.pop("decoder.blocks.0.attn.query.lora_A")
+    torch.save(state, tmp_path / "gate.pt")
+    assert "no place for decoder.blocks.0.attn.gate" in refusal(tmp_path / "gate.pt")
     taller = small_whisper(n_text_layer=2)
     torch.save({"dims": vars(model.dims), "model_state_dict": taller.state_dict()}, tmp_path / "extra_layer.pt")
     assert "n_text_layer is 2 in its tensors" in refusal(tmp_path / "extra_layer.pt")
@@ -222,6 +237,103 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "holds a whole torch.nn.modules.linear.Linear" in refusal(tmp_path / "module.pt")
     torch.save({}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert "before 2020" in refusal(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("n_vocab, n_mels", [(50_000, 80), (51_863, 80), (51_866, 80), (51_870, 80), (51_872, 128)])
+def test_a_vocabulary_of_no_whisper_is_refused(n_vocab: int, n_mels: int, tmp_path: Path) -> None:
+    """A token added to `base` makes it as large as large-v3's, whose special tokens are elsewhere."""
+    save_checkpoint(tmp_path / "model.pt", small_whisper(n_vocab=n_vocab, n_mels=n_mels))
+    assert f"has {n_vocab} tokens and {n_mels} mel bins, as no Whisper has" in refusal(tmp_path / "model.pt")
+
+
+def test_large_v3s_vocabulary_is_read(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.pt", small_whisper(n_vocab=51866, n_mels=128))
+    assert tokenizer_for(load_checkpoint(tmp_path / "model.pt").dims, "yue").to_language_token("yue") == 50358
+    with pytest.raises(UserError, match="--language yue came with large-v3"):
+        tokenizer_for(small_whisper(n_vocab=51865).dims, "yue")
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        ({"n_mels": 64}, "takes 64 mel bins"),
+        ({"n_audio_ctx": 750}, "takes 15 s of audio"),
+        ({"n_audio_layer": 0}, "encoder has 0 layers"),
+        ({"n_text_layer": 0}, "decoder has 0 layers"),
+        ({"n_text_ctx": 4}, "decoder takes 4 tokens"),
+    ],
+)
+def test_a_size_that_whisper_cannot_have_is_refused(size: dict[str, int], message: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.pt", small_whisper(**size))
+    assert message in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    value: float, dtype: torch.dtype, tmp_path: Path, model: Whisper
+) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    state["decoder.blocks.0.mlp.0.weight"][7, 5] = value
+    torch.save({"dims": vars(model.dims), "model_state_dict": state}, tmp_path / "model.pt")
+    assert "decoder.blocks.0.mlp.0.weight holds values that are not finite" in refusal(tmp_path / "model.pt")
+    save_file(state, tmp_path / "model.safetensors")
+    assert "decoder.blocks.0.mlp.0.weight holds values that are not finite" in refusal(tmp_path / "model.safetensors")
+
+
+def test_a_runs_folder_is_its_best_checkpoint(tmp_path: Path, model: Whisper) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "config.json").write_text('{"model": "small"}')
+    assert "without best.pt, which validation chooses: let an epoch end first" in refusal(tmp_path)
+    save_checkpoint(tmp_path / "epoch-000.pt", small_whisper(seed=1))
+    assert f"give one of its checkpoints, such as {tmp_path / 'epoch-000.pt'}" in refusal(tmp_path)
+    save_checkpoint(tmp_path / "best.pt", model, torch.float32)
+    assert same_weights(load_checkpoint(tmp_path), model)
+    assert read_checkpoint(tmp_path).source == tmp_path / "best.pt"
+
+
+def test_an_adapter_is_named_as_one(tmp_path: Path) -> None:
+    """As PEFT saves it: a folder, or the file in it."""
+    lora = {
+        f"base_model.model.model.encoder.layers.0.self_attn.q_proj.lora_{part}.weight": torch.zeros(8, 8)
+        for part in "AB"
+    }
+    save_file(lora, tmp_path / "adapter_model.safetensors")
+    save_file(lora, tmp_path / "renamed.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for source in (tmp_path, tmp_path / "adapter_model.safetensors", tmp_path / "renamed.safetensors"):
+        assert "an adapter (LoRA" in refusal(source) and "merge_and_unload()" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    "source, answer",
+    [
+        ("bse", "did you mean base?"),
+        ("Base", "did you mean base?"),
+        ("whisper-small", "did you mean small?"),
+        ("large-v4", "did you mean large-v"),
+        ("openai/whisper-base", "did you mean base?"),
+        ("openai/whisper-large-v3-turbo", "did you mean large-v3-turbo?"),
+        ("someone/whisper-base-quran", "hf download someone/whisper-base-quran --local-dir whisper-base-quran"),
+        ("runs/mine/best.pt", "give one or, if a Whisper's name will do, one of tiny.en"),
+        ("smal.pt", "give one or, if a Whisper's name will do, one of tiny.en"),
+        ("base\0", "one of tiny.en"),
+        ("m" * 5000, "check the path"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(source: str, answer: str) -> None:
+    assert answer in refusal(source)
+    with pytest.raises(UserError, match=re.escape(answer)):
+        check_model_source(source)
+
+
+def test_names_are_checked_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from whisper_quran.checkpoints.names import *; check_model_source('base'); "
+        f"check_model_source({str(tmp_path)!r}); assert not {{'torch', 'whisper', 'numpy'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+    assert whisper.available_models() == WHISPER_NAMES
 
 
 def test_a_name_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

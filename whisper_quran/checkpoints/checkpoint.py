@@ -23,11 +23,12 @@ from whisper.model import ModelDimensions, Whisper
 
 from ..runtime.errors import UserError
 from .dims import SAVE_ALL, alignment_heads, infer_dims, whisper_shapes
-from .names import FORMATS, READABLE, WHISPER_NAMES
+from .names import FORMATS, MERGE, READABLE, WHISPER_NAMES, find_checkpoint
 from .stored_tensor import Contents, StoredTensor, damaged
 from .tensor_names import DECODER, openai_name, plain_name, whisper_prefixes
 from .torch_zip import write as write_checkpoint
 
+ADAPTER = re.compile(r"\b(lora|ia3)_")
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -91,20 +92,16 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     Raises:
         UserError: nothing is there, it is damaged or unsafe, or what it holds is no whole Whisper.
     """
-    path = Path(source)
+    path = find_checkpoint(source)
     try:
         return _whisper_of(path, _read(path))
     except FileNotFoundError as error:
-        names = ", ".join(WHISPER_NAMES)
-        raise UserError(
-            f"no file or folder {error.filename}: give one or, if a Whisper's name will do, one of {names}"
-        ) from None
+        raise UserError(f"no file or folder {error.filename}, which {path} needs: copy or download it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
 
 
 def _read(path: Path) -> Contents:
-    size = path.stat().st_size  # raises if nothing is there
     for name in FORMATS:
         if format_module(name).recognises(path):
             return format_module(name).read(path)
@@ -112,11 +109,13 @@ def _read(path: Path) -> Contents:
         raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin: give {READABLE}")
     if not path.is_file():
         raise UserError(f"{path} is no file or folder: give {READABLE}")
-    raise UserError(f"{path} is {'no checkpoint' if size else 'empty'}: give {READABLE}")
+    raise UserError(f"{path} is {'no checkpoint' if path.stat().st_size else 'empty'}: give {READABLE}")
 
 
 def _whisper_of(path: Path, found: Contents) -> Checkpoint:
     """Rename, check and complete what was found."""
+    if adapters := [name for name in found.tensors if ADAPTER.search(name)]:
+        raise UserError(f"{path} is or holds an adapter (LoRA: {_listed(adapters)}), not a plain Whisper: {MERGE}")
     plain: dict[str, str] = {}  # Whisper's name, prefixed: the file's
     for name in found.tensors:
         other = plain.setdefault(plain_name(name), name)
@@ -158,8 +157,7 @@ def _checked(
         )
     if unknown := [name for name in tensors if name not in shapes]:
         raise UserError(
-            f"{path} is more than a Whisper, which has no place for {_listed(unknown)}: merge adapters first, and save "
-            "a plain Whisper"
+            f"{path} is more than a Whisper, which has no place for {_listed(unknown)}: save a plain Whisper"
         )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:

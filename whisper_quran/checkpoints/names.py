@@ -1,5 +1,12 @@
 """The names by which models and formats are given. Nothing here imports torch, so a wrong name is answered at once."""
 
+import difflib
+import os
+import re
+from pathlib import Path
+
+from ..runtime.errors import UserError
+
 # `whisper.available_models()`, which takes seconds to import.
 WHISPER_NAMES = (
     "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3 large large-v3-turbo turbo"
@@ -9,3 +16,68 @@ WHISPER_NAMES = (
 # and FILES, the names of all that it may write into a folder: empty if it writes one file.
 FORMATS = {"openai": "torch_zip", "hf": "huggingface"}
 READABLE = "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors or pytorch_model.bin"
+MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pretrained()) and give the result"
+
+
+def check_model_source(source: str | Path) -> None:
+    """Check that ``source`` is a Whisper's name or the path of something that may be a checkpoint.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if source not in WHISPER_NAMES:
+        find_checkpoint(source)
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """Return the file or folder of the checkpoint ``source``: of a run's folder, the best one.
+
+    Raises:
+        UserError: nothing is there, the run has no best checkpoint yet, or it is an adapter.
+    """
+    path = Path(source)
+    try:
+        path.stat()
+        inside = set(os.listdir(path)) if path.is_dir() else set()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte in the name
+        raise UserError(f"no file or folder {_printable(source)}: {_suggestion(str(source))}") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot read {_printable(source)} ({error.strerror}): check the path and its permissions"
+        ) from error
+    if "adapter_config.json" in inside or path.stem == "adapter_model":
+        raise UserError(f"{path} is an adapter (LoRA), not a whole Whisper: {MERGE}")
+    if "best.pt" in inside:
+        return path / "best.pt"
+    if "metrics.jsonl" in inside:
+        epochs = sorted(name for name in inside if re.fullmatch(r"epoch-\d+\.pt", name))
+        others = f"give one of its checkpoints, such as {path / epochs[-1]}" if epochs else "let an epoch end first"
+        raise UserError(f"{path} is a run's folder without best.pt, which validation chooses: {others}")
+    return path
+
+
+def _suggestion(source: str) -> str:
+    """Say what to give in place of ``source``, which is no file."""
+    known = f"give one or, if a Whisper's name will do, one of {', '.join(WHISPER_NAMES)}"
+    if source in WHISPER_NAMES:
+        return f"that is a Whisper's name; whisper.load_model keeps its file as ~/.cache/whisper/{source}.pt"
+    name = source.rpartition("/")[2].lower().removeprefix("whisper-")
+    like_path = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or source.count("/") > 1
+    if like_path or len(source) > 200:
+        return known
+    owner = source.partition("/")[0] if "/" in source else ""
+    close = difflib.get_close_matches(name, WHISPER_NAMES, 1)
+    if close and (not owner or owner.lower() == "openai"):
+        return f"did you mean {close[0]}? {known[0].upper()}{known[1:]}"
+    if owner and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(owner).exists():
+        folder = source.rpartition("/")[2]
+        return (
+            f"if it is a model of the Hugging Face Hub, download it (hf download {source} --local-dir {folder}) and "
+            f"give the path {folder}; a name of Whisper's own is one of {', '.join(WHISPER_NAMES)}"
+        )
+    return known
+
+
+def _printable(source: str | Path) -> str:
+    text = str(source)
+    return text if text.isprintable() else ascii(text)
