@@ -1,6 +1,7 @@
 """`convert.py` carries every tensor over as it is, bit for bit, and replaces nothing that it should not."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,28 @@ def test_the_command_converts_and_says_what_it_left_out(tmp_path: Path, capsys: 
     opened = whisper.load_model(str(tmp_path / "new" / "model.pt"), device="cpu")
     for name, tensor in model.state_dict().items():
         assert torch.equal(opened.state_dict()[name], tensor.half().float())
+
+
+def test_source_is_checked_before_dest(saved: Path, tmp_path: Path) -> None:
+    assert "no file or folder" in run(tmp_path / "modle.pt", saved)
+    assert "did you mean base?" in run("openai/whisper-base", saved)
+    assert "whisper.load_model keeps its file as ~/.cache/whisper/small.pt" in run("small", saved)
+    (tmp_path / "broken.pt").write_bytes(saved.read_bytes()[:-100])
+    assert "truncated or damaged" in run(tmp_path / "broken.pt", saved)
+
+
+def test_only_what_a_killed_conversion_left_is_swept(saved: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "new" / "model.pt"
+    dest.parent.mkdir()
+    left = {".model.pt.0123abcd.tmp", ".model.pt.89abcdef.tmp"}
+    kept = {".notes.tmp", ".model.pt.tmp", ".model.pt.0123ABCD.tmp", ".other.pt.0123abcd.tmp", ".model.pt.01234567.tmp"}
+    kept |= {".model.pt.0123abcd.old", "model.pt.0123abcd.tmp"}
+    for name in {*left, *kept}:
+        (dest.parent / name).write_text("content") if name != ".model.pt.0123abcd.tmp" else (dest.parent / name).mkdir()
+        if name != ".model.pt.01234567.tmp":  # another conversion, still running
+            os.utime(dest.parent / name, (0, 0))
+    assert run(saved, dest) is None
+    assert {path.name for path in dest.parent.iterdir()} == {"model.pt", *kept}
 
 
 def test_dest_is_replaced_only_with_force(saved: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Carry a Whisper from any checkpoint file into a Whisper `.pt` or a Hugging Face folder."""
 
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ..runtime.console import format_size
@@ -13,6 +15,8 @@ from ..runtime.errors import UserError
 from ..runtime.files import make_folder, storage_error
 from .checkpoint import Checkpoint, format_module, read_checkpoint
 from .dims import size_name
+
+LEFT_BEHIND = 24 * 3600.0  # seconds without a change
 
 
 def convert(
@@ -34,9 +38,10 @@ def convert(
     """
     dest = Path(os.path.abspath(dest))
     files = format_module(to).FILES
-    _check_dest(Path(source), dest, files, force)
     checkpoint = read_checkpoint(source)
+    _check_dest(checkpoint.source, dest, files, force)
     make_folder(dest.parent)
+    _sweep(dest)
     tensors = ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
     with _whole_folder(dest) if files else nullcontext(dest) as path:
         format_module(to).write(path, checkpoint.dims, tensors, DTYPES[dtype], language)
@@ -60,6 +65,19 @@ def _check_dest(source: Path, dest: Path, files: frozenset[str], force: bool) ->
             raise UserError(
                 f"{dest} holds more than a conversion ({others[0]!r}): --force would lose it; give another DEST"
             )
+
+
+def _sweep(dest: Path) -> None:
+    """Remove what conversions to ``dest`` left when they were killed: only theirs, and none that may be running."""
+    ours = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{8}}\.tmp")
+    with suppress(OSError):
+        for entry in dest.parent.iterdir():
+            if not ours.fullmatch(entry.name) or time.time() - entry.lstat().st_mtime < LEFT_BEHIND:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
 
 
 @contextmanager
