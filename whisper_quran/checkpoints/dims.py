@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 import whisper
-from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+from whisper.model import ModelDimensions, ResidualAttentionBlock
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, get_tokenizer
 
 from ..runtime.errors import UserError
@@ -76,14 +76,30 @@ def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
 
 def whisper_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
     """Return the shapes of `Whisper(dims).state_dict()`, in its order, without the memory of one."""
-    with torch.device("meta"):
-        encoder = AudioEncoder(
-            dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer
-        ).state_dict(prefix="encoder.")
-        decoder = TextDecoder(
-            dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer
-        ).state_dict(prefix="decoder.")
-    return {name: tuple(tensor.shape) for name, tensor in {**encoder, **decoder}.items()}
+    audio, text = dims.n_audio_state, dims.n_text_state
+    with torch.device("meta"):  # not the whole Whisper: for some of it torch would import its compiler, in 2 s
+        encoder_block = ResidualAttentionBlock(audio, dims.n_audio_head)
+        decoder_block = ResidualAttentionBlock(text, dims.n_text_head, cross_attention=True)
+
+    def blocks(prefix: str, block: ResidualAttentionBlock, count: int) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
+        return {f"{prefix}.{index}.{name}": shape for index in range(count) for name, shape in shapes.items()}
+
+    return {
+        "encoder.positional_embedding": (dims.n_audio_ctx, audio),
+        "encoder.conv1.weight": (audio, dims.n_mels, 3),
+        "encoder.conv1.bias": (audio,),
+        "encoder.conv2.weight": (audio, audio, 3),
+        "encoder.conv2.bias": (audio,),
+        **blocks("encoder.blocks", encoder_block, dims.n_audio_layer),
+        "encoder.ln_post.weight": (audio,),
+        "encoder.ln_post.bias": (audio,),
+        "decoder.positional_embedding": (dims.n_text_ctx, text),
+        "decoder.token_embedding.weight": (dims.n_vocab, text),
+        **blocks("decoder.blocks", decoder_block, dims.n_text_layer),
+        "decoder.ln.weight": (text,),
+        "decoder.ln.bias": (text,),
+    }
 
 
 def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, object], where: str) -> ModelDimensions:
