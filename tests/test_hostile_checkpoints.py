@@ -352,6 +352,8 @@ def test_safetensors_that_lie_are_refused(header: object, tmp_path: Path, capsys
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "liar.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}" + bytes(64))
     assert "truncated or damaged" in refused(tmp_path / "liar.safetensors", capsys)
+    crowd = {f"{i:060}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(150_000)}
+    assert "more than any checkpoint needs" in refused(safetensors_file(tmp_path / "crowd.safetensors", crowd), capsys)
 
 
 def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from ..runtime.errors import UserError
 from . import huggingface_tokenizer, torch_zip
 from .dims import ENGLISH_VOCAB, alignment_head_pairs, tokenizer_for
 from .huggingface_tokenizer import write_json, write_tokenizer
-from .stored_tensor import Contents, StoredTensor, at_precision, check_name, damaged, read_json
+from .stored_tensor import MAX_HEADER, Contents, StoredTensor, at_precision, check_name, damaged, read_json
 from .tensor_names import huggingface_name
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -85,14 +85,18 @@ def read(path: Path) -> Contents:
 
 def _read_safetensors(path: Path) -> Contents:
     nbytes = path.stat().st_size  # the system's own error if it is not there
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header < nbytes:
+        raise UserError(f"{path} has a header of {header:,} bytes, more than any checkpoint needs: do not trust it")
     tensors: dict[str, StoredTensor] = {}
     try:
-        file = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
+        opened = safe_open(path, framework="pt")
+        for name in opened.keys():  # noqa: SIM118 (it is no dict)
             check_name(path, name)
-            entry = file.get_slice(name)
+            entry = opened.get_slice(name)
             dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
-            tensors[name] = _SafetensorsTensor(path, name, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, file)
+            tensors[name] = _SafetensorsTensor(path, name, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, opened)
     except SafetensorError as error:
         raise damaged(path, "its header is not that of a safetensors file of this length") from error
     return Contents("safetensors", tensors, {}, nbytes)
