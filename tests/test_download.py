@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -431,8 +432,13 @@ def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(ser
     for file in (old, fresh):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))
+    others = [folder / ".notes.mp3.0badcafe.tmp", folder / ".112003.mp3.0badcafe.tmp"]
+    others[0].touch()
+    others[1].mkdir()
+    for file in others:
+        os.utime(file, (0, 0))
     fetch(server, tmp_path)
-    assert not old.exists() and fresh.exists()
+    assert not old.exists() and all(file.exists() for file in (fresh, *others))
 
 
 # --- Bad input and bad surroundings
@@ -501,6 +507,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
     assert server.requests == []
 
 
+def test_places_that_are_no_folders_are_one_line(server, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert "symbolic links" in refusal(*options(server, tmp_path / "loop"))
+    (tmp_path / "audio" / RECITER / "112001.mp3").mkdir(parents=True)
+    assert "Is a directory" in refusal(*options(server, tmp_path))
+    shutil.rmtree(tmp_path / "metadata")
+    (tmp_path / "metadata" / "ayah_text_clear.csv").mkdir(parents=True)
+    assert "Is a directory" in refusal(*options(server, tmp_path))
+
+
+def test_folders_that_may_not_be_read_are_one_line(server):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's is closed to other users from further up
+        os.chmod(folder, 0o755)
+        fetch(server, Path(folder))
+        Path(folder, "audio", RECITER).chmod(0)
+        user = os.geteuid()
+        if user == 0:  # who may read everything
+            os.seteuid(65534)
+        try:
+            assert f"{RECITER} (Permission denied)" in refusal(*options(server, Path(folder)))
+            assert f"{RECITER} (Permission denied)" in refusal("--check", folder)
+        finally:
+            os.seteuid(user)
+            Path(folder, "audio", RECITER).chmod(0o755)
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, monkeypatch):
     """A real full device stands in for each file in its turn: the text, then an ayah."""
     real_open = open
@@ -516,6 +548,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, mon
         assert line.startswith("no space left to write ")
         assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
         assert not list(out.rglob("*.tmp"))
+
+
+def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        assert refusal(*options(server, tmp_path)).startswith("no space left to write ")
+        present = mp3s(tmp_path)
+        assert 0 < len(present) < AYAT and present.items() <= served(server).items()
+        assert not list(tmp_path.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        assert "Read-only file system" in refusal(*options(server, tmp_path))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
@@ -556,6 +603,16 @@ def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
     main([argument.replace(server.url, "http://recitations.invalid") for argument in arguments], PATIENCE)
     assert mp3s(tmp_path) == served(server)
     assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic dXNlcjpwQHNz"}
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "http://[bad", "http://host:port", "http://ü:日@[::1]:9", ":"]
+)
+def test_a_proxy_that_is_none_is_one_line(server, tmp_path, monkeypatch, proxy):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", proxy)
+    assert refusal(*options(server, tmp_path)).startswith(f"cannot fetch {server.url}/text (")
+    assert server.requests == []
 
 
 # --- What is known, and the check of a folder

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +33,7 @@ from ..data.corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, parse_surahs
 from ..runtime.command_line import check, option, parse
 from ..runtime.console import format_size, progress_bar
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, make_folder
+from ..runtime.files import atomic_write, make_folder, storage_error
 from .http import LIMITS, Client, FetchError, Limits, NotFound, cannot_fetch, split_url
 from .reciters import ALL, KNOWN_RECITERS, Key, ayat_of, require_known, spans
 from .tanzil import TANZIL, fetch_text
@@ -159,7 +159,10 @@ def _sites(mirrors: Iterable[str]) -> dict[str, str]:
 
 
 def _missing(folder: Path, keys: Iterable[Key]) -> list[Key]:
-    present = {file.name for file in folder.iterdir() if file.is_file() and file.stat().st_size}
+    try:
+        present = {file.name for file in folder.iterdir() if file.is_file() and file.stat().st_size}
+    except OSError as error:
+        raise storage_error(error, folder) from error
     return [key for key in keys if file_name(key) not in present]
 
 
@@ -214,9 +217,11 @@ def _fetch_reciter(client: Client, address: str, folder: Path, keys: Sequence[Ke
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what an earlier process left unfinished, unless it may still be another one's work in progress."""
-    for leftover in folder.glob(".*.mp3.*.tmp"):
-        if time.time() - leftover.stat().st_mtime > 3600:
-            leftover.unlink(missing_ok=True)
+    for leftover in folder.iterdir():
+        if re.fullmatch(r"\.[0-9]{6}\.mp3\.[0-9a-f]{8}\.tmp", leftover.name) and leftover.is_file():
+            with suppress(FileNotFoundError):  # another process removed it
+                if time.time() - leftover.stat().st_mtime > 3600:
+                    leftover.unlink()
 
 
 def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:

@@ -98,7 +98,8 @@ class Client:
             except FetchError as error:
                 failure = error
             except exceptions.HTTPError as error:
-                failure = FetchError(_reason(error))
+                # An address that cannot be read, the proxy's included, stays as it is.
+                failure = FetchError(_reason(error), retry=not isinstance(error, exceptions.LocationValueError))
             if not failure.retry or time.monotonic() > deadline:
                 raise failure
             try:
@@ -145,10 +146,10 @@ class Client:
         if proxy not in self._managers:
             manager = urllib3.PoolManager(**self._options)
             if proxy:
-                parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-                login = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
-                proxy_headers = urllib3.make_headers(proxy_basic_auth=login)
-                manager = urllib3.ProxyManager(parts.geturl(), proxy_headers=proxy_headers, **self._options)
+                address = proxy if "://" in proxy else f"http://{proxy}"
+                login = unquote(urllib3.util.parse_url(address).auth or "") or None
+                proxy_headers = urllib3.make_headers(proxy_basic_auth=login and login.encode().decode("latin-1"))
+                manager = urllib3.ProxyManager(address, proxy_headers=proxy_headers, **self._options)
             manager.pool_classes_by_scheme = _limited_pools(self.limits.timeout)
             self._managers[proxy] = manager
         return self._managers[proxy]
@@ -190,7 +191,9 @@ def _require_ok(response: urllib3.BaseHTTPResponse, sized: bool) -> None:
         raise FetchError("does not say how long the file is, so a cut could not be told from its end")
 
 
-def _reason(error: exceptions.HTTPError) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, exceptions.ProxyError):
+        return f"proxy: {_reason(error.original_error)}"
     if isinstance(error, exceptions.NameResolutionError):
         return "its name cannot be resolved"
     if strerror := getattr(error.__cause__, "strerror", None):

@@ -22,7 +22,7 @@ _MARKS = re.compile("[\u064b-\u065f\u0670\u06d6-\u06ed]")
 def fetch_text(client: Client, url: str, folder: Path) -> None:
     """Write ``ayah_text_clear.csv`` and Tanzil's licence to ``folder``, unless the text is there already."""
     path = folder / "ayah_text_clear.csv"
-    if path.exists():
+    if path.is_file():
         return
     make_folder(folder)
     try:

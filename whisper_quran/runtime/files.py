@@ -4,14 +4,14 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from .errors import UserError
 
 # What choosing another folder mends.
-_MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR".split()}
+_MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR ELOOP".split()}
 
 
 @contextmanager
@@ -36,7 +36,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or may not be removed: what went wrong before says more
+            beside.unlink()
 
 
 def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
