@@ -1,6 +1,7 @@
 """Batched decoding says what ``whisper.decode`` says of each clip alone, whatever else is in the batch."""
 
 import copy
+import csv
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.data.features import collate, log_mel
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, encode
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, encode, is_looping
 from whisper_quran.decoding.long_audio import decode_clips, segments
 from whisper_quran.runtime.errors import UserError
 
@@ -110,14 +111,14 @@ def test_a_batch_says_what_whisper_says_of_each_clip(model, mel, features, expec
 )
 def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expected, slots, batch, stride):
     """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks."""
-    decoder = BatchDecoder(model, slots)
+    decoder = BatchDecoder(model, slots, sample_len=224)
     decoder.stride = stride
     results = dict(decoder.decode(features.split(batch)))
     assert_same([results[index] for index in range(len(features))], expected)
 
 
 def test_a_decoder_can_be_used_again_even_after_it_was_left_half_way(model, features, expected):
-    decoder = BatchDecoder(model, 8)
+    decoder = BatchDecoder(model, 8, sample_len=224)
     next(decoder.decode(features.split(4)))
     for _ in range(2):
         results = dict(decoder.decode(features.split(4)))
@@ -174,7 +175,7 @@ def test_an_ended_clip_costs_nothing_beside_one_that_rambles_on(model, features,
     longest = max(len(result.tokens) for result in expected)
     assert tokens < sum(rows) < 1.6 * tokens < len(features) * longest
     rows.clear()
-    list(BatchDecoder(model, 8).decode(features.split(2)))
+    list(BatchDecoder(model, 8, sample_len=224).decode(features.split(2)))
     assert tokens < sum(rows) < 1.6 * tokens
 
 
@@ -217,7 +218,7 @@ class Watched(Sequence):
 def test_recordings_of_any_length_give_their_pieces_texts_in_order(model, clips, mel, expected, quran):
     long = [read(quran / "audio" / reciter / "002255.mp3") for reciter in ("AbdulWadood_Haneef", "Yasser_Salama_hadr")]
     recordings = Watched([long[0], *clips[:6], long[1]])
-    found = decode_clips(model, recordings, batch_size=4)
+    found = decode_clips(model, recordings, batch_size=4, sample_len=224)
     first = next(found)
     assert recordings.asked <= len(recordings) + 2 * 4, "clips are read as their batches come, not all at once"
     texts = dict([first, *found])
@@ -242,7 +243,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
 
     monkeypatch.setattr(long_audio, "encode", encode_in_little_memory)
     logged = []
-    texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append))
+    texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append, sample_len=224))
     assert [texts[index] for index in range(10)] == [result.text for result in expected[:10]]
     assert len(logged) == 2
     assert "--batch-size 5" in logged[0]
@@ -261,7 +262,7 @@ def test_too_little_memory_for_one_clip_is_the_users_to_mend(model, clips, monke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_cuda_graph_says_what_the_step_says(model, features, expected):
     on_gpu = talkative(make_whisper(seed=1)).cuda()
-    decoder = BatchDecoder(on_gpu, 8)
+    decoder = BatchDecoder(on_gpu, 8, sample_len=224)
     for _ in range(2):  # the first pass captures, the second replays
         results = dict(decoder.decode(features.cuda().split(2)))
         assert [results[index].text for index in range(len(features))] == [result.text for result in expected]
@@ -298,3 +299,61 @@ def test_a_filter_rules_slot_by_slot_and_step_by_step(model, features, slots, st
     results = dict(decoder.decode(features.split(2)))
     for clip in range(len(features)):
         assert results[clip].tokens == list(range(1001, 1001 + length_of(clip)))
+
+
+def test_a_text_may_fill_the_context_unless_told_otherwise(model, mel, features, expected):
+    """As training does: ayat of more than the 224 tokens that are whisper's own limit."""
+    longest = max(range(len(expected)), key=lambda index: len(expected[index].tokens))
+    (whole,) = whispers_own(model, mel[longest : longest + 1], sample_len=448)
+    assert len(whole.tokens) > 224
+    decoder = BatchDecoder(model, 1)
+    ((_, result),) = decoder.decode([features[longest : longest + 1]])
+    assert_same([result], [whole])
+
+
+class Looping(Counting):
+    """Each clip samples 5 tokens of its own, and then one pattern, of 1 to 4 tokens, without end."""
+
+    def __call__(self, logits: torch.Tensor, slots: torch.Tensor, last: torch.Tensor | None) -> None:
+        super().__call__(logits, slots, last)
+        count, length = self.state
+        allowed = (1000 + count[slots]).where(count[slots] <= 5, 2000 + count[slots] % (length[slots] % 4 + 1))
+        logits.fill_(-torch.inf).scatter_(1, allowed[:, None], 0.0)
+
+
+@pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
+def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, features, slots, stride):
+    decoder = BatchDecoder(model, slots, make_filter=Looping, stop_loops=True)
+    decoder.stride = stride
+    results = dict(decoder.decode(features.split(2)))
+    for clip in range(len(features)):
+        tokens = results[clip].tokens
+        assert tokens[:5] == list(range(1001, 1006))
+        assert set(tokens[5:]) == {2000 + n for n in range(length_of(clip) % 4 + 1)}
+        assert 24 + 5 <= len(tokens) <= 24 + 5 + 2 * 8
+
+
+def test_what_does_not_loop_is_not_stopped(model, features, expected):
+    results = dict(BatchDecoder(model, 8, sample_len=224, stop_loops=True).decode(features.split(2)))
+    for index, whole in enumerate(expected):
+        tokens = results[index].tokens
+        assert tokens == whole.tokens[: len(tokens)]
+        assert tokens == whole.tokens or is_looping(tokens)
+    assert sum(results[index].tokens == whole.tokens for index, whole in enumerate(expected)) > 5
+
+
+@pytest.mark.parametrize("name", ["ayah_text_clear.csv", "ayah_text_diacritics.csv"])
+def test_no_ayah_loops(quran, name):
+    """Wherever it is looked at, and with the ayat that follow it: refrains are far from loops."""
+    tokenizer = whisper.tokenizer.get_tokenizer(True, language="ar", task="transcribe")
+    with open(quran / "metadata" / name, encoding="utf-8-sig", newline="") as file:
+        texts = [tokenizer.encode(" " + row["text"]) for row in csv.DictReader(file)]
+    everything = [token for text in texts for token in text]
+    assert not [end for end in range(8, len(everything), 8) if is_looping(everything[max(0, end - 448) : end])]
+
+
+@pytest.mark.parametrize("text", [" قل هو الله" + " أم" * 40, " نار" + "ا" * 80, " قال ربنا اغفر لنا" * 12])
+def test_loops_are_recognised(text):
+    tokens = whisper.tokenizer.get_tokenizer(True, language="ar", task="transcribe").encode(text)
+    assert is_looping(tokens)
+    assert not is_looping(tokens[:12])

@@ -28,6 +28,7 @@ from whisper.utils import compression_ratio
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
+_LOOP_REPEATS, _LOOP_TOKENS = 6, 24
 _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not pay for 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
@@ -84,7 +85,8 @@ class BatchDecoder:
     """Greedy decoding, without timestamps, of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
-    when they have changed. ``options`` are fields of :class:`whisper.DecodingOptions`, such as ``sample_len``.
+    when they have changed. With ``stop_loops`` a text ends once :func:`is_looping`. ``options`` are fields of
+    :class:`whisper.DecodingOptions`; ``sample_len`` is by default what the context holds.
 
     Raises:
         ValueError: the options are not those of greedy decoding.
@@ -99,8 +101,10 @@ class BatchDecoder:
         language: str = "ar",
         dtype: torch.dtype | None = None,
         make_filter: MakeFilter | None = None,
+        stop_loops: bool = False,
         **options: Any,
     ) -> None:
+        options = {"sample_len": model.dims.n_text_ctx, **options}
         self.task = DecodingTask(model, DecodingOptions(language=language, without_timestamps=True, **options))
         if self.task.options.temperature != 0 or self.task.n_group != 1:
             raise ValueError("decoding is greedy here: no temperature, no beams")
@@ -120,6 +124,7 @@ class BatchDecoder:
         self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
         self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
         self.filter = make_filter(slots, self.device) if make_filter else None
+        self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
@@ -192,6 +197,8 @@ class BatchDecoder:
             self.steps += 1
         at_eot = (self.tokens[:rows] == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
+        if self.stop_loops and self.steps % _STRIDE == 0:
+            ended += self._stop_loops([slot for slot in active if not at_eot[slot]], active)
         if not ended:
             return
         index = self._index(ended)
@@ -199,6 +206,21 @@ class BatchDecoder:
         for slot, *state in zip(ended, *(state.tolist() for state in states), strict=True):
             clip = active.pop(slot)
             yield clip.index, self._result(clip.features, *state)
+
+    def _stop_loops(self, slots: list[int], active: dict[int, _Clip]) -> list[int]:
+        """End the texts that loop, of those in ``slots``, and return their slots."""
+        sampled = self.sampled[self._index(slots), self.begin :].tolist()
+        # One token was sampled when the clip entered, and one in each step since then.
+        looping = [
+            slot
+            for slot, tokens in zip(slots, sampled, strict=True)
+            if is_looping(tokens[: self.steps - active[slot].entered + 1])
+        ]
+        index = self._index(looping)
+        self.sampled[index, self.positions[index] + 1] = self.eot
+        self.tokens[index] = self.eot
+        self.positions[index] = 0
+        return looping
 
     def _gather(self, active: dict[int, _Clip], rows: int) -> dict[int, _Clip]:
         """Move the clips that are beyond the first ``rows`` slots into free ones among these."""
@@ -329,6 +351,19 @@ class BatchDecoder:
         return F.linear(_norm(x, self.ln), self.embedding).float()
 
 
+def is_looping(tokens: Sequence[int]) -> bool:
+    """Return whether ``tokens`` end in one pattern that is repeated at least 6 times, over at least 24 tokens.
+
+    No ayah does, in either spelling, nor the whole Qur'an in one run; a model that has lost its way does.
+    """
+    for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
+        length = max(_LOOP_REPEATS * period, _LOOP_TOKENS)
+        differs = length > len(tokens) or tokens[-1] != tokens[-1 - period]  # most often, and cheap to see
+        if not differs and tokens[-length:-period] == tokens[period - length :]:
+            return True
+    return False
+
+
 def _norm(x: Tensor, weights: Weights) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *weights)
 
@@ -365,8 +400,10 @@ def decode_batch(
     Args:
         mel: log-mel spectrograms (batch, n_mels, 3000), or encoded audio (batch, n_audio_ctx, n_audio_state).
         dtype: what to compute in; by default the type of the model's weights.
-        options: further fields of :class:`whisper.DecodingOptions`, such as ``sample_len`` or ``prompt``.
+        options: further fields of :class:`whisper.DecodingOptions`, such as ``prompt`` or ``sample_len`` (by
+            default whisper's, half the context).
     """
+    options = {"sample_len": model.dims.n_text_ctx // 2, **options}
     decoder = BatchDecoder(model, len(mel), language=language, dtype=dtype, **options)
     encoded = mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state)
     results = dict(decoder.decode([mel if encoded else encode(model, mel, decoder.dtype)]))

@@ -62,7 +62,7 @@ def validate(
             yield features
 
     # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
-    decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype)
+    decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype, stop_loops=True)
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for index, result in decoder.decode(encoded()):
             reference = normalize(ordered[index].text, "diacritics")
