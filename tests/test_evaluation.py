@@ -18,6 +18,7 @@ from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.data.audio import decode_file
 from whisper_quran.evaluation import evaluate as evaluation
 from whisper_quran.evaluation.predictions import Predictions
+from whisper_quran.evaluation.predictions import read_predictions as predictions_in
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.errors import run_command
 
@@ -269,3 +270,138 @@ def test_bad_input_is_one_line_and_exit_2(run, workshop, tmp_path, options, says
     code, _, err = run(*options)
     assert code == 2
     assert len(err.strip().splitlines()) == 1 and says in err, err
+
+
+def lines_of(text: str) -> int:
+    return len(text.strip().splitlines())
+
+
+@pytest.mark.parametrize("killed_after", ["the lock", "the first write", "the results"])
+def test_an_evaluation_killed_at_once_can_be_started_again(run, workshop, tmp_path, killed_after):
+    folder = tmp_path / "r"
+    predictions = Predictions(folder, {"normalize": "none"})
+    if killed_after != "the lock":
+        predictions.start(str(workshop / "model0.pt"), {})
+    if killed_after == "the results":
+        (folder / "results.json").write_text(json.dumps({"made_with": predictions.made}))
+    predictions.close()  # as the system does
+    code, _, err = run(workshop / "model0.pt", "--out", folder)
+    assert code == 0, err
+    assert len(read_predictions(folder)) == 7
+
+
+def edited(row: str) -> str:
+    cells = row.split(",")
+    return ",".join([*cells[:-1], "0.0"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: row[: len(row) // 2],
+        lambda row: '"' + row,
+        lambda row: row.replace(",", ";"),
+        lambda row: "\0" * len(row),
+        lambda row: row + ",surplus",
+        lambda row: row.replace(row.split(",")[4], "long"),
+        lambda row: "x" * 200_000,
+        edited,
+    ],
+    ids=["torn", "quote", "semicolons", "binary", "surplus", "type", "huge", "edited"],
+)
+def test_a_damaged_row_is_decoded_again_and_the_others_are_kept(run, workshop, tmp_path, damage):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    file = tmp_path / "r" / "predictions.csv"
+    before = file.read_bytes()
+    lines = before.decode().split("\n")
+    lines[3] = damage(lines[3])
+    file.write_bytes("\n".join(lines).encode())
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 0, err
+    assert "6 predictions are there already" in out
+    assert file.read_bytes() == before
+
+
+def test_a_row_that_is_not_utf8_is_decoded_again(run, workshop, tmp_path):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    file = tmp_path / "r" / "predictions.csv"
+    before = file.read_bytes()
+    file.write_bytes(before.replace("الرحيم".encode(), b"\xff\xfe", 1))
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 0, err
+    assert file.read_bytes() == before
+
+
+RECORD = b'{"made_with": {"options": {}, "models": {"m": {"identity": {}, "seconds": {"r": %b}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("predictions.csv", b"\x89PNG\r\n\x1a\n\0\0"),
+        ("predictions.csv", b"audio,text\na.wav,b\n"),
+        ("predictions.csv", None),
+        ("results.json", None),
+        ("results.md", None),
+        ("report.html", None),
+        ("results.json", b"{"),
+        ("results.json", b"[" * 100_000),
+        ("results.json", b'{"made_with": [1]}'),
+        ("results.json", RECORD % b"[NaN, 1]"),
+        ("results.json", RECORD % b"3"),
+        ("results.json", b'{"made_with": {"options": 3, "models": {}}}'),
+        ("results.json", b'{"made_with": {"options": {}, "models": ["m"]}}'),
+        ("results.json", b"\xff\xfe\0"),
+    ],
+)  # fmt: skip
+def test_what_is_not_an_evaluations_is_refused_in_a_line_and_left_alone(run, workshop, tmp_path, name, content):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    file = tmp_path / "r" / name
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content)
+    predictions = tmp_path / "r" / "predictions.csv"
+    before = predictions.read_bytes() if predictions.is_file() else None
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert (code, lines_of(err)) == (2, 1), err
+    assert name in err
+    assert before is None or predictions.read_bytes() == before
+
+
+def test_a_recorded_precision_that_does_not_exist_is_passed_over(run, workshop, tmp_path):
+    assert run(workshop / "model0.pt", "--precision", "auto", "--out", tmp_path / "r")[0] == 0
+    file = tmp_path / "r" / "results.json"
+    for precision in ("fp1", ["fp32"]):
+        results = json.loads(file.read_text())
+        results["made_with"]["models"][str(workshop / "model0.pt")]["identity"]["precision"] = precision
+        file.write_text(json.dumps(results))
+        code, _, err = run(workshop / "model0.pt", "--precision", "auto", "--out", tmp_path / "r")
+        assert code == 0, err
+
+
+ODD_NAMES = ["=cmd()", "+1", "@x", "'quoted", "a|b", "line\u2028end\nand", os.fsdecode(b"not-\xff-utf8"), "na\u00a0me"]
+
+
+def test_odd_names_are_escaped_alike_in_every_file_and_run_nowhere(run, quran, workshop, tmp_path, monkeypatch):
+    audio = quran / "audio" / "AbdulWadood_Haneef" / "001001.mp3"
+    for name in ODD_NAMES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "001001.mp3").symlink_to(audio)
+    (tmp_path / "=model").symlink_to(workshop / "model0.pt")
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "data", "--text", quran / "metadata" / "ayah_text_clear.csv", "--out", "r"]
+    code, _, err = run("=model", "--reciters", *ODD_NAMES, *options)
+    assert code == 0, err
+    with open("r/predictions.csv", newline="", encoding="utf-8") as file:
+        cells = [cell for row in list(csv.reader(file))[1:] for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    rows = list(predictions_in(Path("r/predictions.csv")))
+    results = json.loads(Path("r/results.json").read_text())["rows"]
+    assert {(row.model, row.reciter) for row in rows} == {(row["model"], row["reciter"]) for row in results}
+    assert {row.reciter for row in rows} >= {"=cmd()", "+1", "@x", "'quoted", "a|b"}
+    assert all(name.isprintable() for row in results for name in (row["model"], row["reciter"]))
+    table = Path("r/results.md").read_text().splitlines()
+    assert len(table) == 3
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    monkeypatch.setattr(evaluation, "decode_clips", lambda *_, **__: pytest.fail("decoded again"))
+    code, out, err = run("=model", "--reciters", *ODD_NAMES, *options)
+    assert code == 0 and f"{len(ODD_NAMES)} predictions are there already" in out, err

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..data.text import normalize
 from ..decoding.long_audio import decode_clips
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, markdown_table, no_log, percent, progress_bar
-from ..runtime.device import Precision, choose_device, resume_precision
+from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
@@ -110,7 +110,7 @@ class Evaluation:
                 "whisper": whisper.__version__,
             },
             "normalization": config.normalize,
-            "skipped": [asdict(item) for item in data.skipped],
+            "skipped": [{"file": printable(item.file), "reason": printable(item.reason)} for item in data.skipped],
         }
 
     def evaluate_model(self, source: str, device: torch.device) -> None:
@@ -122,7 +122,8 @@ class Evaluation:
         name = printable(source)
         files = _identity(source)  # before its weights are read: a training may replace them meanwhile
         whisper_model = load_checkpoint(source, device)
-        before = self.predictions.precision_of(name)
+        recorded = self.predictions.precision_of(name)
+        before = recorded if recorded in tuple(DTYPES) else None
         precision = resume_precision(self.config.precision, before, device, whisper_model)
         model = LoadedModel(name, whisper_model, precision)
         kept = self.predictions.start(name, {"files": files, "precision": precision.name})
@@ -176,7 +177,9 @@ class Evaluation:
         )
         start, audio = time.perf_counter(), 0.0
         total = len(self.data.ayat[reciter])
-        with progress_bar(total, "ayah", reciter, initial=total - len(ayat), disable=self.config.quiet) as bar:
+        with progress_bar(
+            total, "ayah", printable(reciter), initial=total - len(ayat), disable=self.config.quiet
+        ) as bar:
             try:
                 for index, text in decoded:
                     ayah = ayat[index]
@@ -242,7 +245,7 @@ def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
         if not its_ayat:
             raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
         hours = sum(cache.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
-        log(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
+        log(f"{printable(reciter)}: {len(its_ayat)} ayat, {hours:.2f} h")
     if cache.damaged:
         log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
     log(f"left out: {summary(account)}")
@@ -276,7 +279,12 @@ def _default_batch(model: Whisper) -> int:
 def results_table(rows: Sequence[Row]) -> str:
     """Make a Markdown table of the rows: models down, reciters across, word error rates in percent."""
     reciters = list(dict.fromkeys(row["reciter"] for row in rows))
-    header = ["model", "parameters", *(f"{reciter} WER (CER)" for reciter in reciters), "real-time factor"]
+    header = [
+        "model",
+        "parameters",
+        *(f"{reciter} WER (CER)".replace("|", "\\|") for reciter in reciters),
+        "real-time factor",
+    ]
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         by_reciter = {row["reciter"]: row for row in rows if row["model"] == model}
@@ -286,7 +294,7 @@ def results_table(rows: Sequence[Row]) -> str:
         timed = [row for row in by_reciter.values() if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
         speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
-        lines.append([model, f"{parameters / 1e6:.0f} M", *rates, speed])
+        lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
     return markdown_table(header, lines)
 
 

@@ -6,13 +6,12 @@ as long as its model, the precision it ran in, its text and the length of its au
 
 import csv
 import fcntl
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..data.corpus import Ayah
 from ..runtime.errors import UserError
@@ -54,7 +53,8 @@ class Prediction:
         """Return the values of the row's columns."""
         errors = self.alignment.errors
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
-        return [*self.key, self.duration, self.reference, self.hypothesis, *counts, errors.wer]
+        texts = map(_to_cell, (self.reference, self.hypothesis))
+        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer]
 
 
 def key_of(model: str, ayah: Ayah) -> Key:
@@ -69,16 +69,40 @@ def printable(name: str) -> str:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """Yield the rows of a predictions.csv; a row that was cut short, in the middle of a letter perhaps, is left out."""
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
-    for row in csv.DictReader(io.StringIO(whole, newline="")):
+    """Yield the rows of a predictions.csv.
+
+    A row that was cut short or edited is left out: one is whole if writing it again gives the same cells.
+
+    Raises:
+        UserError: it cannot be read, or is another kind of file.
+    """
+    try:
+        header, *lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from error
+    if not header and not lines:
+        return
+    if header.rstrip(b"\r") != ",".join(COLUMNS).encode():
+        raise UserError(f"{path} is not what evaluate.py writes: move it away, or choose another --out")
+    # No cell has a line end in it. The last piece is empty, or a row that was cut short.
+    for line in lines[:-1]:
         try:
-            duration = float(row["duration"])
-            texts = row["reference"], row["hypothesis"]
-            yield Prediction(row["model"], row["reciter"], row["sorah"], row["ayah"], duration, *texts)
-        except (ValueError, TypeError, KeyError):
+            cells = next(csv.reader([line.decode()]))
+            model, reciter, sorah, ayah, duration, reference, hypothesis = map(_from_cell, cells[:7])
+            row = Prediction(model, reciter, sorah, ayah, float(duration), reference, hypothesis)
+        except (ValueError, StopIteration, csv.Error):
             continue
+        if [str(cell) for cell in row.cells()] == cells:
+            yield row
+
+
+def _to_cell(text: str) -> str:
+    """Quote a text that a spreadsheet would run as a formula: ``'`` before it shows it as it is."""
+    return "'" + text if text.startswith(tuple("=+-@'＝＋－＠")) else text
+
+
+def _from_cell(text: str) -> str:
+    return text.removeprefix("'")
 
 
 class Predictions:
@@ -96,27 +120,23 @@ class Predictions:
                 writing there; or the folder cannot be written.
         """
         self.path = make_folder(folder) / "predictions.csv"
-        try:
-            self._lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until close)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another evaluation is writing {folder}: wait for it, or choose another --out") from None
-        except OSError as error:
-            raise storage_error(error, folder) from error
-        self.rows: dict[Key, Prediction] = {}
+        self._lock = _acquire(folder)
+        self.rows = {row.key: row for row in read_predictions(self.path)} if self.path.exists() else {}
+        self.made: dict[str, Any] = {"options": options, "models": {}}
+        if not self.rows:
+            return  # nothing to keep, whatever was recorded
         made = _made_with(folder / "results.json")
-        self.made = made or {"options": options, "models": {}}
-        if made is None and self.path.exists():
+        if made is None:
             raise UserError(
                 f"{folder / 'results.json'} does not say how the predictions beside it were made: "
                 "choose another --out, or delete predictions.csv"
             )
-        before = self.made["options"]
-        if before != options:
-            changed = [f"--{k.replace('_', '-')} {before.get(k)}" for k in options if before.get(k) != options[k]]
+        before = made["options"]
+        changed = [f"--{k.replace('_', '-')} {before.get(k)}" for k in options if before.get(k) != options[k]]
+        if changed:
             raise UserError(f"{folder} holds predictions made with {', '.join(changed)}: choose another --out")
-        if self.path.exists():
-            self.rows = {row.key: row for row in read_predictions(self.path) if row.model in self.made["models"]}
+        self.made["models"] = made["models"]
+        self.rows = {key: row for key, row in self.rows.items() if row.model in made["models"]}
 
     def start(self, model: str, identity: dict[str, Any]) -> int:
         """Begin with ``model``; return how many predictions of it are kept: none if its checkpoint has changed."""
@@ -174,9 +194,29 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def _acquire(folder: Path) -> IO[str]:
+    """Take the folder's lock, which an evaluation holds until it ends; refuse what is in the way of its files."""
+    try:
+        for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
+            if (folder / name).exists() and not (folder / name).is_file():
+                raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until close)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    except BlockingIOError:
+        raise UserError(f"another evaluation is writing {folder}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
 def _made_with(path: Path) -> dict[str, Any] | None:
     """Read from results.json how the predictions beside it were made; None if it does not say."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["made_with"]
-    except (OSError, ValueError, LookupError, TypeError):
+        made = json.loads(path.read_text(encoding="utf-8"))["made_with"]
+        json.dumps(made, allow_nan=False)  # it will be written again
+        records = list(made["models"].values())
+        times = [time for record in records for time in record["seconds"].values()]
+        whole = isinstance(made["options"], dict) and all(isinstance(r["identity"], dict) for r in records)
+        return made if whole and all(type(x) is float for time in times for x in (time[0], time[1])) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
