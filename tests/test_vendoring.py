@@ -95,7 +95,7 @@ with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_std
     for cell in ({code!r}, "module = train.__module__"):
         exec(compile(cell, "<cell>", "exec"), globals())
 print(shown.getvalue())
-assert "__file__" not in globals() and module == "recitation.speech.training"
+assert "__file__" not in globals() and module == "recitation.speech.training.train"
 """
 
 
