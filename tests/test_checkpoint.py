@@ -209,7 +209,11 @@ def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> N
         tmp_path / "shape.pt"
     )
     torch.save({**state, "decoder.ln.bias": torch.zeros(64, dtype=torch.int8)}, tmp_path / "int8.pt")
-    assert "quantised (decoder.ln.bias is torch.int8)" in refusal(tmp_path / "int8.pt")
+    assert "quantised (decoder.ln.bias is CharStorage)" in refusal(tmp_path / "int8.pt")
+    embedding = state["decoder.token_embedding.weight"].to(torch.float8_e4m3fn)
+    tied = {**state, "decoder.token_embedding.weight": embedding, "proj_out.weight": embedding.clone()}
+    save_file(tied, tmp_path / "float8.safetensors")
+    assert "quantised (decoder.token_embedding.weight is F8_E4M3)" in refusal(tmp_path / "float8.safetensors")
     torch.save(
         {**state, **small_whisper(n_audio_state=128).encoder.state_dict(prefix="encoder.")}, tmp_path / "wide.pt"
     )

@@ -60,7 +60,7 @@ def notebook() -> types.ModuleType:
 def fit(module: object, folder: Path, **trainer: object) -> object:
     """Train ``module`` for two real steps with Lightning and return the trainer."""
     lightning = pytest.importorskip("pytorch_lightning")
-    clips = [{"mel": torch.randn(8, 20), "tokens": torch.randint(0, 50, (5,))} for _ in range(4)]
+    clips = [{"mel": torch.randn(80, 3000), "tokens": torch.randint(0, 50, (5,))} for _ in range(4)]
     trainer = lightning.Trainer(
         **{"max_steps": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, **trainer},
         enable_model_summary=False,
@@ -79,7 +79,7 @@ def lightning_module(model: torch.nn.Module, hyper_parameters: dict[str, object]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.loss = torch.nn.CrossEntropyLoss(weight=torch.ones(50))
+            self.loss = torch.nn.CrossEntropyLoss(weight=torch.ones(51864))
             self.save_hyperparameters(hyper_parameters)
 
         def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
@@ -188,7 +188,7 @@ def their_whisper(transformers: types.ModuleType, **config: int) -> torch.nn.Mod
     """transformers' own Whisper, with random weights."""
     torch.manual_seed(0)
     sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
-    sizes |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "max_source_positions": 50}
+    sizes |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
     model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**{**sizes, **config}))
     torch.nn.init.normal_(model.model.decoder.embed_positions.weight, std=0.1)
     return model.eval()

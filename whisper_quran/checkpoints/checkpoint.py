@@ -132,6 +132,7 @@ def _whisper_of(path: Path, found: Contents) -> Checkpoint:
     ((embedding, prefix),) = prefixes.items()
     own = re.compile(re.escape(prefix) + r"((?:encoder|decoder)\..*)")
     tensors = {match[1]: found.tensors[plain[name]] for name in plain if (match := own.fullmatch(name))}
+    dims, tensors = _checked(path, found, tensors)
     places, left_out = set(tensors.values()), list(found.left_out)
     for name, original in plain.items():
         if found.tensors[original] in places:
@@ -142,7 +143,7 @@ def _whisper_of(path: Path, found: Contents) -> Checkpoint:
             left_out.append(original)
     foreign = found.kind in ("PyTorch", "safetensors") and any(openai_name(name) != name for name in found.tensors)
     kind = "Hugging Face" if foreign else found.kind
-    return Checkpoint(path, kind, *_checked(path, found, tensors), tuple(left_out))
+    return Checkpoint(path, kind, dims, tensors, tuple(left_out))
 
 
 def _checked(

@@ -28,7 +28,7 @@ LAYERS = {
 ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB = 51864, 51865, 51866
 # Far beyond any Whisper's 32 and 448: more would only fill the memory.
 MAX_LAYERS, MAX_TEXT_CTX = 256, 4096
-SAVE_ALL = "where only the trained part was saved, load it into the Whisper it was trained from and save all of that"
+SAVE_ALL = "if only the trained part was saved, load it into the Whisper it was trained from and save all of that"
 
 
 def named_dims() -> dict[str, ModelDimensions]:
