@@ -198,7 +198,7 @@ def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_pa
     with pytest.raises(UserError, match=f"{len(names)} files could not be fetched"):
         main(options(server, tmp_path), IMPATIENCE)
     assert mp3s(tmp_path).keys() == served(server).keys() - files
-    assert not list(tmp_path.rglob("*.tmp"))
+    wait_until(lambda: not list(tmp_path.rglob("*.tmp")))
     for path, name in afflicted.items():
         # One more where a connection that was kept open closes: that is not the server's fault, so no attempt.
         assert server.count()[path] - PATIENCE.attempts in (0, 1), name
@@ -547,7 +547,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, mon
         line = refusal(*options(server, out))
         assert line.startswith("no space left to write ")
         assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
-        assert not list(out.rglob("*.tmp"))
+        wait_until(lambda out=out: not list(out.rglob("*.tmp")))
 
 
 def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_path):
@@ -558,7 +558,7 @@ def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_pat
         assert refusal(*options(server, tmp_path)).startswith("no space left to write ")
         present = mp3s(tmp_path)
         assert 0 < len(present) < AYAT and present.items() <= served(server).items()
-        assert not list(tmp_path.rglob("*.tmp"))
+        wait_until(lambda: not list(tmp_path.rglob("*.tmp")))
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
         assert "Read-only file system" in refusal(*options(server, tmp_path))
     finally:

@@ -14,17 +14,15 @@ The addresses are as those sites publish them; no other host is contacted.
 """
 
 import hashlib
-import queue
 import re
 import sys
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
 from tqdm import tqdm
@@ -43,9 +41,6 @@ CONNECTIONS = 6
 
 # The start of an MPEG layer III frame. Text in UTF-8, such as a web page, never holds the byte 0xFF.
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
-
-J = TypeVar("J")
-R = TypeVar("R")
 
 
 class ChecksumMismatch(FetchError):
@@ -178,16 +173,19 @@ def _fetch_reciter(client: Client, address: str, folder: Path, keys: Sequence[Ke
     digests = _fetch_digests(client, address) if missing else {}
     outcome = Outcome(len(keys), len(keys) - len(missing))
 
-    def fetch(key: Key) -> int:
+    def fetch(key: Key) -> tuple[Key, int | Exception]:
         name = file_name(key)
-        body = client.fetch(f"{address}/{name}", _mp3_parser(digests.get(name, set())))
-        with atomic_write(folder / name, "wb") as file:
-            file.write(body)
-        return len(body)
+        try:
+            body = client.fetch(f"{address}/{name}", _mp3_parser(digests.get(name, set())))
+            with atomic_write(folder / name, "wb") as file:
+                file.write(body)
+        except Exception as error:
+            return key, error
+        return key, len(body)
 
     received, failed_in_a_row, started = 0, 0, time.monotonic()
-    with closing(_in_parallel(fetch, missing)) as results:
-        for key, result in results:
+    with ThreadPool(CONNECTIONS) as pool:  # of daemons: one that waits for a server does not hold up a Ctrl-C
+        for key, result in pool.imap_unordered(fetch, missing):
             if isinstance(result, NotFound | ChecksumMismatch):
                 outcome.left_out[key] = str(result)
             elif isinstance(result, FetchError):
@@ -264,41 +262,6 @@ def _mp3_parser(digests: set[str]) -> Callable[[bytes], bytes]:
         return body
 
     return parse_mp3
-
-
-def _in_parallel(work: Callable[[J], R], jobs: Sequence[J]) -> Generator[tuple[J, R | Exception], None, None]:
-    """Yield (job, what ``work`` returned or raised), as they are done; closing it ends the work.
-
-    The threads are daemons, so that one that waits for a server cannot hold up a Ctrl-C.
-    """
-    todo: queue.SimpleQueue[J] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[J, R | Exception]] = queue.SimpleQueue()
-    closed = threading.Event()
-    for job in jobs:
-        todo.put(job)
-
-    def loop() -> None:
-        while not closed.is_set():
-            try:
-                job = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((job, work(job)))
-            except Exception as error:
-                done.put((job, error))
-
-    threads = [threading.Thread(target=loop, daemon=True) for _ in range(min(CONNECTIONS, len(jobs)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in jobs:
-            yield done.get()
-    finally:
-        closed.set()
-        deadline = time.monotonic() + 0.5  # for those that are writing a file
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def main(argv: Sequence[str] | None = None, limits: Limits = LIMITS) -> None:
