@@ -8,14 +8,15 @@ Writes predictions.csv, results.json, results.md and report.html, a page to look
 interruption, with the same --out, it goes on from the predictions that are there.
 """
 
-from whisper_quran.config import EvaluationConfig
-from whisper_quran.runtime.command_line import parse
+import sys
+
+from whisper_quran.evaluation.inputs import parse_command_line
 from whisper_quran.runtime.errors import run_command
 
 
 def main() -> None:
-    config = parse(EvaluationConfig, __doc__)
-    # Imported here so that --help and a wrong option answer at once: torch takes seconds.
+    config = parse_command_line(__doc__, sys.argv[1:])
+    # Imported here so that --help and whatever is wrong so far answer at once: torch takes seconds.
     from whisper_quran.evaluation.evaluate import evaluate
 
     evaluate(config)

@@ -3,14 +3,16 @@
 import csv
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_whisper, talkative
+from conftest import ROOT, make_whisper, talkative
 from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 
 import evaluate as command
@@ -251,13 +253,16 @@ BAD = [
     (["{tmp}/text.pt"], "text.pt"),
     (["{workshop}/model.en.pt"], "English-only"),
     (["{workshop}/model0.pt", "--reciters", "Nobody"], "there are AbdulWadood_Haneef, "),
-    (["{workshop}/model0.pt", "--surahs", "60:70"], "no ayah left"),
+    (["{workshop}/model0.pt", "--surahs", "60:70"], "no ayah of AbdulWadood_Haneef"),
     (["{workshop}/model0.pt", "--max-duration", "0.1"], "no ayah left"),
     (["{workshop}/model0.pt", "--out", "{tmp}/text.pt"], "text.pt"),
     (["{workshop}/model0.pt", "--batch-size", "0"], "--batch-size"),
     (["{workshop}/model0.pt", "--precision", "fp16"], "needs a GPU"),
     (["{workshop}/model0.pt", "--normalize", "everything"], "--normalize"),
-    ([], "MODEL"),
+    ([], "no MODEL given: models come first"),
+    (["--reciters", "AbdulWadood_Haneef", "best.pt"], "evaluate.py best.pt --reciters NAME"),
+    (["small", "--language", "klingon"], "--language klingon"),
+    (["{workshop}/model0.pt", "--language", "klingon"], "--language klingon"),
 ]
 
 
@@ -405,3 +410,34 @@ def test_odd_names_are_escaped_alike_in_every_file_and_run_nowhere(run, quran, w
     monkeypatch.setattr(evaluation, "decode_clips", lambda *_, **__: pytest.fail("decoded again"))
     code, out, err = run("=model", "--reciters", *ODD_NAMES, *options)
     assert code == 0 and f"{len(ODD_NAMES)} predictions are there already" in out, err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["bse"], "did you mean base?"),
+        (["base", "--data", "nowhere"], "no folder nowhere"),
+        (["base", "--reciters", "Nobody"], "no reciter Nobody"),
+        (["base", "--surahs", "0:3"], "--surahs 0:3"),
+        (["base", "--surahs", "60:61", "--reciters", "AbdulWadood_Haneef"], "no ayah of AbdulWadood_Haneef"),
+        (["base", "--manifest", "nowhere.csv"], "nowhere.csv"),
+        (["--reciters", "AbdulWadood_Haneef", "base"], "evaluate.py base --reciters"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_is_imported(quran, options, says):
+    data = [] if "--data" in options else ["--data", str(quran)]
+    code = (
+        "import sys, evaluate; from whisper_quran.runtime.errors import run_command\n"
+        "try: run_command(evaluate.main)\n"
+        "finally: print(sorted({'torch', 'whisper', 'numpy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *options, *data]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "[]"), done.stderr
+    assert lines_of(done.stderr) == 1 and says in done.stderr
+
+
+def test_the_last_line_says_where_the_report_is_and_how_long_it_took(run, workshop, tmp_path):
+    code, out, _ = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 0
+    assert re.search(r"done in \d+ s.*r/report\.html$", out.strip().splitlines()[-1])

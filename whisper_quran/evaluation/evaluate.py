@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,22 @@ import whisper
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
-from ..checkpoints.dims import tokenizer_for
+from ..checkpoints.dims import named_dims, tokenizer_for
+from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import EXPERIMENT_2A_VALID, Ayah, Skipped
+from ..data.corpus import Ayah, Skipped
 from ..data.prepare import open_data, prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import decode_clips
 from ..runtime.command_line import to_json
-from ..runtime.console import Log, markdown_table, no_log, percent, progress_bar
+from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
+from .inputs import check_inputs, choose_reciters
 from .predictions import Prediction, Predictions, key_of, printable
 from .report import write_report
 from .word_errors import ErrorCounts
@@ -49,8 +50,8 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     if config.quiet:
         log = no_log
     device, reason = choose_device(config.device)
-    known = whisper.available_models()
-    sources = list(dict.fromkeys(name if name in known else os.path.normpath(name) for name in config.models))
+    check_inputs(config)
+    sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
     _check_models(sources, config.language)
     options = {f.name: to_json(config)[f.name] for f in fields(config) if f.metadata.get("fixed")}
     with Interrupts(), closing(Predictions(config.out, options)) as predictions:
@@ -102,6 +103,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig, data: EvaluationData, predictions: Predictions, log: Log):
         self.config, self.data, self.predictions, self.log = config, data, predictions, log
+        self.started = time.perf_counter()
         self.results: dict[str, Any] = {
             "rows": [],
             "environment": {
@@ -153,7 +155,8 @@ class Evaluation:
         asked = {key_of(name, ayah) for name in names for ayat in self.data.ayat.values() for ayah in ayat}
         reported = [row for key, row in self.predictions.rows.items() if key in asked]
         write_report(out / "report.html", reported, self.results)
-        self.log(f"\n{table}\nlook at {out / 'report.html'}")
+        took = format_duration(time.perf_counter() - self.started)
+        self.log(f"\n{table}\ndone in {took}; every error, word by word: {out / 'report.html'}")
         return rows
 
     def _predict(self, model: LoadedModel, reciter: str) -> None:
@@ -226,11 +229,7 @@ class Evaluation:
 def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
     """Find the ayat to evaluate on, and decode their recordings."""
     corpus = open_data(config)
-    reciters = config.reciters
-    if reciters is None:
-        reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
-    if not reciters:
-        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
+    reciters = choose_reciters(config, corpus)
     prepared = prepare_ayat(corpus, reciters, config, log)
     account, cache = prepared.skipped, prepared.cache
     missing = {str(path) for path, _ in cache.skipped}
@@ -257,14 +256,14 @@ def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
 def _check_models(names: Iterable[str], language: str) -> None:
     """Find a wrong model before hours are spent on those named before it; no weights are read yet."""
     for name in names:
-        if name in whisper.available_models():
-            if name.endswith(".en") and language != "en":
-                raise UserError(f"{name} is English-only: with --language {language} choose {name[:-3]}")
-        else:
-            try:
-                tokenizer_for(read_checkpoint(name).dims, language)
-            except UserError as error:
-                raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
+        try:
+            if name in WHISPER_NAMES:
+                dims = named_dims()["tiny.en" if name.endswith(".en") else "tiny"]
+            else:
+                dims = read_checkpoint(name).dims
+            tokenizer_for(dims, language)
+        except UserError as error:
+            raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
 
 
 def _default_batch(model: Whisper) -> int:
@@ -300,6 +299,8 @@ def results_table(rows: Sequence[Row]) -> str:
 
 def _identity(source: str) -> list[list[Any]]:
     """Tell a checkpoint from another of the same name by the sizes and times of its files."""
-    path = Path(source)
-    files = sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
+    if source in WHISPER_NAMES:
+        return []
+    path = find_checkpoint(source)
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

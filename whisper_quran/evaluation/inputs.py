@@ -1,0 +1,58 @@
+"""What a user can get wrong before anything is loaded. Nothing here imports torch, so it is answered at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints.names import WHISPER_NAMES, check_model_source
+from ..config import EvaluationConfig
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus
+from ..runtime.command_line import parse
+from ..runtime.errors import UserError
+
+
+def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
+    """Read the command line and check what it names.
+
+    Raises:
+        UserError: an option, a model, a reciter or the data must be changed.
+    """
+    try:
+        config = parse(EvaluationConfig, doc, argv)
+    except UserError as error:
+        if "required: MODEL" not in str(error):
+            raise
+        # The option before a model takes it for one of its own values, if it takes several.
+        model = next((arg for arg in argv if arg in WHISPER_NAMES or Path(arg).suffix in (".pt", ".ckpt")), "small")
+        raise UserError(f"no MODEL given: models come first, as in evaluate.py {model} --reciters NAME") from None
+    check_inputs(config)
+    return config
+
+
+def check_inputs(config: EvaluationConfig) -> None:
+    """Check that the models and the data are there; nothing is read but names and the text.
+
+    Raises:
+        UserError: a model, a reciter or the data must be changed.
+    """
+    for source in config.models:
+        check_model_source(source)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
+    for reciter in choose_reciters(config, corpus):
+        ayat, skipped = corpus.select([reciter])
+        if not ayat:
+            reason = skipped[0].reason if skipped else f"nothing of the surahs {config.surahs}"
+            raise UserError(f"no ayah of {reciter} in {corpus.source} ({reason}): choose others, or other --surahs")
+
+
+def choose_reciters(config: EvaluationConfig, corpus: Corpus) -> tuple[str, ...]:
+    """Return the reciters to evaluate on.
+
+    Raises:
+        UserError: none is named.
+    """
+    reciters = config.reciters
+    if reciters is None:
+        reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
+    if not reciters:
+        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
+    return reciters
