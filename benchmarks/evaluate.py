@@ -32,9 +32,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.audio_cache import AudioCache, Clip, prepare_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder
-from whisper_quran.decoding.long_audio import decode_clips
-from whisper_quran.runtime.device import DTYPES
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_clips
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
 SMALL = ModelDimensions(80, 1500, 768, 12, 12, 51865, 448, 768, 12, 12)
@@ -71,7 +69,7 @@ Decode = Callable[[Sequence[np.ndarray]], int]  # decodes int16 clips and return
 
 def ours(row: Row) -> Decode:
     model = whisper.load_model(str(row.folder / "model.pt"), device=row.device)
-    dtype = DTYPES[row.precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[row.precision]
     said: list[int] = []
     result = BatchDecoder._result
     BatchDecoder._result = lambda *args: said.append(len((made := result(*args)).tokens)) or made
@@ -169,7 +167,7 @@ def transformers_pipeline(row: Row) -> Decode:
     pipe = pipeline(
         "automatic-speech-recognition",
         str(row.folder / "hf"),
-        dtype=DTYPES[row.precision],
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[row.precision],
         device=row.device,
         batch_size=row.batch_size,
     )

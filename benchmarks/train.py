@@ -25,7 +25,7 @@ from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.batches import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.data.prepare import Data
+from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import choose_device, choose_precision
 from whisper_quran.training.setup import Setup
 from whisper_quran.training.trainer import Trainer
@@ -83,7 +83,7 @@ def measure(
     """Train a few steps of ``args.batch_size`` clips; return the table's row."""
     batch_size, device = args.batch_size, setup.device
     config = TrainingConfig(lr=1e-5, train_encoder=args.train_encoder, compile=args.compile)
-    trainer = Trainer(config, Data(examples, {}, recordings, []), model, setup)
+    trainer = Trainer(config, TrainingData(examples, {}, recordings, []), model, setup)
     order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * (args.steps + 3)]
     pin = device.type == "cuda"
     feed = prefetch(make_batch([examples[i] for i in part], recordings, pin) for part in split(order, batch_size))
@@ -123,7 +123,7 @@ def accumulation_error(examples: list[Example], recordings: AudioCache) -> tuple
     for size in (16, 4):
         model = copy.deepcopy(original)
         config = TrainingConfig(lr=1e-3, warmup_steps=0, clip_grad=0)
-        trainer = Trainer(config, Data(examples, {}, recordings, []), model, Setup(torch.device("cpu")))
+        trainer = Trainer(config, TrainingData(examples, {}, recordings, []), model, Setup(torch.device("cpu")))
         trainer.optimizer.register_step_pre_hook(
             lambda *_, model=model: gradients.append(torch.cat([p.grad.flatten() for p in model.decoder.parameters()]))
         )

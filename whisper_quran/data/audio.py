@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -222,7 +222,7 @@ def _to_int16(samples: np.ndarray) -> np.ndarray:
 # Many files at once.
 
 
-def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Iterator[Decoded | AudioError]:
+def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Generator[Decoded | AudioError, None, None]:
     """Decode ``paths`` in up to ``workers`` processes; yields a result for each, at 16 kHz, in the order of ``paths``.
 
     A file on which its worker dies is tried once more in a fresh one; if that dies too, its result is an
@@ -267,7 +267,7 @@ class _Worker:
     MAX_DEATHS = 6
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.deaths = 0  # In a row.
         self.killed = False
 
@@ -306,7 +306,7 @@ class _Worker:
             raise WorkerError(_one_line(error)) from error
 
     def _ask(self, path: str) -> Decoded | AudioError:
-        assert self.process is not None
+        assert self.process and self.process.stdin and self.process.stdout
         _send(self.process.stdin, (path, torchaudio_problem()))
         answer = pickle.load(self.process.stdout)
         return AudioError(answer[0], final=answer[1]) if isinstance(answer[0], str) else _to_16_khz(Decoded(*answer))
@@ -329,9 +329,8 @@ class _Worker:
         if self.process:
             self.process.kill()
             self.process.wait()
-            with suppress(BrokenPipeError):
-                self.process.stdin.close()
-            self.process.stdout.close()
+            with suppress(BrokenPipeError):  # Popen closes its pipes.
+                self.process.__exit__(None, None, None)
             self.stderr.close()
             self.process = None
 
@@ -350,8 +349,7 @@ def _serve() -> None:
             _send(answers, (decoded.samples, decoded.rate, decoded.decoder, decoded.damaged))
 
 
-def _send(pipe: IO[bytes] | None, message: object) -> None:
-    assert pipe is not None
+def _send(pipe: IO[bytes], message: object) -> None:
     pickle.dump(message, pipe, protocol=5)
     pipe.flush()
 

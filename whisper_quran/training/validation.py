@@ -69,5 +69,5 @@ def validate(
             errors += count_errors(reference, normalize(result.text, "diacritics"))
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
-    total_loss, total_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)
-    return Validation(total_loss / total_tokens, ErrorCounts(*map(int, counts)))
+    loss, target_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)
+    return Validation(loss / target_tokens, ErrorCounts(*map(int, counts)))
