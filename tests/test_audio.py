@@ -162,9 +162,13 @@ def test_channels_are_averaged(tmp_path):
     assert np.abs(decode_file(tmp_path / "a.wav").samples - mean).max() <= 0.51
 
 
-def test_loud_samples_are_clipped_and_do_not_wrap_around(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.array([0.5, 1.0, 3.0, -1.0, -3.0]), SAMPLE_RATE, subtype="FLOAT")
-    assert decode_file(tmp_path / "a.wav").samples.tolist() == [16384, 32767, 32767, -32768, -32768]
+def test_a_few_loud_samples_are_clipped_and_do_not_wrap_around(tmp_path):
+    sound = chirp(SAMPLE_RATE)
+    sound[5000:5004] = 1.0, 3.0, -1.0, -3.0
+    soundfile.write(tmp_path / "a.wav", sound, SAMPLE_RATE, subtype="FLOAT")
+    decoded = decode_file(tmp_path / "a.wav")
+    assert decoded.samples[5000:5004].tolist() == [32767, 32767, -32768, -32768]
+    assert not decoded.mended
 
 
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44100])
@@ -339,3 +343,196 @@ def test_leaving_early_leaves_no_worker_even_one_that_hangs(tmp_path):
     run = run_python(code, tmp_path / "a.wav", *[tmp_path / "hangs.wav"] * 5, path=tmp_path)
     assert (run.stdout, run.stderr) == ("24000\n", "")
     assert not processes_with(str(tmp_path))
+
+
+# Audio that cannot be what it is named for.
+
+
+CASES = REPOSITORY.parent / "shared" / "cases" / "audio"
+
+
+def refusal(path: Path) -> AudioError:
+    with pytest.raises(AudioError) as refused:
+        decode_file(path)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "reason"),
+    [
+        ("a.wav", np.zeros(48000), "no speech: silence"),
+        ("b.flac", np.full(48000, 0.25), "no speech: silence"),  # a constant is no sound
+        ("c.wav", np.random.default_rng(0).uniform(-0.0004, 0.0004, 48000), "no speech: silence"),
+        ("d.ogg", np.zeros((48000, 2)), "no speech: silence"),
+        ("e.wav", chirp(SAMPLE_RATE, 0.05), "no speech: shorter than 0.1 s"),
+        ("f.wav", np.array([0.5]), "no speech: shorter than 0.1 s"),
+        ("g.wav", np.sign(chirp(SAMPLE_RATE)), "no speech: 100 % of the samples are at full scale"),
+        ("h.wav", np.clip(20 * chirp(SAMPLE_RATE), -1, 1), "of the samples are at full scale"),
+    ],
+)
+def test_audio_without_speech_is_refused_with_its_reason(tmp_path, name, sound, reason):
+    soundfile.write(tmp_path / name, sound, SAMPLE_RATE)
+    refused = refusal(tmp_path / name)
+    assert reason in str(refused) and "soundfile" not in str(refused)
+    assert refused.final
+
+
+def test_quiet_speech_is_no_silence(tmp_path):
+    soundfile.write(tmp_path / "a.wav", chirp(SAMPLE_RATE) / 100, SAMPLE_RATE)
+    assert len(decode_file(tmp_path / "a.wav").samples) == 24000
+
+
+@pytest.mark.parametrize("factor", [3.0, 32767, 32768, 2**23, 2**31])
+def test_floats_of_another_scale_are_scaled_back(tmp_path, factor):
+    soundfile.write(tmp_path / "a.wav", 1.9 * chirp(SAMPLE_RATE) * factor, SAMPLE_RATE, subtype="FLOAT")
+    decoded = decode_file(tmp_path / "a.wav")
+    assert decoded.mended and not decoded.damaged
+    expected = chirp(SAMPLE_RATE) / 0.5 if factor == 3.0 else 1.9 * chirp(SAMPLE_RATE)
+    assert noise_ratio(decoded.samples, 32768 * expected) < 1e-3
+
+
+@pytest.mark.parametrize("channels", [[1, -1], [0.1, 1, -1], [-1, 0.999]])
+def test_channels_that_cancel_leave_the_loudest(tmp_path, channels):
+    sound = np.outer(chirp(SAMPLE_RATE), channels)
+    soundfile.write(tmp_path / "a.wav", sound, SAMPLE_RATE)
+    decoded = decode_file(tmp_path / "a.wav")
+    loudest = int(np.argmax(np.abs(channels)))
+    assert noise_ratio(decoded.samples, 32768 * sound[:, loudest]) < 1e-6
+    assert decoded.mended
+
+
+@needs_ffmpeg
+def test_channels_that_cancel_in_what_ffmpeg_reads(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.outer(chirp(44100), [1, -1]), 44100)
+    ffmpeg("-i", tmp_path / "a.wav", "-c:a", "alac", tmp_path / "a.m4a")
+    decoded = decode_file(tmp_path / "a.m4a")
+    assert decoded.mended and decoded.decoder == "ffmpeg"
+    middle = slice(2000, 22000)
+    expected = 32768 * chirp(SAMPLE_RATE)[middle]
+    assert min(noise_ratio(sign * decoded.samples[middle], expected) for sign in (1, -1)) < 0.02
+
+
+# Limits.
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "entry", ["other.wav", "file:other.wav", "http://127.0.0.1:9/a.mp3", "concat:other.wav|other.wav"]
+)
+@pytest.mark.parametrize("kind", ["hls", "live", "concat", "xspf", "sdp", "dash"])
+def test_a_playlist_is_no_audio_and_opens_nothing(tmp_path, entry, kind):
+    soundfile.write(tmp_path / "other.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
+    entry = entry.replace("other.wav", str(tmp_path / "other.wav"))
+    content = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:3,\n{entry}\n#EXT-X-ENDLIST\n",
+        "live": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{entry}\n",
+        "concat": f"ffconcat version 1.0\nfile '{entry}'\n",
+        "xspf": f"<playlist><trackList><track><location>{entry}</location></track></trackList></playlist>",
+        "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 9 RTP/AVP 0\n",
+        "dash": f"<?xml version='1.0'?><MPD type='static'><BaseURL>{entry}</BaseURL></MPD>",
+    }[kind]
+    (tmp_path / "a.mp3").write_text(content)
+    started = time.monotonic()
+    assert "ffmpeg" in str(refusal(tmp_path / "a.mp3"))
+    assert time.monotonic() - started < 20
+
+
+def test_lying_headers_decide_nothing(tmp_path):
+    if not CASES.is_dir():
+        pytest.skip("the cases are not beside the repository (../shared/cases)")
+    assert str(refusal(CASES / "wav_says_1Hz.wav")) == "no speech: sampled at 1 Hz"
+    if shutil.which("ffmpeg"):
+        assert len(decode_file(CASES / "flac_says_49_days.flac").samples) == SAMPLE_RATE
+
+
+def test_a_recording_longer_than_the_limit_is_refused_in_little_memory(tmp_path):
+    """12 hours of silence are 400 kB of FLAC."""
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", SAMPLE_RATE, 1, "PCM_16") as file:
+        for _ in range(12):
+            file.write(np.zeros(3600 * SAMPLE_RATE, np.int16))
+    code = (
+        "import resource, sys; from whisper_quran.data.audio import decode_files\n"
+        "(result,) = decode_files(sys.argv[1:], workers=1)\n"
+        "print(result, result.final, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2_000_000)"
+    )
+    assert run_python(code, tmp_path / "a.flac").stdout == "longer than 3 h True True\n"
+
+
+FAKE_FFMPEG = """#!/bin/sh
+echo $$ >> {pids}
+head -c 100000 /dev/zero
+{then}
+"""
+
+
+def fake_ffmpeg(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> Path:
+    """Put an ffmpeg on the PATH that writes something, and then does ``then``; return the list of its processes."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ffmpeg").write_text(FAKE_FFMPEG.format(pids=folder / "pids", then=then))
+    (folder / "bin" / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (folder / "a.m4a").write_bytes(b"not for soundfile")
+    return folder / "pids"
+
+
+@pytest.mark.parametrize("then", ["kill -9 $$", "kill -15 $$", "echo 'Cannot allocate memory' >&2; exit 1"])
+def test_half_of_what_a_killed_ffmpeg_wrote_is_nothing_and_no_verdict(tmp_path, monkeypatch, then):
+    fake_ffmpeg(tmp_path, monkeypatch, then)
+    assert not refusal(tmp_path / "a.m4a").final
+
+
+def test_a_decoder_that_takes_too_long_is_ended_and_costs_that_file_alone(tmp_path, monkeypatch):
+    pids = fake_ffmpeg(tmp_path, monkeypatch, "sleep 600 & wait")
+    monkeypatch.setattr(audio, "DEADLINE", 2.0)
+    soundfile.write(tmp_path / "b.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
+    a, b = decode_files([tmp_path / "a.m4a", tmp_path / "b.wav"], workers=1)
+    assert (str(a), a.final) == ("decoding it took too long", False)
+    assert len(b.samples) == 24000
+    wait_for(lambda: not is_running(int(pids.read_text())))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes through /proc")
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+def test_ffmpeg_ends_with_its_parent(tmp_path, monkeypatch, victim):
+    pids = fake_ffmpeg(tmp_path, monkeypatch, "sleep 600 & wait")
+    code = "import sys; from whisper_quran.data.audio import decode_files; list(decode_files(sys.argv[1:], workers=1))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "a.m4a"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: pids.exists() and pids.read_text().endswith("\n"))
+    first = int(pids.read_text().split()[0])
+    workers = [pid for pid in processes_with(str(tmp_path)) if pid not in (parent.pid, first)]
+    os.kill(parent.pid if victim == "parent" else min(workers), signal.SIGKILL)
+    wait_for(lambda: not is_running(first))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not any(is_running(int(pid)) for pid in pids.read_text().split()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is the limit kept")
+def test_memory_that_runs_out_is_no_verdict(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.tile(chirp(SAMPLE_RATE, 60), 40), SAMPLE_RATE, subtype="FLOAT")
+    (tmp_path / "stubs").mkdir()
+    (tmp_path / "stubs" / "soundfile.py").write_text(
+        "class LibsndfileError(Exception): pass\ndef SoundFile(*_, **__): bytearray(16 << 30)"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "stubs")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (result,) = decode_files([tmp_path / "a.wav"], workers=1)
+    assert isinstance(result, AudioError) and not result.final
+
+
+def test_identical_files_are_found(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b"3"), ("e", b"2")):
+        (tmp_path / name).write_bytes(content)
+    groups = audio.identical(sorted(tmp_path.iterdir()))
+    assert [[Path(path).name for path in group] for group in groups] == [["a", "c"], ["b", "e"]]

@@ -6,8 +6,12 @@ Two decoders are tried in order:
 2. ffmpeg as a subprocess: M4A, WMA, video, odd sampling rates, broken FLAC. Slow to start, reads nearly everything.
 
 Channels are averaged, and the samples are clipped to 16 bits. A file that is cut short or damaged gives what can be
-decoded and is marked ``damaged``. libmpg123 (inside libsndfile) reports damaged frames only on file descriptor 2,
-hundreds of lines for one file: they are captured, and are how the damage is known.
+decoded and is marked ``damaged``; one whose channels cancel out, or whose floats are those of another scale, is
+``mended``; one that cannot hold speech is refused. libmpg123 (inside libsndfile) reports damaged frames only on file
+descriptor 2, hundreds of lines for one file: they are captured, and are how the damage is known.
+
+Nothing in a file decides how much time and memory it takes: there is a limit of length, a deadline that depends on its
+size, and a limit of memory for each worker. ffmpeg opens that file alone, whatever playlist is in it.
 
 :func:`decode_files` decodes in parallel. Its workers run this file as a script, by its path, with requests on standard
 input and answers on standard output, so there are no relative imports in here. multiprocessing does not do: its fork
@@ -16,6 +20,8 @@ that it was reading with it. Resampling is left to the parent, which has torch l
 worker 5 s of CPU and 500 MB.
 """
 
+import dataclasses
+import hashlib
 import math
 import os
 import pickle
@@ -25,8 +31,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -37,27 +44,48 @@ from typing import IO, Any
 import numpy as np
 
 SAMPLE_RATE = 16000
+MAX_SECONDS = 3 * 3600  # No surah is longer.
+NO_SPEECH = "no speech"  # how the reasons of files begin that were decoded and cannot be used
+MIN_RATE = 4000  # Hz: below, speech cannot be understood.
+MEMORY_LIMIT = 6 << 30  # bytes of a worker's address space
+DEADLINE = 60.0  # seconds, and one more for each 200 kB
+_FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,rm,tak,"
+    "tta,voc,w64,wav,webm,wv,xwma"
+)
+# A decoder ended by one of these met bytes that it cannot take. Others come from outside: SIGKILL if memory is short.
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A recording: ``samples`` int16 (n,), mono, at ``rate`` Hz; ``damaged`` if parts of the file were broken."""
+    """A recording: ``samples`` int16 (n,), mono, at ``rate`` Hz.
+
+    ``damaged`` if parts of the file were broken, ``mended`` if its channels cancelled out or its floats were those of
+    another scale; ``digest`` is that of the file's bytes.
+    """
 
     samples: np.ndarray
     rate: int
     decoder: str
     damaged: bool
+    mended: bool = False
+    digest: str = ""
 
 
 class AudioError(Exception):
-    """No decoder reads this file. The message is one line with each decoder's reason.
+    """This file cannot be used. The message is one line, if no decoder reads it with each decoder's reason.
 
-    ``final`` if another try would end the same: not if ffmpeg was missing, or the file could not be opened.
+    ``final`` if it is a verdict about the bytes: not if ffmpeg was missing, or time or memory ran out.
     """
 
     def __init__(self, message: str, *, final: bool = True):
         super().__init__(message)
         self.final = final
+
+
+class UnusableAudio(AudioError):
+    """A decoder read it, and it is too long, or cannot hold speech: no other decoder need try."""
 
 
 class WorkerError(Exception):
@@ -126,26 +154,67 @@ def decode_file(path: str | os.PathLike[str]) -> Decoded:
     return _to_16_khz(_decode(os.fspath(path), torchaudio_problem()))
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Digest the bytes of a file: 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def identical(
+    paths: Iterable[str | os.PathLike[str]], digest: Callable[[str | os.PathLike[str]], str] = file_digest
+) -> list[list[str]]:
+    """Find the files that have the same bytes as another: groups of two or more, in the order of ``paths``."""
+    groups: dict[str, list[str]] = {}
+    for path in dict.fromkeys(os.fspath(path) for path in paths):
+        groups.setdefault(digest(path), []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _decode(path: str, no_resampling: str | None) -> Decoded:
     """Decode at the file's own rate, or at 16 kHz if there is a reason why it cannot be resampled later."""
     try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise AudioError("the file is empty")
+        if not os.stat(path).st_size:
+            raise AudioError("the file is empty")
+        digest = file_digest(path)
     except OSError as error:
         raise AudioError(f"cannot be read ({error.strerror})", final=False) from error
-    reasons = []
+    reasons, final = [], shutil.which("ffmpeg") is not None
     for name, decoder in (("soundfile", _soundfile), ("ffmpeg", _ffmpeg)):
         try:
             decoded = decoder(path)
             if not len(decoded.samples):
                 raise AudioError("no audio in it")
             if decoded.rate != SAMPLE_RATE and no_resampling:
-                raise AudioError(no_resampling)
-            return decoded
+                raise AudioError(no_resampling, final=False)
+            _require_speech(decoded.samples, decoded.rate)
+            return replace(decoded, digest=digest)
+        except UnusableAudio:
+            raise
         except Exception as error:  # Whatever stops one decoder, the next may still read the file.
             reasons.append(f"{name}: {_one_line(error)}")
-    raise AudioError("; ".join(reasons), final=shutil.which("ffmpeg") is not None)
+            out_of_memory = isinstance(error, MemoryError) or re.search(r"memory|malloc", str(error), re.IGNORECASE)
+            if out_of_memory or isinstance(error, OSError) or not getattr(error, "final", True):
+                final = False
+    raise AudioError("; ".join(reasons), final=final)
+
+
+def _require_speech(samples: np.ndarray, rate: int) -> None:
+    """Raise :class:`UnusableAudio` if int16 (n,) is too short, silent, or clipped beyond recognition."""
+    if len(samples) < rate / 10:
+        raise UnusableAudio(f"{NO_SPEECH}: shorter than 0.1 s ({len(samples)} samples at {rate} Hz)")
+    offset = int(np.mean(samples))
+    quiet, sound = 32, 0  # 60 dB below full scale
+    for start in range(0, len(samples), 1 << 20):
+        block = samples[start : start + (1 << 20)]
+        sound += int(np.count_nonzero((block > offset + quiet) | (block < offset - quiet)))
+    if sound < rate / 50:
+        raise UnusableAudio(f"{NO_SPEECH}: silence")
+    clipped = float(np.mean((samples >= 32700) | (samples <= -32700)))
+    if clipped > 0.3:
+        raise UnusableAudio(f"{NO_SPEECH}: {100 * clipped:.0f} % of the samples are at full scale")
 
 
 def header_seconds(path: str | os.PathLike[str]) -> float | None:
@@ -168,12 +237,11 @@ def _soundfile(path: str) -> Decoded:
         try:
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
                 rate, frames, is_mp3 = sound.samplerate, sound.frames, sound.format == "MP3"
+                if rate < MIN_RATE:
+                    raise UnusableAudio(f"{NO_SPEECH}: sampled at {rate} Hz")
                 if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
                     raise AudioError(f"resampling {rate} Hz would need a kernel of gigabytes")
-                blocks, block = [], np.empty((1 << 16, sound.channels), np.float32)
-                # Block by block: a header may promise more than memory holds (a WAV written to a pipe says 4 GB).
-                while n := len(sound.read(out=block)):
-                    blocks.append(_to_mono(block[:n]))
+                mono, damaged, mended = _read_mono(sound)
         except soundfile.LibsndfileError as error:
             raise AudioError(error.error_string.rstrip(".")) from error
         unread = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
@@ -182,34 +250,88 @@ def _soundfile(path: str) -> Decoded:
     # loud beginning can cost most of the recording. Otherwise it reads to the end of the file, or of all but its tags.
     if is_mp3 and unread > 4096:
         raise AudioError(f"stops {unread} bytes before the end of the file")
-    mono = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
-    blocks.clear()  # Of an hour they are 0.6 GB.
-    damaged = b"error" in complaints or b"warning" in complaints or (not is_mp3 and len(mono) < frames)
-    if not np.isfinite(mono).all():
-        mono, damaged = np.nan_to_num(mono, nan=0.0, posinf=1.0, neginf=-1.0), True
-    return Decoded(_to_int16(mono), rate, "soundfile", damaged)
+    damaged |= b"error" in complaints or b"warning" in complaints or (not is_mp3 and len(mono) < frames)
+    return Decoded(mono, rate, "soundfile", damaged, mended)
+
+
+def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
+    """Read an open ``SoundFile``: int16 (n,), whether it is damaged (NaN, infinity), and whether it was mended."""
+    weights = np.full(sound.channels, 1 / sound.channels, np.float32)
+    mono, products, damaged = _read_mixed(sound, weights)
+    loudest = _cancelling(products)
+    if loudest is not None:
+        sound.seek(0)
+        mono, _, _ = _read_mixed(sound, np.eye(sound.channels, dtype=np.float32)[loudest])
+    if mono.dtype == np.int16:
+        return mono, damaged, loudest is not None
+    scale = _float_scale(mono)
+    mono /= np.float32(scale)
+    return _to_int16(mono), damaged, loudest is not None or scale != 1
+
+
+def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Read to the end, channels mixed by ``weights``: (n,) float32 from a file of floats, otherwise int16.
+
+    Also returns the sums of the products of any two channels, and if some samples were no numbers.
+    """
+    is_float, channels, damaged = sound.subtype in ("FLOAT", "DOUBLE"), sound.channels, False
+    blocks, block, products = [], np.empty((1 << 16, channels), np.float32), np.zeros((channels, channels))
+    # Block by block: a header may promise more than memory holds (a WAV written to a pipe says 4 GB).
+    while read := len(sound.read(out=block)):
+        part = block[:read]
+        if is_float and not np.isfinite(part).all():
+            part, damaged = np.nan_to_num(part, nan=0.0, posinf=1.0, neginf=-1.0), True
+        products += part.T @ part
+        blocks.append(part @ weights if is_float else _to_int16(part @ weights))
+        if (len(blocks) - 1) * len(block) > MAX_SECONDS * sound.samplerate:
+            raise UnusableAudio(f"longer than {MAX_SECONDS / 3600:g} h")
+    return np.concatenate(blocks) if blocks else np.empty(0, np.int16), products, damaged
+
+
+def _cancelling(products: np.ndarray) -> int | None:
+    """Return the loudest channel if the mean of the channels is 20 dB below it; ``products`` are sums, (n, n)."""
+    loudest = int(np.argmax(np.diag(products)))
+    return loudest if products.mean() < products[loudest, loudest] / 100 else None
+
+
+def _float_scale(mono: np.ndarray) -> float:
+    """Return what float samples are to be divided by: 1, or if more than 1 % are above it, what their full scale is."""
+    if not len(mono) or np.mean(np.abs(mono) > 1) <= 0.01:
+        return 1.0
+    peak = float(np.abs(mono).max())
+    if peak < 128:
+        return peak
+    scale = next((2.0**bits for bits in (15, 23, 31) if peak <= 2**bits), None)
+    if scale is None:
+        raise UnusableAudio(f"{NO_SPEECH}: samples of up to {peak:.0e}")
+    return scale
 
 
 def _ffmpeg(path: str) -> Decoded:
-    """ffmpeg mixes and resamples by itself. Only the file itself is opened: a playlist named .mp3 stays unread."""
+    """Let ffmpeg decode and resample. Its output is AU, whose header tells the channels and where the samples are."""
     if shutil.which("ffmpeg") is None:
-        raise AudioError("not installed")
-    source = ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}", "-map", "0:a:0"]
-    target = ["-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "pipe:1"]
+        raise AudioError("not installed", final=False)
+    source = ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FORMATS, "-i", f"file:{path}", "-map", "0:a:0"]
+    target = ["-t", str(MAX_SECONDS + 1), "-ar", str(SAMPLE_RATE), "-c:a", "pcm_s16be", "-f", "au", "pipe:1"]
     run = subprocess.run(
         ["ffmpeg", "-nostdin", "-v", "error", *source, *target], stdin=subprocess.DEVNULL, capture_output=True
     )
-    if run.returncode and not run.stdout:
-        complaints = os.fsdecode(run.stderr).replace(f"file:{path}: ", "")
-        raise AudioError(re.sub(r"\[.*? @ 0x\w+\] ", "", complaints) or f"exit code {run.returncode}")
-    samples = np.frombuffer(run.stdout, "<i2").astype(np.int16, copy=False)
-    return Decoded(samples, SAMPLE_RATE, "ffmpeg", damaged=bool(run.stderr))
-
-
-def _to_mono(frames: np.ndarray) -> np.ndarray:
-    """(n, channels) float32 -> (n,) float32, the mean of the channels, in memory of its own."""
-    channels = frames.shape[1]
-    return frames[:, 0].copy() if channels == 1 else frames @ np.full(channels, 1 / channels, np.float32)
+    complaints = re.sub(r"\[.*? @ 0x\w+\] ", "", os.fsdecode(run.stderr).replace(f"file:{path}: ", ""))
+    if run.returncode < 0:
+        raise AudioError(f"ended by signal {-run.returncode}", final=-run.returncode in _CRASHES)
+    if "not on whitelist" in complaints:
+        raise AudioError("not audio, or a playlist of other files")
+    if run.returncode and (len(run.stdout) < 24 or "Cannot allocate memory" in complaints):
+        raise AudioError(complaints or f"exit code {run.returncode}")
+    offset, channels = (int.from_bytes(run.stdout[at : at + 4], "big") for at in (4, 20))
+    frames = np.frombuffer(run.stdout, ">i2", offset=offset)
+    frames = frames[: len(frames) // channels * channels].reshape(-1, channels)
+    if len(frames) > MAX_SECONDS * SAMPLE_RATE:
+        raise UnusableAudio(f"longer than {MAX_SECONDS / 3600:g} h")
+    as_float = frames.astype(np.float32)
+    loudest = _cancelling(as_float.T @ as_float)
+    samples = frames[:, loudest] if loudest is not None else np.rint(as_float.mean(axis=1))
+    return Decoded(samples.astype(np.int16), SAMPLE_RATE, "ffmpeg", bool(run.stderr), loudest is not None)
 
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:
@@ -272,22 +394,24 @@ class _Worker:
         self.killed = False
 
     def decode(self, path: str) -> Decoded | AudioError:
-        """Decode ``path``; the death of the process is an error of the file."""
+        """Decode ``path``; the death of the process is an error of the file, and so is taking too long."""
         for _ in range(2):
+            late = threading.Event()
             try:
                 if self.process is None:
                     self._start()
-                answer = self._ask(path)
+                answer = self._ask(path, late)
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 code, reason = self._ending()
+                if late.is_set():
+                    return AudioError("decoding it took too long", final=False)
                 self.deaths += 1
                 if self.deaths == self.MAX_DEATHS or self.killed:
                     raise WorkerError(f"{reason}, at {path}") from None
             else:
                 self.deaths = 0
                 return answer
-        # SIGKILL comes from outside, mostly for want of memory; any other signal is the decoder's own doing.
-        return AudioError(f"the decoder crashed on it ({reason})", final=code < 0 and code != -signal.SIGKILL)
+        return AudioError(f"the decoder crashed on it ({reason})", final=-code in _CRASHES)
 
     def _start(self) -> None:
         start = "import sys, runpy; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -305,10 +429,23 @@ class _Worker:
         except OSError as error:
             raise WorkerError(_one_line(error)) from error
 
-    def _ask(self, path: str) -> Decoded | AudioError:
+    def _ask(self, path: str, late: threading.Event) -> Decoded | AudioError:
+        """Wait for the answer; end the process and set ``late`` if there is none in time."""
         assert self.process and self.process.stdin and self.process.stdout
-        _send(self.process.stdin, (path, torchaudio_problem()))
-        answer = pickle.load(self.process.stdout)
+        no_resampling, group = torchaudio_problem(), self.process.pid
+
+        def end() -> None:
+            late.set()
+            _kill_group(group)
+
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        timer = threading.Timer(DEADLINE + size / 200_000, end)
+        timer.start()
+        try:
+            _send(self.process.stdin, (path, no_resampling))
+            answer = pickle.load(self.process.stdout)
+        finally:
+            timer.cancel()
         return AudioError(answer[0], final=answer[1]) if isinstance(answer[0], str) else _to_16_khz(Decoded(*answer))
 
     def _ending(self) -> tuple[int, str]:
@@ -323,11 +460,12 @@ class _Worker:
         """End the process, and with it what a thread may be waiting for."""
         self.killed = True
         if process := self.process:
-            process.kill()
+            _kill_group(process.pid)
 
     def close(self) -> None:
+        """End the process, and the ffmpeg that it may have started."""
         if self.process:
-            self.process.kill()
+            _kill_group(self.process.pid)
             self.process.wait()
             with suppress(BrokenPipeError):  # Popen closes its pipes.
                 self.process.__exit__(None, None, None)
@@ -335,18 +473,37 @@ class _Worker:
             self.process = None
 
 
+def _kill_group(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # It has ended.
+        os.killpg(group, signal.SIGKILL)
+
+
 def _serve() -> None:
     """Run a worker: answer each request until standard input ends, that is until the parent does."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What a library prints is not an answer.
+    requests: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
+
+    def receive() -> None:
+        with suppress(EOFError):
+            while True:
+                requests.put(pickle.load(sys.stdin.buffer))
+        _kill_group(os.getpgrp())  # The parent has ended: so does this process, and ffmpeg if it is running.
+
+    threading.Thread(target=receive, daemon=True).start()
     while True:
-        path, no_resampling = pickle.load(requests)
+        path, no_resampling = requests.get()
         try:
             decoded = _decode(path, no_resampling)
         except AudioError as error:
             _send(answers, (str(error), error.final))
         else:
-            _send(answers, (decoded.samples, decoded.rate, decoded.decoder, decoded.damaged))
+            fields = dataclasses.fields(Decoded)
+            _send(answers, tuple(getattr(decoded, field.name) for field in fields))
 
 
 def _send(pipe: IO[bytes], message: object) -> None:
@@ -380,5 +537,5 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    with suppress(EOFError, BrokenPipeError):  # The parent has ended.
+    with suppress(BrokenPipeError):  # The parent has ended.
         _serve()

@@ -3,13 +3,14 @@
 Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. The recordings of a folder of sources are in
 
     <cache>/<name of the folder>-<8 hex digits of its path>/
-        <source>-<samples>.npy             "-damaged.npy" if parts of the source were broken
-        <source>-failed.json               why no decoder reads the source
+        <source>-<digest>-<samples>.npy    "-damaged.npy", "-mended.npy": see audio.py
+        <source>-failed.json               why the source cannot be used
 
 where <source> is made of the source's file name (hashed), size, modification time and the decoder's version, so that a
-changed source is decoded again. Listing the folder once says all that is there. A file is written under another name
-and renamed, and it counts only if its size is that of its samples, so that neither a killed process nor a power cut
-leaves half a recording. One process at a time decodes; readers need no lock, because files are never changed.
+changed source is decoded again, and <digest> is that of its bytes. Listing the folder once says all that is there. A
+file is written under another name and renamed, and it counts only if its size is that of its samples, so that neither a
+killed process nor a power cut leaves half a recording. One process at a time decodes; readers need no lock, because
+files are never changed.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,21 +34,22 @@ import numpy as np
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
 from ..runtime.files import storage_error
-from .audio import SAMPLE_RATE, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
+from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
-_NAME = re.compile(r"(.+)-(?:([0-9]+)(-damaged)?\.npy|failed\.json)")
+_NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
 _LEFTOVER = re.compile(r"\..+\.(npy|json)\.[0-9a-f]{8}\.tmp")
 _LEFTOVER_SECONDS = 3600.0  # A younger one may be another process's.
 
 
 class Clip(NamedTuple):
-    """Where a recording is: the path of its ``.npy`` file, and how many samples it has."""
+    """Where a recording is: the path of its ``.npy`` file, how many samples it has, and the digest of its source."""
 
     file: str
     length: int
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class AudioCache:
     clips: dict[str, Clip]
     skipped: list[tuple[Path, str]]  # sources that cannot be decoded, and why
     damaged: list[Path]  # sources that were decoded although parts of the file are broken
+    mended: list[Path] = field(default_factory=list)  # sources whose channels cancelled out, or of another scale
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         return os.fspath(path) in self.clips
@@ -68,13 +71,17 @@ class AudioCache:
         """Return the number of samples at 16 kHz."""
         return self.clips[os.fspath(path)].length
 
+    def digest(self, path: str | os.PathLike[str]) -> str:
+        """Return the digest of the source's bytes."""
+        return self.clips[os.fspath(path)].digest
+
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Map the samples, int16 (n,), read-only. Memory does not grow, and the file closes with the array.
 
         Raises:
             UserError: the file is gone.
         """
-        file, length = self.clips[os.fspath(path)]
+        file, length, _ = self.clips[os.fspath(path)]
         try:
             with open(file, "rb") as opened:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -84,8 +91,15 @@ class AudioCache:
 
 
 def default_cache() -> Path:
-    """Return where decoded recordings are kept unless ``--cache`` says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper_quran"
+    """Return where decoded recordings are kept unless ``--cache`` says otherwise.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper_quran"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep decoded recordings in: name a folder with --cache") from None
 
 
 @dataclass
@@ -127,10 +141,12 @@ def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: i
         if file.reason:
             found.skipped.append((Path(file.path), file.reason))
             continue
-        _, length, damaged = _parse(file.name)
-        found.clips[file.path] = Clip(str(file.folder / file.name), length)
+        _, digest, length, damaged, mended = _parse(file.name)
+        found.clips[file.path] = Clip(str(file.folder / file.name), length, digest)
         if damaged:
             found.damaged.append(Path(file.path))
+        if mended:
+            found.mended.append(Path(file.path))
     return found
 
 
@@ -179,7 +195,7 @@ def _list(folder: Path, sweep: bool) -> dict[str, str]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if _NAME.fullmatch(entry.name):
-                key, length, _ = _parse(entry.name)
+                key, _, length, _, _ = _parse(entry.name)
                 if not length or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * length:
                     names[key] = entry.name
             elif sweep and _LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
@@ -187,11 +203,11 @@ def _list(folder: Path, sweep: bool) -> dict[str, str]:
     return names
 
 
-def _parse(name: str) -> tuple[str, int, bool]:
-    """Split the name of a file in the cache into source, samples (0 if it has none), and whether it is damaged."""
+def _parse(name: str) -> tuple[str, str, int, bool, bool]:
+    """Split the name of a file in the cache: source, digest, samples (0 if it has none), damaged, mended."""
     match = _NAME.fullmatch(name)
     assert match
-    return match[1], int(match[2] or 0), bool(match[3])
+    return match[1], match[2] or "", int(match[3] or 0), bool(match[4]), bool(match[5])
 
 
 def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
@@ -217,7 +233,8 @@ def _estimate_seconds(missing: Sequence[_Source]) -> float:
     seconds, size = 0.0, 0
     for file in missing[:: -(-len(missing) // 64)]:
         if (length := header_seconds(file.path)) is not None:
-            seconds, size = seconds + length, size + file.size
+            # One header alone must not decide: no codec for speech takes less than 500 bytes a second.
+            seconds, size = seconds + min(length, file.size / 500, MAX_SECONDS), size + file.size
     seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if soundfile knows none of them
     return seconds_per_byte * sum(file.size for file in missing)
 
@@ -232,7 +249,8 @@ def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
         ):
             for file, result in zip(missing, results, strict=True):
                 if isinstance(result, Decoded):
-                    file.name = f"{file.key}-{len(result.samples)}{'-damaged' * result.damaged}.npy"
+                    marks = ("-damaged" if result.damaged else "") + ("-mended" if result.mended else "")
+                    file.name = f"{file.key}-{result.digest}-{len(result.samples)}{marks}.npy"
                     _write(file.folder / file.name, result.samples)
                     seconds += len(result.samples) / SAMPLE_RATE
                 else:

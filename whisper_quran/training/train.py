@@ -156,5 +156,7 @@ def describe_data(data: TrainingData, out: Path, log: Log) -> None:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.cache.damaged:
         log(f"damaged    {len(data.cache.damaged)} files have damaged frames; they are used")
+    if data.cache.mended:
+        log(f"mended     {len(data.cache.mended)} files: channels that cancelled out, or samples of another scale")
     listed = f" (listed in {out / 'skipped.csv'})" if data.skipped else ""
     log(f"left out   {summary(data.skipped)}{listed}")
