@@ -1,11 +1,13 @@
 """Which recordings are found, which text they get, and what is said of the rest."""
 
+import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
+from whisper_quran.data.corpus import open_corpus, parse_surahs, printable, read_text
 from whisper_quran.runtime.errors import UserError
 
 
@@ -132,3 +134,165 @@ def test_a_manifest_names_any_recordings(tmp_path):
     ]
     reasons = " | ".join(item.reason for item in corpus.skipped)
     assert "no such file" in reasons and "a second time" in reasons and "no audio is named" in reasons
+
+
+def manifest(folder: Path, content: str | bytes, names: str = "a.wav b.wav c.wav d.wav e.wav") -> Path:
+    """A manifest beside the (empty) recordings that it may name."""
+    for name in names.split():
+        (folder / name).touch()
+    file = folder / "list.csv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def rows(file: Path) -> tuple[dict[str, str], dict[int, str]]:
+    """What of a manifest is used (text by file), and what is listed (reason by line)."""
+    corpus = open_corpus(Path("unused"), manifest=file)
+    used = {ayah.audio.name: ayah.text for ayah in corpus.select(corpus.reciters)[0]}
+    listed = {}
+    for item in corpus.skipped:
+        place, _, line = item.file.rpartition(", line ")
+        assert place == str(file)
+        listed[int(line)] = item.reason
+    return used, listed
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_broken_row_is_listed_and_costs_no_other(tmp_path, separator, end):
+    lines = [
+        "audio,text,reciter",
+        "a.wav,one,R",
+        'b.wav,"two,R',  # never closed
+        "c.wav,three,R",
+        'd.wav,fo"ur,R',  # a stray one, which would close the other
+        "e.wav,five,R,more",
+        "e.wav,five",
+        "",
+        'e.wav,"a, quoted one",R',
+    ]
+    used, listed = rows(manifest(tmp_path, end.join(lines).replace(",", separator)))
+    assert used == {"a.wav": "one", "c.wav": "three", "e.wav": f"a{separator} quoted one".replace("\t", "")}
+    assert list(listed) == [3, 5, 6, 7]
+    assert "quote" in listed[3] and "quote" in listed[5]
+    assert listed[6] == "4 fields, where the first line has 3" and listed[7] == "2 fields, where the first line has 3"
+
+
+def test_a_newline_inside_a_field_is_listed_and_never_used(tmp_path):
+    content = 'audio,text\na.wav,"one\ntwo"\n"b\n.wav",three\nc.wav,four\n'
+    used, listed = rows(manifest(tmp_path, content))
+    assert used == {"c.wav": "four"}
+    assert list(listed) == [2, 3, 4, 5]
+
+
+def test_the_case_of_the_stray_quote(quran):
+    case = quran.parent / "cases" / "table_stray_quote.csv"
+    if not case.is_file():
+        pytest.skip("the cases are not beside the repository (../shared/cases)")
+    used, listed = rows(case)
+    assert list(used) == ["112002.mp3", "112003.mp3", "114001.mp3"]
+    assert list(listed) == [2, 5]
+
+
+def test_columns_are_found_in_any_case_and_with_spaces(tmp_path):
+    assert rows(manifest(tmp_path, "\ufeff Text ; AUDIO;note\none;a.wav;x\n"))[0] == {"a.wav": "one"}
+    text = tmp_path / "text.csv"
+    text.write_text("Sorah\tAYAH\tText\n1\t1\ta, b\n")
+    assert read_text(text)[0] == {(1, 1): "a, b"}
+
+
+def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
+    text = tmp_path / "text.csv"
+    text.write_text("sorah,ayah,text\n112.0, 1 ,a\n112.5,2,b\n112,3.0,NaN\n115,1,c\n2,287,d\n0,1,e\n,1,f\n١١٢,٤,g\n")
+    texts, skipped = read_text(text)
+    assert texts == {(112, 1): "a", (112, 4): "g"}
+    assert [item.reason for item in skipped] == [
+        "sorah and ayah are not numbers",
+        "the text is NaN, which stands for a missing value",
+        "there is no ayah 115:1",
+        "there is no ayah 2:287",
+        "there is no ayah 0:1",
+        "sorah and ayah are not numbers",
+    ]
+    used, listed = rows(manifest(tmp_path, "audio,text,reciter\na.wav,nan,R\nb.wav,two,nan\nc.wav,three,\nnan,x,R\n"))
+    assert used == {"c.wav": "three"}
+    assert listed[2] == "the text is nan, which stands for a missing value"
+    assert listed[3] == "the reciter is nan, which stands for a missing value"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("audio,text\na.wav,نص\n".encode("utf-16"), "is UTF-16 or binary, not UTF-8"),
+        ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is UTF-16 or binary, not UTF-8"),
+        ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), r"is not UTF-8 \(line 3\)"),
+        (b"RIFF\x24\x00\x00\x00WAVE", "is audio: --manifest takes a CSV with the columns audio,text"),
+        (b"ID3\x04\x00", "is audio"),
+        (b"audio,text,Text\na.wav,one,two\n", "names a column twice"),
+        (b"audio|text\na.wav|one\n", "lacks the columns audio, text"),
+        (b"audio,text\na.wav,one,two\n", "line by line: 3 fields, where the first line has 2"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, says):
+    with pytest.raises(UserError, match=says):
+        open_corpus(Path("unused"), manifest=manifest(tmp_path, content))
+
+
+def test_an_audio_file_given_as_manifest_is_named_as_such(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(b"whatever")
+    with pytest.raises(UserError, match="is audio: --manifest takes a CSV"):
+        open_corpus(Path("unused"), manifest=tmp_path / "a.mp3")
+
+
+NAME = "Husarī_é.wav"
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+def test_a_file_is_found_whatever_its_unicode_form(tmp_path, on_disk, in_table):
+    (tmp_path / unicodedata.normalize(on_disk, NAME)).touch()
+    used, listed = rows(manifest(tmp_path, f"audio,text\n{unicodedata.normalize(in_table, NAME)},x\n", names=""))
+    assert len(used) == 1 and not listed
+
+
+def test_texts_are_in_one_unicode_form(tmp_path):
+    text = "إياك نعبد\u2028وأُولَٰئِكَ"
+    decomposed = unicodedata.normalize("NFD", text)
+    assert rows(manifest(tmp_path, f"audio,text\na.wav,{decomposed}\n"))[0] == {"a.wav": text.replace("\u2028", " ")}
+
+
+def test_a_reciter_is_found_whatever_the_form_of_the_name(tmp_path):
+    data = make_data(tmp_path, [unicodedata.normalize("NFD", "audio/Ḥuṣarī/001001.mp3")])
+    corpus = open_corpus(data)
+    assert list(corpus.reciters) == ["Ḥuṣarī"]
+    for form in ("NFC", "NFD"):
+        assert len(corpus.select([unicodedata.normalize(form, "Ḥuṣarī")])[0]) == 1
+
+
+def test_names_that_cannot_be_printed_are_escaped_alike(tmp_path):
+    odd = os.fsdecode(b"odd\xff\xc2\xa0\xe2\x80\xa8\n.mp3")
+    folder = os.fsdecode(b"R\xfe")
+    data = make_data(tmp_path, [f"audio/{folder}/001001.mp3", f"audio/{folder}/{odd}"])
+    corpus = open_corpus(data)
+    assert list(corpus.reciters) == ["R\\udcfe"] == [printable(folder)]
+    for name in (folder, "R\\udcfe"):
+        ayat, skipped = corpus.select([name])
+        assert [ayah.reciter for ayah in ayat] == ["R\\udcfe"]
+        assert skipped[0].file.endswith("odd\\udcff\\xa0\\u2028\\n.mp3")
+        for item in skipped:
+            (item.file + item.reason).encode()  # any encoding error would end a run
+    with pytest.raises(UserError) as refusal:
+        corpus.select([os.fsdecode(b"\xfd")])
+    str(refusal.value).encode()
+
+
+def test_names_joined_by_a_comma_are_to_be_separated(tmp_path):
+    corpus = open_corpus(make_data(tmp_path, ["audio/Husary/001001.mp3", "audio/Minshawy/001001.mp3"]))
+    for joined in ("Husary,Minshawy", "Husary, Minshawy", "Husary;Minshawy"):
+        with pytest.raises(UserError, match="separate names by spaces: Husary Minshawy"):
+            corpus.select([joined])
+
+
+def test_the_surahs_of_a_reciter_are_told_as_ranges(tmp_path):
+    names = [f"audio/R/{surah:03}001.mp3" for surah in (1, 78, 79, 80, 114)]
+    assert open_corpus(make_data(tmp_path, names)).surahs_of("R") == "1, 78:80, 114"

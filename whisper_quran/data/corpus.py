@@ -8,7 +8,8 @@ is dropped in silence: whatever cannot be used comes back as :class:`Skipped`, w
 import csv
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ EXPERIMENT_2A_TRAIN = (
 EXPERIMENT_2A_VALID = ("Minshawy_Murattal_128kbps", "Yasser_Ad-Dussary_128kbps")
 _AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
 _SURAHS = 114
+_LONGEST_SURAH = 286  # ayat
+_NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,14 @@ class Ayah:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something left out: the file (or place in a file), and why."""
+    """Something left out: the file (or place in a file), and why; both :func:`printable`."""
 
     file: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", printable(self.file))
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Corpus:
             UserError: a reciter is not there (the message lists those that are).
         """
         ayat, skipped = [], []
-        for reciter in dict.fromkeys(reciters):
+        for reciter in dict.fromkeys(printable(name) for name in reciters):
             if reciter not in self.reciters:
                 raise UserError(self._unknown(reciter))
             place = self.reciters[reciter]
@@ -78,10 +85,31 @@ class Corpus:
                 ayat += place
         return ayat, skipped
 
+    def surahs_of(self, reciter: str) -> str:
+        """Say which surahs there is audio of, as ranges: ``"1, 78:114"``."""
+        place = self.reciters[printable(reciter)]
+        numbers = {key[0] for file in place.iterdir() if (key := _ayah_of(file))} if isinstance(place, Path) else set()
+        starts = [n for n in sorted(numbers) if n - 1 not in numbers]
+        ends = [n for n in sorted(numbers) if n + 1 not in numbers]
+        return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True)) or "none"
+
     def _unknown(self, reciter: str) -> str:
+        names = [name for name in re.split(r"[,;\s]+", reciter) if name]
+        if len(names) > 1 and any(printable(name) in self.reciters for name in names):
+            return f"no reciter {printable(reciter)} in {self.source}: separate names by spaces: {' '.join(names)}"
         near = difflib.get_close_matches(reciter, self.reciters, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"no reciter {reciter} in {self.source}: {hint}there are {', '.join(self.reciters)}"
+        return f"no reciter {printable(reciter)} in {self.source}: {hint}there are {', '.join(self.reciters)}"
+
+
+def printable(name: str) -> str:
+    """Return a name in Unicode's NFC, with what does not show or is not UTF-8 escaped: one form for every file.
+
+    >>> printable("a\\u2028b\\udcff")
+    'a\\\\u2028b\\\\udcff'
+    """
+    composed = unicodedata.normalize("NFC", name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in composed)
 
 
 def open_corpus(
@@ -130,7 +158,7 @@ def find_reciters(data: Path) -> dict[str, Path]:
     for parent in (data / "audio", data):
         if parent.is_dir():
             folders = sorted(folder for folder in parent.iterdir() if folder.is_dir())
-            found = {f.name: f for f in folders if any(_ayah_of(file) for file in f.iterdir())}
+            found = {printable(f.name): f for f in folders if any(_ayah_of(file) for file in f.iterdir())}
             if found:
                 return found
     return {}
@@ -178,7 +206,7 @@ def _scan(
 
 
 def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
-    """Read a CSV with columns sorah, ayah, text into ``{(surah, ayah): text}``.
+    """Read a table with columns sorah, ayah, text into ``{(surah, ayah): text}``; see :func:`_read_table`.
 
     Rows that cannot be used (no numbers, a second text for an ayah) come back as skipped; an ayah whose text is empty
     is kept with its empty text, for the audio that then has none to be named.
@@ -187,77 +215,137 @@ def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
         UserError: no such file, not UTF-8, a column is missing, or no row holds text.
     """
     texts: dict[tuple[int, int], str] = {}
-    skipped = []
-    for line, row in _read_csv(path, ("sorah", "ayah", "text"), "--text"):
-        try:
-            key = int(row["sorah"]), int(row["ayah"])
-        except ValueError:
-            skipped.append(Skipped(f"{path}, line {line}", "sorah and ayah are not numbers"))
-            continue
-        if key in texts:
-            skipped.append(Skipped(f"{path}, line {line}", "a second text for an ayah that has one already"))
+    rows, skipped = _read_table(path, ("sorah", "ayah", "text"), "--text")
+    for place, row in rows:
+        numbers = [_NUMBER.fullmatch(row[column].strip()) for column in ("sorah", "ayah")]
+        surah, ayah = (int(number[1]) if number else 0 for number in numbers)
+        if not all(numbers):
+            skipped.append(Skipped(place, "sorah and ayah are not numbers"))
+        elif not (1 <= surah <= _SURAHS and 1 <= ayah <= _LONGEST_SURAH):
+            skipped.append(Skipped(place, f"there is no ayah {surah}:{ayah}"))
+        elif (surah, ayah) in texts:
+            skipped.append(Skipped(place, "a second text for an ayah that has one already"))
+        elif _is_nan(row["text"]):
+            skipped.append(Skipped(place, f"the text is {row['text'].strip()}, which stands for a missing value"))
         else:
-            texts[key] = row["text"].strip()
+            texts[surah, ayah] = _text(row)
     if not any(texts.values()):
-        raise UserError(f"{path} holds no text: give a CSV with the columns sorah,ayah,text")
+        cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
+        raise UserError(f"{path} holds no text{cause}: give a CSV with the columns sorah,ayah,text")
     return texts, skipped
 
 
 def _open_manifest(path: Path) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
-    skipped = []
+    rows, skipped = _read_table(path, ("audio", "text"), "--manifest")
     seen = set()
-    for line, row in _read_csv(path, ("audio", "text"), "--manifest"):
-        place = f"{path}, line {line}"
-        audio = path.parent / row["audio"].strip()
+    for place, row in rows:
+        audio = _find_audio(path.parent, row["audio"])
+        reciter = printable((row.get("reciter") or "").strip() or path.stem)
         if not row["audio"].strip():
             skipped.append(Skipped(place, "no audio is named"))
-        elif not _is_file(audio):
-            skipped.append(Skipped(place, f"no such file: {audio}"))
+        elif audio is None:
+            skipped.append(Skipped(place, f"no such file: {path.parent / row['audio'].strip()}"))
         elif not row["text"].strip():
             skipped.append(Skipped(place, "the text is empty"))
+        elif column := next((name for name in ("text", "reciter") if _is_nan(row.get(name, ""))), None):
+            skipped.append(Skipped(place, f"the {column} is {row[column].strip()}, which stands for a missing value"))
         elif audio in seen:
             skipped.append(Skipped(place, f"named a second time: {audio}"))
         else:
             seen.add(audio)
-            reciter = (row.get("reciter") or "").strip() or path.stem
-            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, row["text"].strip()))
+            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, _text(row)))
     if not reciters:
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} names no recording that can be used{cause}: give rows of audio,text[,reciter]")
     return Corpus(path, dict(reciters), {}, range(0), skipped)
 
 
-def _is_file(path: Path) -> bool:
-    """Path.is_file, where what stands in a manifest may be too long for a file's name, or hold a NUL."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+def _find_audio(folder: Path, name: str) -> Path | None:
+    """Find the file that a manifest names, as it is written or in another Unicode form; None if there is none."""
+    for written in (name.strip(), name):
+        for candidate in (written, *(unicodedata.normalize(form, written) for form in ("NFC", "NFD"))):
+            try:
+                if (folder / candidate).is_file():
+                    return folder / candidate
+            except (OSError, ValueError):  # too long for a file's name, or it holds a NUL
+                return None
+    return None
 
 
-def _read_csv(path: Path, columns: Sequence[str], name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row) of a UTF-8 CSV, with or without BOM, that has at least ``columns``.
+def _text(row: dict[str, str]) -> str:
+    """Return the text of a row in NFC, words separated by one space: a line separator is not to be recited."""
+    return " ".join(unicodedata.normalize("NFC", row["text"]).split())
 
-    ``name`` is the option that names the file, for the messages.
+
+def _is_nan(text: str) -> bool:
+    """Return whether a program wrote this for a missing value."""
+    return text.strip().lower() in ("nan", "<na>", "#n/a", "null")
+
+
+def _read_table(
+    path: Path, columns: Sequence[str], option: str
+) -> tuple[list[tuple[str, dict[str, str]]], list[Skipped]]:
+    """Read a UTF-8 table separated by comma, tab or semicolon; return (place, row) for each row, and the broken ones.
+
+    A line is a row: one with an open quote, or with more or fewer fields than the header, is broken and never used, so
+    that a stray quote costs its own line only. Columns are found by their names, in any case.
     """
     if not path.is_file():
-        raise UserError(f"no file {path}: name a CSV with the columns {','.join(columns)} with {name}")
+        raise UserError(f"no file {path}: name a CSV with the columns {','.join(columns)} with {option}")
+    lines = _read_lines(path, columns, option)
+    candidates = [(d, [name.strip().lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
+    separator, header = max(candidates, key=lambda candidate: len({*candidate[1]} & {*columns}))
+    missing = [column for column in columns if column not in header]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path} lacks the column{plural} {', '.join(missing)}: its first line must name {','.join(columns)}; "
+            f"it reads {printable(lines[0][:80]) or 'nothing'!r}"
+        )
+    if len({*header}) < len(header):
+        raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
+    rows, broken = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        place = f"{path}, line {number}"
+        fields = _fields(line, separator)
+        if fields is None:
+            broken.append(Skipped(place, "a quote is not closed in this line (a field must not go on in the next one)"))
+        elif len(fields) != len(header) and line.strip():
+            broken.append(Skipped(place, f"{len(fields)} fields, where the first line has {len(header)}"))
+        elif line.strip():
+            rows.append((place, dict(zip(header, fields, strict=True))))
+    return rows, broken
+
+
+def _fields(line: str, separator: str) -> list[str] | None:
+    """Split a line of a table into its fields; None if a quote is not closed."""
+    if line.count('"') % 2:
+        return None
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                header = ",".join(reader.fieldnames or ()) or "nothing"
-                raise UserError(
-                    f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
-                    f"its first line must name {','.join(columns)}; it reads {header[:80]!r}"
-                )
-            for row in reader:
-                yield reader.line_num, row
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: save it as UTF-8 and try again") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV that can be read ({error}): save it as UTF-8 CSV") from None
+        return next(csv.reader([line], delimiter=separator, strict=True), [])
+    except csv.Error:
+        return None
+
+
+def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
+    """Read the lines of a UTF-8 text, with or without BOM: at least one.
+
+    Raises:
+        UserError: it is not such a text, and what it seems to be.
+    """
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
+    if path.suffix.lower() in AUDIO_EXTENSIONS or content.startswith((b"ID3", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb")):
+        raise UserError(f"{path} is audio: {option} takes a CSV with the columns {','.join(columns)}")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
+        raise UserError(f"{path} is UTF-16 or binary, not UTF-8: save it as UTF-8 and try again")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 (line {line}): save it as UTF-8 and try again") from None
+    # Not splitlines, which breaks at U+2028 and others that may be inside a text.
+    return re.split(r"\r\n|\n|\r", text)

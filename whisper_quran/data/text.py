@@ -1,6 +1,7 @@
 """Text: target tokens for training, and the normalisation that a word error rate is counted under."""
 
 import re
+import unicodedata
 from typing import Literal
 
 from whisper.tokenizer import Tokenizer
@@ -21,12 +22,13 @@ _FOLDED = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "
 
 
 def normalize(text: str, normalization: Normalization) -> str:
-    """Return ``text`` as it is compared: the same for reference and hypothesis, words separated by one space.
+    """Return ``text`` as it is compared: the same for reference and hypothesis, in NFC, words separated by one space.
 
     ``none`` only evens out white space; ``diacritics`` removes harakat, tanwin, shadda and sukun (U+064B–U+0652);
     ``full`` also removes superscript alef, tatweel, punctuation and Qur'anic marks, and folds the variants of alef,
     ya and ta marbuta.
     """
+    text = unicodedata.normalize("NFC", text)
     if normalization == "diacritics":
         text = _DIACRITICS.sub("", text)
     elif normalization == "full":
@@ -43,6 +45,6 @@ def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """
     return [
         *tokenizer.sot_sequence_including_notimestamps,
-        *tokenizer.encode(" " + text.strip(), disallowed_special=()),
+        *tokenizer.encode(" " + unicodedata.normalize("NFC", text.strip()), disallowed_special=()),
         tokenizer.eot,
     ]
