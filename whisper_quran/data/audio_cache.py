@@ -271,7 +271,7 @@ def _write(path: Path, content: np.ndarray | str) -> None:
     There is no fsync, which would take longer than decoding: a file that a power cut left short is decoded again.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(beside, "wb") as file:
             if isinstance(content, str):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from whisper.tokenizer import Tokenizer
 from ..config import EvaluationConfig, TrainingConfig
 from ..runtime.console import Log
 from ..runtime.errors import UserError
+from .audio import NO_SPEECH, identical
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
-from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus
+from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus, printable
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class TrainingData:
     skipped: list[Skipped]
 
     def digest(self) -> str:
-        """Digest what the numbers of a run depend on: which ayat, how long, with which text, in which order."""
-        examples = [*self.train, *(example for examples in self.valid.values() for example in examples)]
-        content = repr([(e.reciter, [a.audio.name for a in e.parts], e.samples, e.tokens) for e in examples])
-        return hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
+        """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order."""
+        content = [
+            [([self.cache.digest(ayah.audio) for ayah in e.parts], e.samples, e.tokens) for e in examples]
+            for examples in (self.train, *self.valid.values())
+        ]
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def open_data(config: TrainingConfig | EvaluationConfig) -> Corpus:
@@ -53,20 +56,32 @@ def prepare_ayat(
     """Decode the ayat of ``reciters`` that are not in the cache yet.
 
     Raises:
-        UserError: a reciter is not in the corpus or has no ayat, or the cache cannot be written.
+        UserError: a reciter is not in the corpus, or the cache cannot be written.
     """
-    ayat, skipped = corpus.select(reciters)
-    sources: dict[str, list[Path]] = {reciter: [] for reciter in reciters}
+    names = list(dict.fromkeys(printable(reciter) for reciter in reciters))
+    ayat, skipped = corpus.select(names)
+    sources: dict[str, list[Path]] = {reciter: [] for reciter in names}
     for ayah in ayat:
         sources[ayah.reciter].append(ayah.audio)
     cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log)
     skipped = [*corpus.skipped, *skipped]
-    skipped += [Skipped(str(path), f"cannot be decoded: {reason}") for path, reason in cache.skipped]
+    for path, reason in cache.skipped:
+        skipped.append(Skipped(str(path), reason if reason.startswith(NO_SPEECH) else f"cannot be decoded: {reason}"))
     decoded: dict[str, list[Ayah]] = {reciter: [] for reciter in sources}
     for ayah in ayat:
         if ayah.audio in cache:
             decoded[ayah.reciter].append(ayah)
+    _warn_of_identical(decoded, cache, log)
     return PreparedAyat(decoded, cache, skipped)
+
+
+def _warn_of_identical(ayat: Mapping[str, Iterable[Ayah]], cache: AudioCache, log: Log) -> None:
+    """Log the recordings that have the same bytes as another: at least one of them is not the ayah it is named for."""
+    groups = identical([ayah.audio for each in ayat.values() for ayah in each], cache.digest)
+    for group in groups[:10]:
+        log(f"warning    the same bytes in {' and '.join(printable(path) for path in group)}: check which ayah it is")
+    if len(groups) > 10:
+        log(f"warning    and {len(groups) - 10} more recordings that are there more than once")
 
 
 def _reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
@@ -81,10 +96,11 @@ def _reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Se
     if train is None:
         train = EXPERIMENT_2A_TRAIN
         if config.manifest is not None:
-            train = tuple(reciter for reciter in corpus.reciters if reciter not in valid)
+            validating = {printable(reciter) for reciter in valid}
+            train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
     if not train:
         raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
-    return train, valid
+    return [printable(reciter) for reciter in train], [printable(reciter) for reciter in valid]
 
 
 @dataclass(frozen=True)
@@ -104,12 +120,20 @@ def select_ayat(config: TrainingConfig, log: Log) -> Selection:
     """
     corpus = open_data(config)
     selection = Selection(corpus, *_reciters(config, corpus))
-    for reciter in sorted({*selection.train} & {*selection.valid}):
+    both = sorted({*selection.train} & {*selection.valid})
+    if both and not config.allow_overlap:
+        raise UserError(
+            f"{', '.join(both)} in both splits, so that the validation WER would say nothing about a new reciter: "
+            "leave it out of one, or insist with --allow-overlap"
+        )
+    for reciter in both:
         log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
     for purpose, reciters in (("train", selection.train), ("validate", selection.valid)):
         ayat, skipped = corpus.select(reciters)
         if reciters and not ayat:
-            raise UserError(f"nothing left to {purpose} on in {corpus.source}: {summary([*corpus.skipped, *skipped])}")
+            there = "; ".join(f"{reciter} has surahs {corpus.surahs_of(reciter)}" for reciter in reciters)
+            left_out = summary([*corpus.skipped, *skipped])
+            raise UserError(f"nothing left to {purpose} on in {corpus.source} ({there}): {left_out}")
     return selection
 
 

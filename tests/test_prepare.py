@@ -1,0 +1,174 @@
+"""From a configuration to examples: what is left out, what is warned of, and by what a run knows its data."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_whisper
+from whisper.tokenizer import get_tokenizer
+
+from whisper_quran.config import TrainingConfig
+from whisper_quran.data.audio import SAMPLE_RATE
+from whisper_quran.data.prepare import TrainingData, open_data, prepare_ayat, prepare_data, select_ayat
+from whisper_quran.data.text import normalize, target_tokens
+from whisper_quran.runtime.console import no_log
+from whisper_quran.runtime.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
+
+
+def write(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.5, 0.5, 8000), SAMPLE_RATE)
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainingConfig:
+    """Reciters A and B with four ayat each, every recording its own."""
+    data = tmp_path / "data"
+    for seed, reciter in enumerate("AB"):
+        for ayah in range(1, 5):
+            write(data / reciter / f"112{ayah:03}.wav", 10 * seed + ayah)
+    (data / "metadata").mkdir()
+    (data / "metadata" / "ayah_text_clear.csv").write_text(
+        "sorah,ayah,text\n" + "".join(f"112,{ayah},text {ayah}\n" for ayah in range(1, 5))
+    )
+    return TrainingConfig(data=data, cache=tmp_path / "cache", workers=1, train_reciters=("A",), valid_reciters=("B",))
+
+
+def prepared(config: TrainingConfig) -> TrainingData:
+    return prepare_data(config, select_ayat(config, no_log), make_whisper(), TOKENIZER, no_log)
+
+
+def digest(config: TrainingConfig) -> str:
+    return prepared(config).digest()
+
+
+def test_both_splits_are_prepared_in_order(config):
+    data = prepared(config)
+    assert [example.parts[0].number for example in data.train] == [1, 2, 3, 4]
+    assert [example.reciter for example in data.valid["B"]] == ["B"] * 4
+    assert data.skipped == []
+
+
+def test_a_reciter_in_both_splits_is_refused_unless_one_insists(config):
+    both = replace(config, train_reciters=("A", "B"))
+    with pytest.raises(UserError, match=r"^B in both splits.*--allow-overlap$"):
+        select_ayat(both, no_log)
+    lines = []
+    select_ayat(replace(both, allow_overlap=True), lines.append)
+    assert len(lines) == 1 and "B is in both splits" in lines[0]
+
+
+def test_the_same_data_under_another_path_is_the_same(config, tmp_path):
+    before = digest(config)
+    shutil.copytree(config.data, tmp_path / "moved", copy_function=shutil.copyfile)  # other times, too
+    assert digest(replace(config, data=tmp_path / "moved", cache=tmp_path / "other cache")) == before
+    rows = [
+        (tmp_path / "data" / reciter / f"112{ayah:03}.wav", f"text {ayah}", name)
+        for reciter, name in (("A", "someone"), ("B", "else"))
+        for ayah in range(1, 5)
+    ]
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("audio", "text", "reciter"), *rows])
+    as_manifest = replace(config, manifest=tmp_path / "list.csv", train_reciters=("someone",), valid_reciters=("else",))
+    assert digest(as_manifest) == before
+
+
+@pytest.mark.parametrize("change", ["other audio of the same length", "two swapped", "another text", "one less"])
+def test_any_other_data_is_not_the_same(config, change):
+    before = digest(config)
+    folder, text = config.data / "A", config.data / "metadata" / "ayah_text_clear.csv"
+    if change == "other audio of the same length":
+        times = (folder / "112002.wav").stat()
+        write(folder / "112002.wav", 99)
+        os.utime(folder / "112002.wav", ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    elif change == "two swapped":
+        (folder / "112002.wav").rename(folder / "x")
+        (folder / "112003.wav").rename(folder / "112002.wav")
+        (folder / "x").rename(folder / "112003.wav")
+    elif change == "another text":
+        text.write_text(text.read_text().replace("text 3", "text 5"))
+    else:
+        (folder / "112004.wav").unlink()
+    assert digest(config) != before
+
+
+def test_identical_recordings_are_named(config):
+    shutil.copy(config.data / "A" / "112001.wav", config.data / "A" / "112003.wav")
+    for _ in range(2):  # also when all is in the cache
+        lines = []
+        prepare_ayat(open_data(config), ["A", "B"], config, lines.append)
+        warnings = [line for line in lines if line.startswith("warning")]
+        assert len(warnings) == 1
+        assert "A/112001.wav and " in warnings[0] and "A/112003.wav" in warnings[0]
+
+
+def test_audio_without_speech_is_listed_and_counted(config):
+    soundfile.write(config.data / "A" / "112001.wav", np.zeros(20_000), SAMPLE_RATE)
+    soundfile.write(config.data / "A" / "112002.wav", np.ones(20_000), SAMPLE_RATE)
+    (config.data / "A" / "112003.wav").write_bytes(b"no audio")
+    data = prepared(config)
+    assert [Path(item.file).name for item in data.skipped] == ["112001.wav", "112002.wav", "112003.wav"]
+    reasons = [item.reason.split(":")[0] for item in data.skipped]
+    assert reasons == ["no speech", "no speech", "cannot be decoded"]
+    assert [example.parts[0].number for example in data.train] == [4]
+
+
+def test_surahs_that_no_reciter_has_are_answered_with_those_there_are(config):
+    with pytest.raises(UserError, match=r"nothing left to train on in .* \(A has surahs 112\)"):
+        select_ayat(replace(config, surahs="1:3"), no_log)
+
+
+def test_texts_and_hypotheses_are_compared_and_taught_in_one_unicode_form():
+    composed, decomposed = "إياك أحد", "إياك أحد".replace("إ", "\u0627\u0655").replace("أ", "\u0627\u0654")
+    assert composed != decomposed
+    for normalization in ("none", "diacritics", "full"):
+        assert normalize(decomposed, normalization) == normalize(composed, normalization)
+    assert target_tokens(TOKENIZER, decomposed) == target_tokens(TOKENIZER, composed)
+
+
+def test_more_reciters_than_open_files(tmp_path):
+    """Speakers by row: a folder and a recording each."""
+    for speaker in range(80):
+        write(tmp_path / "data" / f"{speaker}" / "a.wav", speaker)
+    rows = "".join(f"data/{speaker}/a.wav,text,speaker {speaker}\n" for speaker in range(80))
+    (tmp_path / "list.csv").write_text("audio,text,reciter\n" + rows)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
+        "from pathlib import Path\n"
+        "from whisper_quran.config import TrainingConfig\n"
+        "from whisper_quran.data.prepare import open_data, prepare_ayat\n"
+        "folder = Path(sys.argv[1])\n"
+        "config = TrainingConfig(manifest=folder / 'list.csv', cache=folder / 'cache', workers=2)\n"
+        "corpus = open_data(config)\n"
+        "prepared = prepare_ayat(corpus, corpus.reciters, config, print)\n"
+        "print(sum(int(prepared.cache.read(a.audio).size > 0) for ayat in prepared.ayat.values() for a in ayat))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "80"
+
+
+def test_what_is_random_depends_on_seed_epoch_and_index_alone():
+    from whisper_quran.data.batches import generator
+
+    drawn = {
+        (seed, epoch, index): tuple(torch.rand(4, generator=generator(seed, epoch, index)).tolist())
+        for seed in range(4)
+        for epoch in range(4)
+        for index in (0, 1, 2, 1000)
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    torch.manual_seed(9)
+    assert tuple(torch.rand(4, generator=generator(3, 2, 1000)).tolist()) == drawn[3, 2, 1000]
