@@ -1,14 +1,16 @@
 """What is compared when a word error rate is counted, and how it is counted."""
 
 import csv
+from collections.abc import Iterator
 
+import jiwer
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.text import normalize, target_tokens
-from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
+from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_errors
 
 WORDS = st.lists(st.sampled_from("الله رب الناس قل هو أحد ملك".split()), max_size=8).map(" ".join)
 
@@ -57,3 +59,56 @@ def test_targets_run_from_sot_to_eot_as_whisper_decodes_them(language):
     names = [tokenizer.encoding.decode_single_token_bytes(token).decode() for token in (*tokens[:4], tokens[-1])]
     assert names == ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>", "<|endoftext|>"]
     assert tokenizer.decode(tokens[4:-1]) == " قل هو الله أحد"
+
+
+def every_alignment(reference: list[str], heard: list[str]) -> Iterator[list[tuple[str, str]]]:
+    """All alignments as (word read, word heard), one of them blank for a deletion or an insertion."""
+    if not reference and not heard:
+        yield []
+    if reference:
+        yield from ([(reference[0], ""), *rest] for rest in every_alignment(reference[1:], heard))
+    if heard:
+        yield from ([("", heard[0]), *rest] for rest in every_alignment(reference, heard[1:]))
+    if reference and heard:
+        yield from ([(reference[0], heard[0]), *rest] for rest in every_alignment(reference[1:], heard[1:]))
+
+
+def pairs_of(reference: str, edits: str) -> list[tuple[str, str]]:
+    words, pairs = iter(reference.split()), []
+    for edit in edits.split():
+        for _ in range(int(edit[1:]) if edit[0] in "=-" else 1):
+            read = "" if edit[0] == "+" else next(words)
+            pairs.append((read, {"=": read, "-": ""}.get(edit[0], edit[1:])))
+    return [*pairs, *((word, word) for word in words)]
+
+
+NEAR = st.lists(st.sampled_from("قال قالوا قل كان كانوا ك".split()), max_size=5).map(" ".join)
+
+
+@settings(deadline=None)
+@given(NEAR.filter(bool), NEAR)
+def test_of_the_alignments_with_jiwers_counts_the_nearest_words_are_paired(reference, hypothesis):
+    def cost(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
+        changed = [(read, heard) for read, heard in pairs if read != heard]
+        letters = sum(count_errors(r, h).character_errors for r, h in changed if r and h)
+        return len(changed), len(pairs) - len(changed), letters
+
+    output = jiwer.process_words(reference, hypothesis)
+    errors = output.substitutions + output.deletions + output.insertions
+    nearest = min(
+        cost(pairs)[2]
+        for pairs in every_alignment(reference.split(), hypothesis.split())
+        if cost(pairs)[:2] == (errors, output.hits)
+    )
+    found = align(reference, hypothesis)
+    pairs = pairs_of(reference, found.edits)
+    assert " ".join(heard for _, heard in pairs if heard) == hypothesis
+    assert cost(pairs) == (errors, output.hits, nearest)
+    assert (found.errors.hits, found.errors.substitutions, found.errors.deletions) == (
+        *(output.hits, output.substitutions, output.deletions),
+    )
+
+
+def test_a_word_is_paired_with_the_one_that_was_meant():
+    assert align("انعمت عليهم غير", "انعمتا غير").edits == "~انعمتا -1"
+    assert align("عليهم انعمت غير", "انعمتا غير").edits == "-1 ~انعمتا"

@@ -5,8 +5,11 @@ a mean would let a three-word ayah weigh as much as Ayat al-Kursi.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import jiwer
+from rapidfuzz.distance import Levenshtein
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def align(reference: str, hypothesis: str) -> Alignment:
         characters=characters.hits + characters.substitutions + characters.deletions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
     )
-    return Alignment(errors, _edits(words))
+    return Alignment(errors, _edits(reference.split(), hypothesis.split(), errors))
 
 
 def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
@@ -77,16 +80,54 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
     return align(reference, hypothesis).errors
 
 
-def _edits(output: jiwer.WordOutput) -> str:
+def _edits(reference: list[str], heard: list[str], counts: ErrorCounts) -> str:
+    """Return the edits of :func:`_nearest`, as :class:`Alignment` writes them."""
     tokens: list[str] = []
-    for chunk in output.alignments[0]:
-        heard = output.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
-        if chunk.type == "equal":
-            tokens.append(f"={len(heard)}")
-        elif chunk.type == "delete":
-            tokens.append(f"-{chunk.ref_end_idx - chunk.ref_start_idx}")
-        else:
-            tokens.extend(("~" if chunk.type == "substitute" else "+") + word for word in heard)
+    for kind, group in groupby(_nearest(reference, heard, counts), key=lambda step: step[0]):
+        words = [word for _, word in group]
+        tokens += [f"{kind}{len(words)}"] if kind in "=-" else [kind + word for word in words]
     if tokens and tokens[-1].startswith("="):
         tokens.pop()
     return " ".join(tokens)
+
+
+_Way = tuple[int, Any, tuple[str, str]]  # cost so far, the way before, the last step
+_Cell = dict[int, _Way]  # the cheapest way to a place in both texts, by its number of right words
+
+
+def _nearest(reference: list[str], heard: list[str], counts: ErrorCounts) -> list[tuple[str, str]]:
+    """Return, of the alignments with these ``counts``, that of the nearest substitutes: steps (kind, word heard).
+
+    jiwer takes any of them. This one has the fewest letters between words and their substitutes.
+    """
+    error = 1 + sum(map(len, reference)) + sum(map(len, heard))  # costs more than all letters together
+    cells: dict[tuple[int, int], _Cell] = {}
+    for i in range(len(reference) + 1):
+        # Beyond these there are more deletions, or insertions, than counted.
+        for j in range(max(0, i - counts.deletions), min(len(heard), i + counts.insertions) + 1):
+            cell: _Cell = {} if i or j else {0: (0, None, ("", ""))}
+            if i and j and reference[i - 1] == heard[j - 1]:
+                _extend(cell, cells[i - 1, j - 1], ("=", ""), 0)
+            elif i and j:
+                letters = Levenshtein.distance(reference[i - 1], heard[j - 1])
+                _extend(cell, cells[i - 1, j - 1], ("~", heard[j - 1]), error + letters)
+            _extend(cell, cells.get((i - 1, j), {}), ("-", ""), error)
+            if j:
+                _extend(cell, cells.get((i, j - 1), {}), ("+", heard[j - 1]), error)
+            # What has more errors than another way to the same place is part of no best alignment.
+            fewest = min(way[0] for way in cell.values()) // error
+            cells[i, j] = {hits: way for hits, way in cell.items() if way[0] // error == fewest}
+    steps = []
+    way = cells[len(reference), len(heard)][counts.hits]
+    while way[1] is not None:
+        steps.append(way[2])
+        way = way[1]
+    return steps[::-1]
+
+
+def _extend(cell: _Cell, before: _Cell, step: tuple[str, str], cost: int) -> None:
+    """Put into ``cell`` the ways that lead there from the cell ``before`` by ``step``, if they are cheaper."""
+    for hits, way in before.items():
+        total = hits + (step[0] == "=")
+        if total not in cell or way[0] + cost < cell[total][0]:
+            cell[total] = (way[0] + cost, way, step)
