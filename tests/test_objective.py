@@ -11,7 +11,7 @@ from whisper.model import Whisper
 
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.batches import Batch
-from whisper_quran.data.prepare import Data
+from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.loss import Objective
@@ -46,7 +46,7 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
 def trainer_of(model: Whisper, train_encoder: bool = False) -> Trainer:
     """A trainer of ``model`` in fp32, in one process, at its full learning rate, whose data no test here reads."""
     config = TrainingConfig(lr=1e-3, warmup_steps=0, train_encoder=train_encoder)
-    return Trainer(config, Data([None], {}, None, []), model, Setup(CPU))
+    return Trainer(config, TrainingData([None], {}, None, []), model, Setup(CPU))
 
 
 def step(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
