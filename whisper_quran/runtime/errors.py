@@ -1,23 +1,24 @@
 """The errors that are not bugs, and the one place where they become exit codes."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 
 class UserError(Exception):
     """Something the user must change.
 
-    The message is one line that says what is wrong, where, and how to mend it. Anything else that is raised is a
-    bug and keeps its traceback. ``already_reported`` is True if another process of the run prints it.
+    The message is one line that says what is wrong, where, and how to mend it. ``already_reported`` is True if another
+    process of the run prints it.
     """
 
     already_reported = False
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, by its signal number. Like KeyboardInterrupt it passes through ``except Exception``."""
+    """Ctrl-C, SIGTERM or SIGHUP, by its signal number. Like KeyboardInterrupt it passes ``except Exception``."""
 
     def __init__(self, number: int):
         super().__init__(f"interrupted by signal {number}")
@@ -25,17 +26,82 @@ class Interrupted(BaseException):
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command line and exit: 0 done, 2 for a :class:`UserError` (one line on stderr), 130 or 143 interrupted."""
+    """Run a command line and exit.
+
+    The code is 0 if it is done; 2 after a :class:`UserError` or an error of the system (a full disk, a folder that has
+    gone), with one line on stderr; and 128 + the signal's number after Ctrl-C, SIGTERM or SIGHUP. Anything else that is
+    raised is a bug and keeps its traceback. Output that cannot be written any more is dropped.
+    """
+    _open_standard_files()
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_LenientStream(stream) for stream in streams)  # type: ignore[assignment]
+    try:
+        code = _exit_code(main)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = streams
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
         if not error.already_reported:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would change the exit code
-        sys.exit(130)
+        return 130
     except Interrupted as error:
         signal.signal(error.signal, signal.SIG_IGN)
-        sys.exit(128 + error.signal)
-    sys.exit(0)
+        return 128 + error.signal
+    return 0
+
+
+class _LenientStream:
+    """A standard stream for which a closed pipe, a terminal that has gone or a small encoding is no error."""
+
+    def __init__(self, stream: IO[str] | None):
+        self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: the file object is closed
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._discard()
+
+    def _discard(self) -> None:
+        """Send what follows nowhere, so that Python's own flush at the exit does not fail either."""
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        except (OSError, ValueError):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _open_standard_files() -> None:
+    """Open the files 0, 1 and 2 if they are closed, or a file of the run would get the number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

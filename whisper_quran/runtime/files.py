@@ -1,16 +1,17 @@
 """Writing files so that a reader, or a run after a crash, sees the old content or the new, never half of it."""
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import UserError
 
-# What choosing another folder mends.
+# Errors that another folder has not.
 _MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR ELOOP".split()}
 
 
@@ -26,9 +27,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     # File names need not be UTF-8, and are what text files here may hold.
-    encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
+    text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     try:
-        with open(beside, mode, **encoding) as file:
+        with open(beside, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,6 +39,40 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     finally:
         with suppress(OSError):  # it is not there, or may not be removed: what went wrong before says more
             beside.unlink()
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until the content of a file, or the names in a folder, are on disk; do nothing if it is not there."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def lock_folder(folder: Path, busy: str) -> IO[str]:
+    """Lock ``folder`` (its file ``.lock``) until the returned file is closed or this process ends.
+
+    On a file system that has no locks it is not locked.
+
+    Raises:
+        UserError: another process holds the lock: ``busy``; or the folder cannot be written.
+    """
+    try:
+        file = open(folder / ".lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(busy) from None
+    except OSError:
+        pass
+    return file
 
 
 def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:

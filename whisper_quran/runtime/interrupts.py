@@ -1,51 +1,72 @@
-"""Ctrl-C and SIGTERM: the step at hand is finished and saved, then the run ends with 130 or 143."""
+"""Ctrl-C, SIGTERM and SIGHUP: the current step is finished and saved, then the run ends with 130, 143 or 129."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from .errors import Interrupted
 
 
 class Interrupts:
-    """Catches both signals for the time of a ``with`` block, and restores what was there before.
+    """Catches these signals inside a ``with`` block, and restores the handlers that were there before.
 
     Where nothing can be lost a signal raises :class:`.errors.Interrupted` at once. Inside :meth:`deferred` the first
     one is only noted in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a
-    second Ctrl-C raises at once.
+    second Ctrl-C raises at once. Inside :meth:`shielded` none raises.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
         self._deferring = False
-        self._before: dict[int, object] = {}
+        self._shielded = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
         # Only the main thread may, and in another one signals do not arrive.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run is meant to outlive its terminal
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # SIGTERM may well come twice, from torchrun and from whoever stopped it; only Ctrl-C again means at once.
-        if not self._deferring or (self.requested is not None and number == signal.SIGINT):
+        at_once = not self._deferring or (self.requested is not None and number == signal.SIGINT)
+        if self.requested is None:
+            self.requested = number
+        if at_once and not self._shielded:
             raise Interrupted(number)
-        self.requested = number
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block in which the first signal waits to be asked for."""
+        """A block in which the first signal is noted, to be acted on by the loop inside."""
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
+        self.raise_requested()
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A block that no signal interrupts; one that came raises at its end, unless it is inside :meth:`deferred`."""
+        outside, self._shielded = self._shielded, True
+        try:
+            yield
+        finally:
+            self._shielded = outside
+        if not self._deferring:
+            self.raise_requested()
+
+    def raise_requested(self) -> None:
+        """Raise :class:`.errors.Interrupted` if a signal has come."""
         if self.requested is not None:
             raise Interrupted(self.requested)
