@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from whisper.model import ModelDimensions, Whisper
 
 import train
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.config import TrainingConfig
+from whisper_quran.runtime.command_line import parse
 from whisper_quran.runtime.errors import run_command
+from whisper_quran.training.train import train as run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +36,7 @@ def signals() -> None:
     does a command that has ended by it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +147,7 @@ def start(quran, workshop) -> Callable[..., subprocess.Popen]:
 
 def rows_of(folder: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]]
 
 
 def results_of(folder: Path) -> tuple[list[dict], dict[str, str]]:
@@ -164,3 +169,25 @@ def flat(value: object, name: str = "") -> dict[str, torch.Tensor]:
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     return {path: tensor for key, item in items for path, tensor in flat(item, f"{name}.{key}").items()}
+
+
+# 11 steps of 2 clips, in epochs of 4; every step is saved.
+RUN = ("--epochs", 3, "--max-steps", 11, "--batch-size", 2, "--save-every", 1, "--valid-limit", 2, "--no-vanilla")
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Wait until metrics.jsonl has ``count`` lines, or the process has ended."""
+    file = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and file.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(quran, workshop, tmp_path_factory):
+    """The results of the run that nothing happens to."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_training(parse(TrainingConfig, "", training_options(quran, workshop, (*RUN, "--out", out))))
+    return results_of(out)

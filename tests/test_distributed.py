@@ -3,11 +3,16 @@
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from conftest import results_of, rows_of, state_of
+import torch.distributed as dist
+from conftest import ROOT, results_of, rows_of, state_of, training_options, wait_for_rows
 
 from whisper_quran.data.batches import shard
 
@@ -62,6 +67,13 @@ def test_accumulation_times_processes_in_every_combination(start, tmp_path):
         assert found < 1e-6
 
 
+def wait_for_file(file: Path, process: subprocess.Popen) -> None:
+    """Wait until ``file`` is there, or the process has ended."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline and not file.exists():
+        time.sleep(0.01)
+
+
 def worker_of(process: subprocess.Popen, folder) -> int:
     """The process id of rank 1, once it trains."""
     deadline = time.monotonic() + 300
@@ -111,3 +123,92 @@ def test_a_mistake_is_told_once(start, tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert len([line for line in err.splitlines() if line.startswith("error: --surahs")]) == 1
+
+
+@pytest.fixture
+def start_ranks(quran, workshop) -> Callable[..., list[subprocess.Popen]]:
+    """Start `train.py` as two processes without torchrun, each with options of its own, and no one who stops them."""
+    started = []
+
+    def start_ranks(*options_of_ranks: tuple) -> list[subprocess.Popen]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        for rank, options in enumerate(options_of_ranks):
+            size = len(options_of_ranks)
+            ours = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            environment = os.environ | {name: str(value) for name, value in ours.items()} | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(command, env=environment, **pipes))
+        return started
+
+    yield start_ranks
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def errors_of(process: subprocess.Popen) -> list[str]:
+    """The lines on stderr, but for PyTorch's own notes on its connections."""
+    err = process.communicate(timeout=200)[1]
+    assert "Traceback" not in err, err
+    return [line for line in err.splitlines() if line.startswith("error")]
+
+
+def test_the_error_of_one_process_is_told_by_it_alone_and_ends_all(start_ranks, tmp_path):
+    (tmp_path / "file").touch()
+    options = (*RUN, "--out", tmp_path / "run")
+    first, second = start_ranks(options, (*options, "--cache", tmp_path / "file"))
+    assert [str(tmp_path / "file") in line for line in errors_of(second)] == [True]
+    assert errors_of(first) == []
+    assert first.returncode == second.returncode == 2
+
+
+def test_a_wrong_model_is_told_once_and_without_a_traceback(start_ranks, tmp_path):
+    (tmp_path / "model.pt").write_text("no checkpoint")
+    options = (*RUN, "--out", tmp_path / "run", "--model", tmp_path / "model.pt")
+    first, second = start_ranks(options, options)
+    assert [str(tmp_path / "model.pt") in line for line in errors_of(first)] == [True]
+    assert errors_of(second) == []
+    assert first.returncode == second.returncode == 2
+
+
+def test_a_process_that_is_lost_in_training_is_one_line_of_the_first(start_ranks, tmp_path):
+    options = ("--epochs", 500, "--no-vanilla", "--valid-limit", 1, "--batch-size", 2, "--out", tmp_path / "run")
+    first, second = start_ranks(options, options)
+    wait_for_rows(tmp_path / "run", 2, first)
+    second.kill()
+    (line,) = errors_of(first)
+    assert "another process of this run has ended" in line and first.returncode == 2
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("rows", [0, 3], ids=["while preparing", "while training"])
+def test_sigterm_ends_every_process_as_143(start_ranks, tmp_path, rows):
+    """As torchrun sends it, to one process after the other."""
+    options = ("--epochs", 500, "--valid-limit", 7, "--batch-size", 2, "--out", tmp_path / "run")
+    first, second = start_ranks(options, options)
+    if rows:
+        wait_for_rows(tmp_path / "run", rows, first)
+    else:
+        wait_for_file(tmp_path / "run" / ".lock", first)
+    for process in (first, second):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    assert errors_of(first) == errors_of(second) == []
+    assert first.returncode == second.returncode == 143
+
+
+def test_a_process_group_that_the_host_program_made_stays(run, tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert run("--out", tmp_path / "run", "--epochs", 1, "--no-vanilla", "--valid-limit", 1)[0] == 0
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()

@@ -5,42 +5,18 @@ import random
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import results_of, rows_of, state_of, training_options
+from conftest import RUN, results_of, rows_of, state_of, wait_for_rows
 
-from whisper_quran.config import TrainingConfig
-from whisper_quran.runtime.command_line import parse
 from whisper_quran.runtime.errors import UserError
+from whisper_quran.training import resume
 from whisper_quran.training import train as train_module
 from whisper_quran.training import trainer as trainer_module
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.resume import StateWriter, find_state, load_state
-from whisper_quran.training.train import train
 from whisper_quran.training.trainer import Trainer
-
-# 11 steps of 2 clips, in epochs of 4; every step is saved.
-RUN = ("--epochs", 3, "--max-steps", 11, "--batch-size", 2, "--save-every", 1, "--valid-limit", 2, "--no-vanilla")
-
-
-def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
-    """Wait until metrics.jsonl has ``count`` lines, or the process has ended."""
-    file = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if file.exists() and file.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.002)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(quran, workshop, tmp_path_factory):
-    """The results of the run that nothing happens to."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    train(parse(TrainingConfig, "", training_options(quran, workshop, (*RUN, "--out", out))))
-    return results_of(out)
 
 
 @pytest.mark.slow
@@ -62,7 +38,7 @@ def test_20_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, 
     assert killed >= 15
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_step_saves_and_resumes_exactly(start, undisturbed, tmp_path, number, code):
     out = tmp_path / "run"
     # Only the signal makes it save within an epoch: the state it leaves is that of the step at hand.
@@ -295,11 +271,11 @@ def test_a_run_that_ended_before_its_first_save_begins_anew(run, undisturbed, tm
     out.mkdir()
     (out / "metrics.jsonl").write_text('{"event": "train", "epoch": 0, "step": 1, "loss": 1.0}\n')
     (out / "config.json").write_text("{}")
-    (out / ".state.pt.0123.tmp").write_bytes(b"half a state")
+    (out / ".state.pt.0123abcd.tmp").write_bytes(b"half a state")
     code, _, err = run(*RUN, "--out", out, "--resume")
     assert code == 0, err
     assert results_of(out) == undisturbed
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".lock"]
 
 
 def test_sigterm_may_come_twice(run, tmp_path, monkeypatch):
@@ -362,8 +338,7 @@ def test_a_run_goes_on_on_a_device_without_its_precision(run, tmp_path):
 
 def test_whatever_bit_flips_a_state_is_whole_or_passed_over(tmp_path):
     """Damage that the checksums do not cover, in the zip's own headers, makes readers fail in many ways."""
-    keys = "step epoch best_wer bad_steps precision dims data model optimizer scaler".split()
-    whole = dict.fromkeys(keys, 0) | {"model": {"weight": torch.arange(50.0)}}
+    whole = dict.fromkeys(resume._KEYS, 0) | {"model": {"weight": torch.arange(50.0)}}
     file = tmp_path / "state.pt"
     torch.save(whole, file)
     content = file.read_bytes()

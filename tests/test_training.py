@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 import torch
 import whisper
 from conftest import results_of, rows_of
+from tqdm import tqdm
 
+from whisper_quran.training import trainer
 from whisper_quran.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +27,7 @@ def test_a_run_on_real_recordings_leaves_what_the_contract_names(run, quran, wor
     for name in ("config.json", "metrics.jsonl", "results.md", "loss.png", "skipped.csv", "state.pt", "best.pt"):
         assert (folder / name).stat().st_size > 0, name
     assert sorted(path.name for path in folder.glob("epoch-*.pt")) == ["epoch-000.pt", "epoch-001.pt", "epoch-002.pt"]
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
 
     rows = rows_of(folder)
     trained = [row for row in rows if row["event"] == "train"]
@@ -182,3 +186,59 @@ def test_the_command_line_itself(tmp_path):
     wrong = train("--data", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: no folder nowhere"), wrong.stderr
     assert len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--data", "{tmp}/nowhere"], "no folder"),
+        (["--data", "{quran}", "--train-reciters", "Husary", "--valid-reciters"], "no reciter Husary"),
+        (["--data", "{quran}", "--surahs", "9:8"], "--surahs 9:8"),
+        (["--manifest", "{tmp}/none.csv"], "none.csv"),
+        (["--data", "{quran}", "--model", "bse"], "did you mean base"),
+    ],
+)
+def test_a_wrong_path_reciter_or_surah_is_answered_without_torch(quran, tmp_path, options, says):
+    code = (
+        "import runpy, sys; sys.argv[0] = 'train.py'\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert not {'torch', 'whisper'} & set(sys.modules)"
+    )
+    options = [option.format(tmp=tmp_path, quran=quran) for option in options]
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_end_of_a_run_says_where_everything_is_and_what_comes_next(run, quran, tmp_path):
+    folder = tmp_path / "a run"
+    code, out, err = run("--out", folder, "--epochs", 2, "--valid-limit", 2)
+    assert code == 0, err
+    lines = dict(
+        line.split(maxsplit=1) for line in out.splitlines() if line.startswith(("table", "picture", "best", "next"))
+    )
+    assert lines["table"] == str(folder / "results.md") and lines["picture"] == str(folder / "loss.png")
+    assert re.fullmatch(re.escape(str(folder / "best.pt")) + r" \(epoch [01], WER \d+\.\d\d %\)", lines["best"])
+    assert re.search(r"^done in    \d+ s$", out, re.MULTILINE)
+    python, script, best, *options = shlex.split(lines["next"])
+    assert (python, script, best) == ("python", "evaluate.py", str(folder / "best.pt"))
+    assert options == ["--data", str(quran), "--reciters", "AbdulWadood_Haneef"]
+
+
+def test_the_bar_counts_epochs_of_the_run_and_the_time_that_it_takes(run, tmp_path, monkeypatch):
+    labels, postfixes = [], []
+
+    class Bar(tqdm):
+        def set_postfix(self, **values):
+            postfixes.append(values)
+
+    def progress_bar(total, unit, description, **options):
+        labels.append(description)
+        return Bar(total=total, disable=True)
+
+    monkeypatch.setattr(trainer, "progress_bar", progress_bar)
+    assert run("--out", tmp_path / "run", "--epochs", 2, "--valid-limit", 2)[0] == 0
+    assert labels == ["epoch 1/2 (epoch-000)", "epoch 2/2 (epoch-001)"]
+    assert all(re.fullmatch(r"\d+ s", values["run_ends_in"]) for values in postfixes) and len(postfixes) == 4
+    seconds = [int(values["run_ends_in"].split()[0]) for values in postfixes]
+    assert seconds[0] >= seconds[-1]

@@ -7,7 +7,9 @@ that makes its micro-batches smaller when memory runs out does not disturb the o
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from .errors import UserError
 
 T = TypeVar("T")
 _BUCKET = 2**25  # gradients travel in messages of up to this many elements: few calls, and little memory beside them
+_GRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class World:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(total)
-        return total.tolist()
+        with self._contact():
+            dist.all_reduce(total)
+            return total.tolist()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes; a process that has none counts as zero."""
@@ -51,10 +55,11 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         bucket: list[torch.Tensor] = []
         for index, parameter in enumerate(parameters):
-            bucket.append(parameter.grad)
+            bucket.append(parameter.grad)  # type: ignore[arg-type]
             if sum(grad.numel() for grad in bucket) >= _BUCKET or index == len(parameters) - 1:
                 flat = torch.cat([grad.flatten() for grad in bucket])
-                dist.all_reduce(flat)
+                with self._contact():
+                    dist.all_reduce(flat)
                 for grad, summed in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
                     grad.copy_(summed.view_as(grad))
                 bucket = []
@@ -63,33 +68,69 @@ class World:
         """Do ``work`` in the main process only; every process gets its result, or the :class:`UserError` it raised."""
         if self.size == 1:
             return work()
-        outcome: list = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = work()
-            except UserError as error:
-                outcome[1] = str(error)
-        dist.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            error = UserError(outcome[1])
-            error.already_reported = not self.is_main
-            raise error
-        return outcome[0]
+        outcome = [self.on_all(lambda: work() if self.is_main else None)]
+        with self._contact():
+            dist.broadcast_object_list(outcome)
+        return outcome[0]  # type: ignore[return-value]
+
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in every process; if it raises a :class:`UserError` in one, all raise.
+
+        Each different error is printed once, by the first process that it concerns.
+        """
+        if self.size == 1:
+            return work()
+        result, message = None, None
+        try:
+            result = work()
+        except UserError as error:
+            message = str(error)
+        messages: list[str | None] = [None] * self.size
+        with self._contact():
+            dist.all_gather_object(messages, message)
+        first = next((text for text in messages if text is not None), None)
+        if first is not None:
+            failure = UserError(first if message is None else message)
+            failure.already_reported = message is None or message in messages[: self.rank]
+            raise failure
+        return result  # type: ignore[return-value]
+
+    @contextmanager
+    def _contact(self) -> Iterator[None]:
+        """Turn the failure of a collective call into a :class:`ProcessLost`: another process has ended."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # torchrun stops the other processes by SIGTERM within moments: then this one ends by that.
+            time.sleep(_GRACE_SECONDS)
+            lost = ProcessLost("another process of this run has ended: see what it, or torchrun, says of the reason")
+            lost.already_reported = not self.is_main
+            raise lost from error
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended, and so this one must."""
 
 
 def join_world() -> World:
-    """Return the :class:`World` that torchrun's environment describes."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
+    """Return the :class:`World` that torchrun's environment, or the program that called us, describes."""
+    local_rank, restarts = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"))
+    if dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), local_rank, restarts)
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
         return World()
-    rank, size, local_rank = (int(os.environ[name]) for name in names)
-    return World(rank, size, local_rank, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, restarts)
 
 
-def connect(world: World, device: torch.device) -> None:
-    """Meet the other processes: over NCCL between GPUs, over gloo between CPUs. Every process must come here."""
+def connect(world: World, device: torch.device) -> bool:
+    """Meet the other processes: over NCCL between GPUs, over gloo between CPUs. Every process must come here.
+
+    Return True if :func:`disconnect` is to be called at the end: not if the program that called us had connected them.
+    """
     if world.size == 1 or dist.is_initialized():
-        return
+        return False
     store, rank, size = next(dist.rendezvous("env://"))
     # After a restart torchrun's store still holds the addresses of the processes before it: look under new names.
     store = dist.PrefixStore(f"attempt_{world.restarts}", store)
@@ -97,9 +138,9 @@ def connect(world: World, device: torch.device) -> None:
         dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=device)
     else:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    return True
 
 
 def disconnect() -> None:
     """Leave the other processes, at the end."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    dist.destroy_process_group()

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+_NUMBERS = {
+    "train": ("step", "epoch", "loss", "lr", "grad_norm", "skipped", "clips_per_s", "data_wait"),
+    "valid": ("step", "epoch", "loss", "wer", "cer", "words", "word_errors", "seconds"),
+}
+
+
 class History:
     """The rows of a run, written to ``path`` as they come; a process that does not write only remembers them.
 
@@ -41,7 +47,8 @@ class History:
         if not self.writes:
             return
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
+            # A name that is not UTF-8 has surrogates, which become JSON's own escapes.
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if self.tensorboard:
                 self._add_scalars(row)
@@ -60,24 +67,30 @@ class History:
             tags = {name: f"valid_{name}/{row['reciter']}" for name in ("loss", "wer", "cer")}
         for name, tag in tags.items():
             if row[name] is not None:
-                self.board.add_scalar(tag, row[name], row["step"])
+                self.board.add_scalar(tag.encode(errors="backslashreplace").decode(), row[name], row["step"])
 
     def close(self) -> None:
         """Write what TensorBoard's writer still has in memory."""
         if self.board is not None:
             self.board.close()
 
-    def restore(self, step: int, epoch: int) -> None:
-        """Keep the rows that were there when ``step`` steps and ``epoch`` whole epochs were done."""
+    def restore(self, step: int, epoch: int) -> int:
+        """Keep the rows that were there when ``step`` steps and ``epoch`` whole epochs were done.
+
+        Return how many lines are lost because they cannot be read. A last line without an end does not count.
+        """
         self.first_step = step + 1
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be torn
-            self.rows = [r for r in rows if (r["step"] <= step if r["event"] == "train" else r["epoch"] < epoch)]
-        if not self.writes:
-            return
-        with atomic_write(self.path) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        try:
+            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        rows = [row for row in map(_parse_row, lines) if row is not None]
+        lost = sum(bool(line.strip()) for line in lines[:-1]) - len(rows)
+        self.rows = [r for r in rows if (r["step"] <= step if r["event"] == "train" else r["epoch"] < epoch)]
+        if self.writes:
+            with atomic_write(self.path) as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        return max(lost, 0)
 
     def clear(self) -> None:
         """Remove every row, on disk too."""
@@ -91,6 +104,18 @@ class History:
             if row["event"] == "valid":
                 epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
         return epochs
+
+
+def _parse_row(line: bytes) -> Row | None:
+    """Return the row in a line of metrics.jsonl; None if it is not one that :meth:`History.append` wrote."""
+    try:
+        row = json.loads(line)
+        numbers = [row[name] for name in _NUMBERS[row["event"]]]
+        is_row = row["event"] == "train" or isinstance(row["reciter"], str)
+        counted = isinstance(row["step"], int) and isinstance(row["epoch"], int)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return row if is_row and counted and all(isinstance(x, int | float | None) for x in numbers) else None
 
 
 def require_tensorboard() -> None:

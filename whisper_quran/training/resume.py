@@ -11,14 +11,16 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import threading
 import time
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import whisper
@@ -29,13 +31,19 @@ from ..config import TrainingConfig
 from ..data.corpus import Skipped
 from ..runtime.command_line import to_json
 from ..runtime.console import Log
-from ..runtime.distributed import World
+from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, make_folder
+from ..runtime.files import atomic_write, lock_folder, make_folder, sync
+from .command import STATES, has_state
 
 State = dict[str, Any]
-_KEYS = frozenset("step epoch best_wer bad_steps precision dims data model optimizer scaler".split())
-_NEWEST, _PREVIOUS = "state.pt", "state-previous.pt"
+_KEYS = {"step", "epoch", "best_wer", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
+_KEYS |= {"optimizer", "scaler"}
+# The files that atomic_write leaves if it is killed, of the names that a run writes.
+_LEFTOVER = re.compile(
+    r"\.(state\.pt|best\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
+    r"\.[0-9a-f]{8}\.tmp"
+)
 
 
 class StateWriter:
@@ -44,7 +52,8 @@ class StateWriter:
     def __init__(self, folder: Path):
         self.folder = folder
         self.seconds = 0.0  # what the last state took, from its copying until it was on disk
-        self._thread: threading.Thread | None = None
+        self._written = threading.Event()
+        self._written.set()
         self._error: BaseException | None = None
 
     def save(self, state: State) -> None:
@@ -56,8 +65,8 @@ class StateWriter:
         self.finish()
         start = time.monotonic()
         copy = to_memory(state)
-        self._thread = threading.Thread(target=self._write, args=(copy, start))
-        self._thread.start()
+        self._written.clear()
+        threading.Thread(target=self._write, args=(copy, start)).start()
 
     def finish(self) -> None:
         """Wait until what was saved is on disk.
@@ -65,25 +74,28 @@ class StateWriter:
         Raises:
             UserError: see :meth:`save`.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        # Not Thread.join(): CPython 3.11 takes a thread for ended if a signal interrupts its join.
+        self._written.wait()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def _write(self, state: State, start: float) -> None:
         try:
-            newest = self.folder / _NEWEST
+            newest, previous = (self.folder / name for name in STATES)
             with atomic_write(newest, "wb") as file:
                 write_torch_file(state, file)
                 file.flush()
                 os.fsync(file.fileno())  # before the one on disk steps back
+                sync(self.folder / "metrics.jsonl")  # the rows that this state counts on,
+                sync(self.folder)  # and the names of its checkpoints
                 if newest.exists():
-                    newest.replace(self.folder / _PREVIOUS)
+                    newest.replace(previous)
             self.seconds = time.monotonic() - start
         except BaseException as error:
             self._error = error
+        finally:
+            self._written.set()
 
 
 def to_memory(value: Any) -> Any:
@@ -100,16 +112,25 @@ def to_memory(value: Any) -> Any:
 def find_state(folder: Path, log: Log) -> Path:
     """Return the newest state in ``folder`` that is whole; log it if that is not the last one written.
 
+    A damaged one is renamed then, so that the next save does not put it in the place of the whole one.
+
     Raises:
-        UserError: none is.
+        UserError: none is whole.
     """
-    for name in (_NEWEST, _PREVIOUS):
-        path = folder / name
-        problem = _damage(path)
-        if problem is None:
-            return path
-        log(f"warning    {path} cannot be used ({problem})" + ("; the one before it is" if name == _NEWEST else ""))
-    raise UserError(f"no saved state in {folder} can be used: start again with another --out, from its best.pt or anew")
+    newest, previous = (folder / name for name in STATES)
+    problem = _damage(newest)
+    if problem is None:
+        return newest
+    log(f"warning    {newest} cannot be used ({problem}); the one before it is")
+    problem = _damage(previous)
+    if problem is not None:
+        log(f"warning    {previous} cannot be used ({problem})")
+        raise UserError(
+            f"no saved state in {folder} can be used: start again with another --out, from its best.pt or anew"
+        )
+    with suppress(OSError):
+        newest.replace(folder / f"damaged-{newest.name}")
+    return previous
 
 
 def _damage(path: Path) -> str | None:
@@ -119,7 +140,10 @@ def _damage(path: Path) -> str | None:
             broken = archive.testzip()
         if broken:
             return f"{broken} is damaged"
-        missing = _KEYS - load_state(path).keys()
+        state = load_state(path)
+        missing = _KEYS - state.keys()
+        if not missing and not (isinstance(state["config"], dict) and state["precision"] in DTYPES):
+            return "it was edited"
     except Exception as error:  # a broken file makes readers fail in many ways
         return " ".join(str(error).split())[:200] or type(error).__name__
     return f"it lacks {', '.join(sorted(missing))}" if missing else None
@@ -136,48 +160,74 @@ def load_state(path: Path) -> State:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def acquire(config: TrainingConfig, world: World) -> bool:
-    """Make ``config.out`` this run's folder; return True if there is a saved state to go on from.
-
-    A run that torchrun started again resumes even without --resume. Files that a killed run left half-written go.
+def lock_run(out: Path) -> IO[str]:
+    """Make the folder of a run and lock it, until the returned file is closed.
 
     Raises:
-        UserError: a run is there already and --resume was not asked for, or --resume would continue it with options
-            that change what the run means.
+        UserError: another training is writing there, or it cannot be written.
     """
-    out = make_folder(config.out)
-    if not config.resume and not world.restarts:
-        if any(out.glob("*.pt")):
+    return lock_folder(make_folder(out), f"another training is writing {out}: wait for it, or choose another --out")
+
+
+class RunFolder:
+    """The folder of a run, locked while the run writes there."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    def acquire(self, resume: bool, restarts: int) -> bool:
+        """Make and lock the folder; return True if there is a saved state to go on from.
+
+        A run that torchrun has started again, ``restarts`` times, resumes without --resume what it has begun itself.
+        Files that a killed run left half-written go.
+
+        Raises:
+            UserError: another training is writing there, a run is there already that is not to be resumed, or its
+                checkpoints are there without a state.
+        """
+        out = self.path
+        self._lock = lock_run(out)
+        torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
+        self._lock.seek(0)
+        resume = resume or (restarts > 0 and self._lock.read() == torchrun)
+        self._lock.truncate(0)  # once refused, torchrun's next attempt is refused too
+        checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
+        if not resume and (checkpoints or has_state(out)):
             raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        return False
-    for leftover in out.glob(".*.tmp"):
-        leftover.unlink()
-    if not any((out / name).exists() for name in (_NEWEST, _PREVIOUS)):
-        return False
-    _check_options(config, clips_per_step(config, world.size))
-    return True
+        if checkpoints and not has_state(out):
+            raise UserError(
+                f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
+                f"--model {checkpoints[0]} and another --out"
+            )
+        self._lock.write(torchrun)
+        self._lock.flush()
+        for path in out.iterdir():
+            if _LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        return has_state(out)
+
+    def close(self) -> None:
+        """Let another run write there."""
+        if self._lock is not None:
+            self._lock.close()
 
 
-def _check_options(config: TrainingConfig, clips: int) -> None:
-    """Raise a :class:`UserError` unless ``config`` continues the run that ``config.json`` describes."""
-    path = config.out / "config.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        then, clips_then = before["config"], before["global_batch"]
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}), so the run in {config.out} cannot be resumed: restore it"
-        ) from None
-    now = to_json(config)
+def check_options(config: TrainingConfig, state: State, world_size: int) -> None:
+    """Raise a :class:`UserError` unless ``config`` continues the run that ``state`` is of."""
+    before, now = state["config"], to_json(config)
     changed = [
-        f"--{field.name.replace('_', '-')} was {then.get(field.name)}, is {now[field.name]}"
+        f"--{field.name.replace('_', '-')} was {before.get(field.name)}, is {now[field.name]}"
         for field in fields(config)
-        if field.metadata.get("fixed") and then.get(field.name) != now[field.name]
+        if field.metadata.get("fixed") and before.get(field.name) != now[field.name]
     ]
-    if clips_then != clips:
-        changed.append(f"clips a step were {clips_then}, are {clips}")
+    clips = clips_per_step(config, world_size)
+    if state["clips_per_step"] != clips:
+        changed.append(f"clips a step were {state['clips_per_step']}, are {clips}")
     if changed:
-        raise UserError(f"{config.out} cannot be resumed as another run ({'; '.join(changed)}): use what it had")
+        raise UserError(
+            f"{config.out} cannot be resumed as another run ({'; '.join(changed)}): use what it had, or leave it out"
+        )
 
 
 def clips_per_step(config: TrainingConfig, world_size: int) -> int:

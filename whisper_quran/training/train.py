@@ -5,25 +5,37 @@ was decided and why, and train. The loop and the arithmetic of a step are :class
 """
 
 import math
+import shlex
 import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from whisper.model import Whisper
+from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..config import TrainingConfig
 from ..data.batches import Example
 from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
-from ..runtime.console import Log, format_size, no_log
+from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
 from ..runtime.interrupts import Interrupts
-from .metrics_log import History, require_tensorboard
-from .resume import acquire, check_space, find_state, load_state, write_config, write_skipped
+from .command import saved_options
+from .metrics_log import History, best_epoch, corpus_rate, require_tensorboard, results_table
+from .resume import (
+    RunFolder,
+    State,
+    check_options,
+    check_space,
+    find_state,
+    load_state,
+    write_config,
+    write_skipped,
+)
 from .setup import Setup
 from .trainer import Trainer
 
@@ -35,64 +47,92 @@ def train(config: TrainingConfig, log: Log = print) -> History:
 
     Raises:
         UserError: something in the data, the model or the options must be changed first.
-        Interrupted: by Ctrl-C or SIGTERM, after saving.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    deadline = time.monotonic() + 3600 * config.max_time if config.max_time else math.inf
+    started = time.monotonic()
     world = join_world()
-    log = log if world.is_main else no_log
-    device, reason = choose_device(config.device, world.local_rank)
-    connect(world, device)
-    with Interrupts() as interrupts:
-        setup = Setup(device, world=world, interrupts=interrupts, log=log, deadline=deadline)
-        try:
-            trainer = prepare(config, setup, device_reason=reason)
-        except UserError as error:
-            error.already_reported = not world.is_main  # up to here all processes make the same mistakes
-            raise
-        trainer.train()
-    disconnect()
+    log = harmless(log) if world.is_main else no_log
+    device, reason = own_device(config.device, world)
+    connected = connect(world, device)
+    log(f"device     {device}: {reason}" + (f", {world.size} processes" if world.size > 1 else ""))
+    deadline = started + 3600 * config.max_time if config.max_time else math.inf
+    try:
+        with Interrupts() as interrupts, closing(RunFolder(config.out)) as folder:
+            setup = Setup(device, world=world, interrupts=interrupts, log=log, deadline=deadline)
+            trainer = prepare(config, folder, setup)
+            finished = trainer.train()
+    finally:
+        if connected:
+            disconnect()
+    if finished:
+        describe_results(trainer, time.monotonic() - started, log)
+    else:
+        log(f"time is up at step {trainer.step} of {trainer.total_steps}: continue with --resume")
     return trainer.history
 
 
-def prepare(config: TrainingConfig, setup: Setup, device_reason: str) -> Trainer:
+def prepare(config: TrainingConfig, folder: RunFolder, setup: Setup) -> Trainer:
     """Do all that comes before the first step: data, model, decisions, and the state to go on from."""
-    world, log = setup.world, setup.log
+    world, log, device = setup.world, setup.log, setup.device
     if config.tensorboard:
-        require_tensorboard()
+        world.on_all(require_tensorboard)
     selection = world.on_main(lambda: select_ayat(config, log))
-    resuming = world.on_main(lambda: acquire(config, world))
-    state = load_state(world.on_main(lambda: find_state(config.out, log))) if resuming else None
-    model = load_model(config.model, setup.device, world)
-    tokenizer = tokenizer_for(model.dims, config.language)
+    resuming = world.on_main(lambda: folder.acquire(config.resume, world.restarts))
+    state_path = world.on_main(lambda: find_state(config.out, log)) if resuming else None
+    state = world.on_all(lambda: load_state(state_path)) if state_path else None
+    if state:
+        world.on_all(lambda: check_options(config, state, world.size))
+    model = load_model(config.model, state, device, world)
+    tokenizer = world.on_all(lambda: tokenizer_for(model.dims, config.language))
     before = state["precision"] if state else None
-    precision = world.on_main(lambda: resume_precision(config.precision, before, setup.device, model))
+    precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
     if before not in (None, precision.name):
         log(f"warning    the run began in {before}: from here on it is in {precision.name}, and will differ slightly")
-    data = prepare_data(config, selection, model, tokenizer, log)
-    check_agreement(data.digest(), world, setup.device)
-
+    data = world.on_all(lambda: prepare_data(config, selection, model, tokenizer, log))
     trainer = Trainer(config, data, model, replace(setup, precision=precision))
+    check_agreement(trainer.data_digest, world, device)
     if state:
-        trainer.load_state_dict(state)
-    log(f"device     {setup.device}: {device_reason}" + (f", {world.size} processes" if world.size > 1 else ""))
+        world.on_all(lambda: trainer.load_state_dict(state))
+
     log(f"precision  {precision.name}: {precision.reason}")
     describe_model(trainer, log)
     describe_data(data, config.out, log)
     describe_steps(trainer, log)
-    needed = world.on_main(lambda: space_needed(trainer))
+    needed = world.on_main(lambda: begin_folder(trainer, new=state is None))
     log(f"disk       at most {format_size(needed)} in {config.out}")
-    if world.is_main and not state:
-        trainer.history.clear()  # of a run that ended before it saved anything
-        write_config(config, world.size, {"device": str(setup.device), "precision": precision.name})
-        write_skipped(config.out, data.skipped)
     return trainer
 
 
-def load_model(source: str, device: torch.device, world: World) -> Whisper:
-    """Load the model to start from; on each machine one process is first, since it may have to download it."""
-    model = load_checkpoint(source, device) if world.local_rank == 0 else None
-    world.sum([0.0], device)  # the others wait here
-    return model or load_checkpoint(source, device)
+def own_device(name: str, world: World) -> tuple[torch.device, str]:
+    """Choose this process's device; an error that the first process of the machine meets too is reported by that."""
+    try:
+        return choose_device(name, world.local_rank)
+    except UserError as error:
+        if world.local_rank > 0:
+            error.already_reported = True
+            with suppress(UserError):
+                choose_device(name, 0)
+                error.already_reported = False
+        raise
+
+
+def load_model(source: str, state: State | None, device: torch.device, world: World) -> Whisper:
+    """Load the model to start from; to continue a run, make it by its dimensions: the weights are in ``state``.
+
+    On each machine one process is first, since it may have to download the model.
+    """
+    if state:
+        return world.on_all(lambda: make_model(state["dims"])).to(device)
+    first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
+    return world.on_all(lambda: first or load_checkpoint(source, device))
+
+
+def make_model(dims: dict[str, int]) -> Whisper:
+    """Make a Whisper of these dimensions; raise a :class:`UserError` if they are no Whisper's."""
+    try:
+        return Whisper(ModelDimensions(**dims)).eval()
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
 
 
 def check_agreement(digest: str, world: World, device: torch.device) -> None:
@@ -100,18 +140,42 @@ def check_agreement(digest: str, world: World, device: torch.device) -> None:
     differs = digest != world.on_main(lambda: digest)
     (differing,) = world.sum([float(differs)], device)
     if differing:
-        raise UserError(
+        error = UserError(
             f"{differing:.0f} of {world.size} processes found other recordings than the first: "
             "the data must be the same, and as readable, on every machine"
         )
+        error.already_reported = not world.is_main
+        raise error
 
 
-def space_needed(trainer: Trainer) -> int:
-    """Return the bytes that the run will write at most; raise a :class:`UserError` if there is less room."""
+def harmless(log: Log) -> Log:
+    """Make a log that drops a line which cannot be written: a closed pipe or a small encoding must not end a run."""
+
+    def log_or_drop(message: str) -> None:
+        with suppress(OSError, ValueError):
+            log(message)
+
+    return log_or_drop
+
+
+def begin_folder(trainer: Trainer, new: bool) -> int:
+    """Write the files that describe the run; return the bytes that it will write at most.
+
+    Raises:
+        UserError: there is less room, or the folder cannot be written.
+    """
+    config, out = trainer.config, trainer.config.out
     parameters, trained = count_parameters(trainer.model)
-    checkpoints = _CHECKPOINTS_KEPT.get(trainer.config.keep, trainer.epochs + 2)
+    checkpoints = _CHECKPOINTS_KEPT.get(config.keep, trainer.epochs + 2)
     # fp32 weights and two averages for each trained one; checkpoints are fp16.
-    return check_space(trainer.config.out, 4 * parameters + 8 * trained, 2 * parameters, checkpoints)
+    needed = check_space(out, 4 * parameters + 8 * trained, 2 * parameters, checkpoints)
+    if new:
+        trainer.history.clear()  # of a run that ended before it saved anything
+        write_skipped(out, trainer.data.skipped)
+    if new or not saved_options(out):
+        chosen = {"device": str(trainer.device), "precision": trainer.precision.name}
+        write_config(config, trainer.world.size, chosen)
+    return needed
 
 
 def count_parameters(model: Whisper) -> tuple[int, int]:
@@ -160,3 +224,29 @@ def describe_data(data: TrainingData, out: Path, log: Log) -> None:
         log(f"mended     {len(data.cache.mended)} files: channels that cancelled out, or samples of another scale")
     listed = f" (listed in {out / 'skipped.csv'})" if data.skipped else ""
     log(f"left out   {summary(data.skipped)}{listed}")
+
+
+def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
+    """Log the table, how long the run took, where its results are, and what to run next."""
+    config, out, history = trainer.config, trainer.config.out, trainer.history
+    skipped = sum(row["skipped"] for row in history.rows if row["event"] == "train")
+    if skipped:
+        log(f"{skipped} of {trainer.step} steps were skipped: their loss or gradient was not finite")
+    log(f"\n{results_table(history)}")
+    best = best_epoch(history)
+    rate = "the last epoch"
+    if best is not None:
+        wer = corpus_rate(history.valid()[best].values(), "word_errors", "words")
+        rate = f"epoch {best}, WER {percent(wer)}"
+    log(f"done in    {format_duration(seconds)}")
+    log(f"table      {out / 'results.md'}")
+    if (out / "loss.png").exists():
+        log(f"picture    {out / 'loss.png'}")
+    log(f"best       {out / 'best.pt'} ({rate})")
+    command = ["python", "evaluate.py", str(out / "best.pt")]
+    for name in ("data", "text", "manifest") if config.manifest is None else ("manifest",):
+        value = getattr(config, name)
+        if value is not None:
+            command += [f"--{name}", str(value)]
+    reciters = trainer.data.valid or dict.fromkeys(example.reciter for example in trainer.data.train)
+    log(f"next       {shlex.join([*command, '--reciters', *reciters])}")

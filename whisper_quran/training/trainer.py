@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from signal import SIGTERM
+from statistics import median
 
 import torch
 from torch import nn
@@ -23,10 +24,12 @@ from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.features import log_mel
 from ..data.prepare import TrainingData
-from ..runtime.console import percent, progress_bar
+from ..runtime.command_line import to_json
+from ..runtime.console import format_duration, percent, progress_bar
+from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
 from .loss import Objective
-from .metrics_log import History, corpus_rate, results_table, write_results
+from .metrics_log import History, corpus_rate, write_results
 from .optimizer import build_optimizer, schedule
 from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
@@ -50,7 +53,8 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, data: TrainingData, model: Whisper, setup: Setup):
         self.config, self.data, self.model, self.setup = config, data, model, setup
-        self.device, self.precision, self.world, self.log = setup.device, setup.precision, setup.world, setup.log
+        self.device, self.precision, self.world = setup.device, setup.precision, setup.world
+        self.interrupts, self.log = setup.interrupts, setup.log
         self.objective = Objective(model, config.train_encoder)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
         # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
@@ -74,31 +78,37 @@ class Trainer:
         self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**12)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
-    def train(self) -> None:
-        """Train from the current step to the last one, or until the time is up."""
+    def train(self) -> bool:
+        """Train from the current step to the last one; return False if the time was up before.
+
+        Raises:
+            Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
+        """
         try:
-            if self.step == 0 and not self.config.no_vanilla:
-                self.validate(epoch=-1)
-                self.save()
-            while self.epoch < self.epochs:
-                if not (self.train_epoch() and self.time_for_validation()):
-                    self.log(f"time is up at step {self.step} of {self.total_steps}: continue with --resume")
-                    return
-                self.validate(self.epoch)
-                self.save_checkpoints()
-                self.epoch += 1
-                self.save()
-        except Interrupted:
-            self.writer.finish()
-            self.log(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
+            return self.train_epochs()
+        except (Interrupted, ProcessLost):
+            with self.interrupts.shielded():
+                self.writer.finish()
+                self.log(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
             raise
         finally:
-            self.writer.finish()
-            self.history.close()
-        skipped = sum(row["skipped"] for row in self.history.rows if row["event"] == "train")
-        if skipped:
-            self.log(f"{skipped} of {self.step} steps were skipped: their loss or gradient was not finite")
-        self.log("\n" + results_table(self.history))
+            with self.interrupts.shielded():
+                self.writer.finish()
+                self.history.close()
+
+    def train_epochs(self) -> bool:
+        """Train, validate and save, epoch by epoch; return False if the time was up before the end."""
+        if self.step == 0 and not self.config.no_vanilla:
+            self.validate(epoch=-1)
+            self.save()
+        while self.epoch < self.epochs:
+            if not (self.train_epoch() and self.time_for_validation()):
+                return False
+            self.validate(self.epoch)
+            self.save_checkpoints()
+            self.epoch += 1
+            self.save()
+        return True
 
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
@@ -177,12 +187,11 @@ class Trainer:
         """Train to the end of the epoch, or of the run if --max-steps ends it; return False if time was up before."""
         self.objective.train()
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
+        label = f"epoch {self.epoch + 1}/{self.epochs} (epoch-{self.epoch:03})"
         with (
-            self.setup.interrupts.deferred(),
-            closing(prefetch(self.steps())) as feed,
-            progress_bar(
-                len(self.data.train), "clip", f"epoch {self.epoch}", initial=done, disable=not self.world.is_main
-            ) as bar,
+            self.interrupts.deferred(),
+            closing(prefetch(self.steps())) as feed,  # type: ignore[type-var]
+            progress_bar(len(self.data.train), "clip", label, initial=done, disable=not self.world.is_main) as bar,
         ):
             while True:
                 start = time.perf_counter()
@@ -209,7 +218,8 @@ class Trainer:
                         "data_wait": waited / seconds,
                     }
                 )
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", refresh=False)
+                left = format_duration(self.seconds_left())
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", run_ends_in=left, refresh=False)
                 bar.update(step.clips)
                 if self.should_stop(seconds):
                     self.save()
@@ -237,7 +247,7 @@ class Trainer:
         A signal reaches the processes at different moments: they agree on the step to stop at.
         """
         now = time.monotonic()
-        signal = self.setup.interrupts.requested or 0
+        signal = self.interrupts.requested or 0
         out_of_time = now + 2 * step_seconds + self.writer.seconds > self.setup.deadline
         signals, late = self.world.sum([float(signal > 0), float(out_of_time)], self.device)
         if signals:
@@ -253,13 +263,26 @@ class Trainer:
             self.save()
         return False
 
+    def seconds_left(self) -> float:
+        """Estimate how long the rest of the run takes, with its validations."""
+        recent = [row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train"]
+        training = (self.total_steps - self.step) * self.clips_per_step / median(recent)
+        return training + (self.epochs - self.epoch) * self.validation_seconds()
+
+    def validation_seconds(self) -> float:
+        """Return how long the last validation took; 0 before the first."""
+        rows = list(self.history.valid().values())[-1:]
+        return sum(row["seconds"] for reciters in rows for row in reciters.values())
+
     def time_for_validation(self) -> bool:
         """Return True if validation fits before the deadline, going by how long it took the last time."""
-        took = sum(row["seconds"] for rows in list(self.history.valid().values())[-1:] for row in rows.values())
+        took = self.validation_seconds()
         left = self.setup.deadline - time.monotonic()
         (late,) = self.world.sum([float(1.2 * took + self.writer.seconds > left)], self.device)
         if late:
-            self.log(f"validation took {took / 60:.1f} minutes the last time, and {left / 60:.1f} are left")
+            self.log(
+                f"validation took {format_duration(took)} the last time, and {format_duration(max(left, 0))} are left"
+            )
         return not late
 
     def validate(self, epoch: int) -> None:
@@ -321,6 +344,7 @@ class Trainer:
             self.best_wer = wer
         if not self.world.is_main:
             return
+        self.writer.finish()  # a checkpoint without any state could not be resumed from
         if keep != "best":
             save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
         if better:
@@ -332,7 +356,8 @@ class Trainer:
     def save(self) -> None:
         """Save the state: one process copies it, and writes the copy while training goes on."""
         if self.world.is_main:
-            self.writer.save(self.state_dict())
+            with self.interrupts.shielded():
+                self.writer.save(self.state_dict())
         self.last_save = time.monotonic()
 
     def state_dict(self) -> State:
@@ -343,8 +368,10 @@ class Trainer:
             "best_wer": self.best_wer,
             "bad_steps": self.bad_steps,
             "precision": self.precision.name,
+            "config": to_json(self.config),
+            "clips_per_step": self.clips_per_step,
             "dims": asdict(self.model.dims),
-            "data": self.data.digest(),
+            "data": self.data_digest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -354,23 +381,34 @@ class Trainer:
         """Go back to where ``state`` was saved, with the rows of metrics.jsonl as they were then.
 
         Raises:
-            UserError: the recordings, their texts or the model are not those that the run began with.
+            UserError: the recordings or their texts are not those that the run began with, or ``state`` was edited.
         """
-        if state["dims"] != asdict(self.model.dims):
-            raise UserError(f"{self.config.model} has other dimensions than when the run began: give the one it had")
-        if state["data"] != self.data.digest():
+        if state["data"] != self.data_digest:
             raise UserError(
                 f"the recordings or their texts are not those the run in {self.config.out} began with "
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"
             )
-        self.step, self.epoch = state["step"], state["epoch"]
-        self.best_wer, self.bad_steps = state["best_wer"], state["bad_steps"]
-        self.model.load_state_dict(state["model"])
-        # A copy: the optimiser would go on working in the mapped file.
-        self.optimizer.load_state_dict(to_memory(state["optimizer"]))
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        self.history.restore(self.step, self.epoch)
+        try:
+            self.step, self.epoch = int(state["step"]), int(state["epoch"])
+            self.best_wer, self.bad_steps = float(state["best_wer"]), int(state["bad_steps"])
+            self.model.load_state_dict(state["model"])
+            # A copy: the optimiser would go on working in the mapped file.
+            self.optimizer.load_state_dict(to_memory(state["optimizer"]))
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the saved state in {self.config.out} does not fit its run ({reason}): start again with another --out"
+            ) from error
+        lost = self.history.restore(self.step, self.epoch)
+        if lost:
+            self.log(f"warning    {self.history.path}: {lost} lines cannot be read, and are left out")
+
+    @cached_property
+    def data_digest(self) -> str:
+        """The digest of the recordings and their texts."""
+        return self.data.digest()
 
 
 def is_finite(loss: float, norm: float) -> bool:

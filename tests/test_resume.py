@@ -1,0 +1,346 @@
+"""The folder of a run: whose it is, what of it may be damaged or missing, and that no signal or pipe costs a state."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, RUN, results_of, rows_of, training_options, wait_for_rows
+
+import train
+from whisper_quran.runtime import files
+from whisper_quran.runtime.errors import Interrupted, run_command
+from whisper_quran.runtime.interrupts import Interrupts
+from whisper_quran.training import resume, trainer
+from whisper_quran.training.loss import Objective
+from whisper_quran.training.metrics_log import History
+from whisper_quran.training.resume import StateWriter
+from whisper_quran.training.trainer import Trainer
+
+# Stops after the first of RUN's steps.
+ONE_STEP = (*RUN, "--max-time", 1e-7)
+SHORT = ("--epochs", 1, "--no-vanilla", "--valid-limit", 1)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `train.py` with exactly these arguments, in this process; return (exit code, stdout, stderr)."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            run_command(train.main)
+        return exit.value.code, *capsys.readouterr()
+
+    return command
+
+
+def one_line(err: str) -> str:
+    """The one line on stderr, which is an error."""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# --- Whose folder it is
+
+
+def test_a_second_training_on_the_same_folder_is_refused_and_the_first_goes_on(start, run, tmp_path):
+    out = tmp_path / "run"
+    first = start("--epochs", 500, "--no-vanilla", "--out", out)
+    wait_for_rows(out, 1, first)
+    for resuming in ((), ("--resume",)):
+        code, _, err = run("--epochs", 500, "--no-vanilla", "--out", out, *resuming)
+        assert code == 2 and "another training is writing" in one_line(err)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=120)
+    assert first.returncode == 143
+    steps = [row["step"] for row in rows_of(out) if row["event"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert run("--epochs", 500, "--no-vanilla", "--out", out, "--resume", "--max-time", 1e-7)[0] == 0
+
+
+def test_checkpoints_without_a_state_are_not_written_over(run, tmp_path):
+    out = tmp_path / "run"
+    assert run("--out", out, *SHORT)[0] == 0
+    for name in ("state.pt", "state-previous.pt"):
+        (out / name).unlink()
+    before = (out / "best.pt").stat().st_mtime_ns
+    code, _, err = run("--out", out, *SHORT, "--resume")
+    assert code == 2 and f"--model {out / 'best.pt'} and another --out" in one_line(err)
+    assert (out / "best.pt").stat().st_mtime_ns == before
+
+
+def test_no_checkpoint_is_written_before_there_is_a_state(run, tmp_path, monkeypatch):
+    """Killed between the two, the same line with --resume would be refused."""
+    write, save = resume.write_torch_file, trainer.save_checkpoint
+
+    def slow_write(*args: object) -> None:
+        time.sleep(1)
+        write(*args)
+
+    def save_with_a_state(path: Path, model: object) -> None:
+        assert (tmp_path / "run" / "state.pt").exists()
+        save(path, model)
+
+    monkeypatch.setattr(resume, "write_torch_file", slow_write)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_with_a_state)
+    assert run("--out", tmp_path / "run", *SHORT)[0] == 0
+
+
+def test_torchruns_next_attempt_goes_on_only_in_what_its_first_began(run, tmp_path, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, str(value))
+    options = (*ONE_STEP, "--out", tmp_path / "run")
+    assert run(*options)[0] == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, out, err = run(*options)
+    assert code == 0 and "1 are done" in out, err
+    for attempt in range(3):  # of another job
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        code, _, err = run(*options)
+        assert code == 2 and "already holds a run" in one_line(err)
+
+
+def test_only_our_own_leftovers_are_removed(run, tmp_path):
+    out = tmp_path / "run"
+    assert run(*ONE_STEP, "--out", out)[0] == 0
+    ours = [".state.pt.0123abcd.tmp", ".epoch-012.pt.00000000.tmp", ".metrics.jsonl.deadbeef.tmp"]
+    theirs = [".notes.tmp", ".best.pt.mine.tmp", ".state.pt.tmp", ".model.pt.0123abcd.tmp", "state.pt.0123abcd.tmp"]
+    for name in (*ours, *theirs):
+        (out / name).write_text("x")
+    (out / ".best.pt.0123abcd.tmp").mkdir()
+    code, _, err = run(*ONE_STEP, "--out", out, "--resume")
+    assert code == 0, err
+    assert not any((out / name).exists() for name in ours)
+    assert all((out / name).exists() for name in (*theirs, ".best.pt.0123abcd.tmp"))
+
+
+# --- What it needs
+
+
+def test_resume_and_out_are_enough_and_the_first_model_is_not_needed(run, command, undisturbed, workshop, tmp_path):
+    out, model = tmp_path / "run", tmp_path / "first.pt"
+    shutil.copy(workshop / "model.pt", model)
+    assert run(*ONE_STEP, "--model", model, "--out", out)[0] == 0
+    model.unlink()
+    code, _, err = command("--resume", "--out", out, "--lr", "1e-3")
+    assert code == 2 and "--lr was 0.0005, is 0.001" in one_line(err)
+    code, said, err = command("--resume", "--out", out)
+    assert code == 0 and "1 are done" in said, err
+    assert results_of(out) == undisturbed
+
+
+DAMAGE = {
+    "torn": lambda content: content[: len(content) // 2],
+    "binary": lambda content: bytes(range(256)) * 4,
+    "empty": lambda content: b"",
+    "a list": lambda content: b"[1, 2]\n",
+    "a number": lambda content: b"7\n",
+    "deep": lambda content: b"[" * 100_000 + b"\n",
+    "edited": lambda content: content.replace(b'"batch_size": 2', b'"batch_size": "two"').replace(b'"lr"', b'"rl"'),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "a folder"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_damaged_text_file_is_one_line_or_passed_over(run, command, tmp_path, name, damage):
+    out = tmp_path / "run"
+    assert run(*ONE_STEP, "--out", out)[0] == 0
+    content = (out / name).read_bytes()
+    (out / name).unlink()
+    if damage == "a folder":
+        (out / name).mkdir()
+    else:
+        (out / name).write_bytes(DAMAGE[damage](content))
+    if name == "config.json":
+        code, _, err = command("--resume", "--out", out, "--max-time", 1e-7)
+        assert code == 2
+        one_line(err)
+    code, said, err = run(*ONE_STEP, "--out", out, "--resume")
+    if damage == "a folder":
+        assert code == 2 and name in one_line(err)
+    else:
+        assert code == 0 and "1 are done" in said, err
+        assert json.loads((out / "config.json").read_text())["config"]["lr"] == 5e-4
+        assert [row["step"] for row in rows_of(out)] in ([1, 2], [2])
+
+
+@pytest.mark.parametrize("damage", ["a folder", "a list", "edited", "other tensors", "text"])
+def test_a_state_of_another_kind_is_passed_over_or_one_line(run, tmp_path, damage):
+    out = tmp_path / "run"
+    assert run(*ONE_STEP, "--out", out)[0] == 0
+    assert run(*ONE_STEP, "--out", out, "--resume")[0] == 0
+    state = torch.load(out / "state.pt", weights_only=True)
+    (out / "state.pt").unlink()
+    if damage == "a folder":
+        (out / "state.pt").mkdir()
+    elif damage == "text":
+        (out / "state.pt").write_text("state")
+    else:
+        changes = {"edited": {"step": "one"}, "other tensors": {"model": {"weight": torch.zeros(1)}}}
+        torch.save([1] if damage == "a list" else state | changes[damage], out / "state.pt")
+    code, said, err = run(*ONE_STEP, "--out", out, "--resume")
+    if damage in ("edited", "other tensors"):
+        assert code == 2 and "does not fit its run" in one_line(err)
+    else:
+        assert code == 0 and "the one before it is" in said and "1 are done" in said, err
+        assert (out / "damaged-state.pt").exists()
+        assert torch.load(out / "state-previous.pt", weights_only=True)["step"] == 1
+
+
+def test_a_row_with_a_line_separator_or_a_name_that_is_not_utf8_stays_one_row(tmp_path):
+    row = {"event": "valid", "epoch": 0, "step": 1, "loss": 1.0, "wer": 0.5, "cer": 0.2, "words": 4, "word_errors": 2}
+    names = ["two\u2028lines", "next\x85line", os.fsdecode(b"Latin\xe9")]
+    history = History(tmp_path / "metrics.jsonl")
+    for name in names:
+        history.append(row | {"reciter": name, "seconds": 1.0})
+    again = History(tmp_path / "metrics.jsonl")
+    assert again.restore(step=1, epoch=1) == 0
+    assert again.rows == history.rows and list(again.valid()[0]) == names
+    assert again.restore(step=1, epoch=1) == 0 and again.rows == history.rows
+
+
+def test_what_a_state_counts_on_is_on_disk_before_it(run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(number: int) -> None:
+        fsync(number)
+        events.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{number}'))}")
+
+    def recorded_replace(source: object, target: object) -> None:
+        replace(source, target)
+        events.append(f"rename {os.path.basename(target)}")
+
+    monkeypatch.setattr(files.os, "fsync", recorded_fsync)
+    monkeypatch.setattr(files.os, "replace", recorded_replace)
+    assert run("--out", out, *SHORT)[0] == 0
+    last = len(events) - 1 - events[::-1].index("rename state.pt")
+    checkpoint = events.index("rename best.pt")
+    assert checkpoint < last
+    assert {"sync metrics.jsonl", "sync run"} <= set(events[checkpoint:last])
+
+
+def test_a_cache_that_is_removed_in_mid_run_is_one_line_and_loses_nothing(
+    run,
+    undisturbed,
+    workshop,
+    tmp_path,
+    monkeypatch,
+):
+    cache, step = tmp_path / "cache", Trainer.training_step
+    options = (*RUN, "--out", tmp_path / "run", "--cache", cache)
+
+    def remove_the_cache(self, *args):
+        shutil.rmtree(cache, ignore_errors=True)
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "training_step", remove_the_cache)
+    code, _, err = run(*options)
+    assert code == 2 and str(cache) in err and "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+    monkeypatch.setattr(Trainer, "training_step", step)
+    code, said, err = run(*options, "--resume")
+    assert code == 0 and "are done" in said, err
+    assert results_of(tmp_path / "run") == undisturbed
+
+
+# --- Signals, pipes and terminals
+
+
+def test_nothing_interrupts_the_last_save(run, tmp_path, monkeypatch):
+    """Ctrl-C once in a step, and again and again while the state that it asks for is being written."""
+    forward, write = Objective.forward, resume.write_torch_file
+
+    def interrupted(self, *batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *batch)
+
+    def slow_write(*args: object) -> None:
+        for _ in range(5):
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+        write(*args)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(Objective, "forward", interrupted)
+    monkeypatch.setattr(resume, "write_torch_file", slow_write)
+    options = list(RUN)
+    options[options.index("--save-every") + 1] = 1000
+    code, _, err = run(*options, "--out", tmp_path / "run")
+    assert code == 130, err
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 1
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_a_wait_for_a_state_that_is_interrupted_can_be_taken_up_again(tmp_path, monkeypatch):
+    """Thread.join(), interrupted, takes the thread for ended."""
+    write = resume.write_torch_file
+
+    def slow_write(*args: object) -> None:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        write(*args)
+
+    monkeypatch.setattr(resume, "write_torch_file", slow_write)
+    writer = StateWriter(tmp_path)
+    writer.save({"weights": torch.zeros(3)})
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish()
+    writer.finish()
+    assert torch.load(tmp_path / "state.pt")["weights"].shape == (3,)
+
+
+def test_a_signal_waits_for_the_end_of_a_shield():
+    done = []
+    with pytest.raises(Interrupted) as caught, Interrupts() as interrupts, interrupts.shielded():
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        done.append(1)
+    assert done == [1] and caught.value.signal == signal.SIGHUP
+
+
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_a_reader_that_goes_away_costs_the_output_and_not_the_run(quran, workshop, tmp_path):
+    for name in ("closed early", "none"):
+        out = tmp_path / name
+        line = shlex.join(training_line(quran, workshop, (*SHORT, "--out", out)))
+        shell = f"{line} >&- 2>&-" if name == "none" else f"{line} 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+        assert (out / "best.pt").exists() and torch.load(out / "state.pt", weights_only=True)["epoch"] == 1
+    assert rows_of(tmp_path / "none")[-1]["event"] == "valid"
+
+
+def training_line(quran: Path, workshop: Path, options: tuple) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
+
+
+def test_a_terminal_that_knows_ascii_only_is_no_reason_to_stop(quran, workshop, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = training_line(quran, workshop, (*SHORT, "--accumulate", 2, "--out", tmp_path / "run"))
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"4 clips \\xd7 2 micro-batches" in done.stdout
+    assert (tmp_path / "run" / "best.pt").exists()

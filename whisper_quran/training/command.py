@@ -1,0 +1,61 @@
+"""The command line of train.py, as far as it is read and checked without torch, whose import takes seconds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.names import check_model_source
+from ..config import DEMO, TrainingConfig
+from ..data.corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, open_corpus
+from ..runtime.command_line import parse
+from ..runtime.errors import UserError
+
+STATES = ("state.pt", "state-previous.pt")
+_OF_ONE_SITTING = {"out", "resume", "max_time"}
+
+
+def read_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingConfig:
+    """Read ``sys.argv``; with --resume, options that are not given are those of ``config.json`` in OUT.
+
+    Raises:
+        UserError: see :func:`..runtime.command_line.parse`.
+    """
+    config = parse(TrainingConfig, doc, argv, presets={"demo": DEMO})
+    if config.resume:
+        config = parse(TrainingConfig, doc, argv, presets={"demo": DEMO, "resume": saved_options(config.out)})
+    return config
+
+
+def saved_options(out: Path) -> dict[str, Any]:
+    """Return the options in ``config.json``; none if it is not there or damaged: then the user gives them again."""
+    try:
+        options = json.loads((out / "config.json").read_bytes())["config"]
+        kept = {field.name for field in fields(TrainingConfig)} - _OF_ONE_SITTING
+        options = {name: value for name, value in options.items() if name in kept}
+        TrainingConfig(**options)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError):
+        return {}
+    return options
+
+
+def check_early(config: TrainingConfig) -> None:
+    """Check paths, reciters, surahs and the model's name.
+
+    Raises:
+        UserError: see :func:`..data.corpus.open_corpus` and :func:`..checkpoints.names.check_model_source`.
+    """
+    if not (config.resume and has_state(config.out)):
+        check_model_source(config.model)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
+    train, valid = config.train_reciters, config.valid_reciters
+    if config.manifest is None:
+        train = EXPERIMENT_2A_TRAIN if train is None else train
+        valid = EXPERIMENT_2A_VALID if valid is None else valid
+    corpus.select([*(train or ()), *(valid or ())])
+
+
+def has_state(out: Path) -> bool:
+    """Return True if a run in ``out`` has saved anything to go on from."""
+    return any((out / name).exists() for name in STATES)
