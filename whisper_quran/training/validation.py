@@ -48,7 +48,7 @@ def validate(
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
     groups = split(ordered, batch_size)
     batches = prefetch(make_batch(group, cache, pin=device.type == "cuda") for group in groups)
-    loss, target_tokens, errors = 0.0, 0, ErrorCounts()
+    loss, target_tokens, errors = 0.0, 0.0, ErrorCounts()
 
     def encoded() -> Iterator[Tensor]:
         nonlocal loss, target_tokens
