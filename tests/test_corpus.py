@@ -223,8 +223,8 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("audio,text\na.wav,نص\n".encode("utf-16"), "is UTF-16 or binary, not UTF-8"),
-        ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is UTF-16 or binary, not UTF-8"),
+        ("audio,text\na.wav,نص\n".encode("utf-16"), "is not UTF-8 but UTF-16 or binary"),
+        ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is not UTF-8 but UTF-16 or binary"),
         ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), r"is not UTF-8 \(line 3\)"),
         (b"RIFF\x24\x00\x00\x00WAVE", "is audio: --manifest takes a CSV with the columns audio,text"),
         (b"ID3\x04\x00", "is audio"),

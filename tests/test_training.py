@@ -108,7 +108,7 @@ def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path
         (audio / f"001{number:03}.mp3").symlink_to(odd / f"{name}.mp3")
     code, out, err = run(
         "--data", tmp_path / "data", "--text", quran / "metadata" / "ayah_text_clear.csv", "--train-reciters", "R",
-        "--valid-reciters", "R", "--out", tmp_path / "run", "--epochs", 1, "--no-vanilla",
+        "--valid-reciters", "R", "--allow-overlap", "--out", tmp_path / "run", "--epochs", 1, "--no-vanilla",
     )  # fmt: skip
     assert code == 0, err
     assert "in both splits" in out

@@ -341,7 +341,7 @@ def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
     if path.suffix.lower() in AUDIO_EXTENSIONS or content.startswith((b"ID3", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb")):
         raise UserError(f"{path} is audio: {option} takes a CSV with the columns {','.join(columns)}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
-        raise UserError(f"{path} is UTF-16 or binary, not UTF-8: save it as UTF-8 and try again")
+        raise UserError(f"{path} is not UTF-8 but UTF-16 or binary: save it as UTF-8 and try again")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
