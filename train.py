@@ -12,15 +12,15 @@ Every checkpoint it writes is opened by whisper.load_model(path) as it is.
 import os
 
 from whisper_quran.runtime.errors import UserError, run_command
-from whisper_quran.training.command import check_early, read_command_line
+from whisper_quran.training.inputs import check_inputs, parse_command_line
 
 
 def main() -> None:
-    config = read_command_line(__doc__)
+    config = parse_command_line(__doc__)
     if config.demo and "RANK" in os.environ:
         raise UserError("--demo runs in one process: start it without torchrun")
     if not config.demo and os.environ.get("RANK", "0") == "0":  # of several processes one checks
-        check_early(config)
+        check_inputs(config)
     # Imported here so that --help and a wrong option or path answer at once: torch takes seconds.
     from whisper_quran import demo
     from whisper_quran.training.resume import lock_run

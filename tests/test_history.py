@@ -20,13 +20,13 @@ from whisper_quran.training.plot import draw
 
 
 def train_row(step: int, epoch: int, loss: float) -> dict:
-    numbers = {"lr": 1e-4, "grad_norm": 1.0, "clips_per_s": 20.0, "data_wait": 0.0}
+    numbers = {"lr": 1e-4, "grad_norm": 1.0, "skipped": False, "clips_per_s": 20.0, "data_wait": 0.0}
     return {"event": "train", "epoch": epoch, "step": step, "loss": loss, **numbers}
 
 
 def valid_row(step: int, epoch: int, reciter: str, loss: float, wer: float) -> dict:
     counts = {"words": 1000, "word_errors": round(1000 * wer), "characters": 4000, "character_errors": 50}
-    numbers = {"loss": loss, "wer": wer, "cer": wer / 3}
+    numbers = {"loss": loss, "wer": wer, "cer": wer / 3, "seconds": 1.0}
     return {"event": "valid", "epoch": epoch, "step": step, "reciter": reciter, **numbers, **counts}
 
 

@@ -61,17 +61,22 @@ def lock_folder(folder: Path, busy: str) -> IO[str]:
     Raises:
         UserError: another process holds the lock: ``busy``; or the folder cannot be written.
     """
+    path = folder / ".lock"
     try:
-        file = open(folder / ".lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (the caller closes it)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.touch()
+        file = open(path)  # noqa: SIM115 (the caller closes it)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
         raise UserError(busy) from None
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise storage_error(error, folder) from error
     return file
 
 

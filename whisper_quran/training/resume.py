@@ -34,7 +34,7 @@ from ..runtime.console import Log
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, make_folder, sync
-from .command import STATES, has_state
+from .inputs import STATES, has_state
 
 State = dict[str, Any]
 _KEYS = {"step", "epoch", "best_wer", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
@@ -189,9 +189,9 @@ class RunFolder:
         out = self.path
         self._lock = lock_run(out)
         torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
-        self._lock.seek(0)
-        resume = resume or (restarts > 0 and self._lock.read() == torchrun)
-        self._lock.truncate(0)  # once refused, torchrun's next attempt is refused too
+        mark = out / ".lock"
+        resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
+        mark.write_text("")  # once refused, torchrun's next attempt is refused too
         checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
         if not resume and (checkpoints or has_state(out)):
             raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
@@ -200,8 +200,7 @@ class RunFolder:
                 f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
                 f"--model {checkpoints[0]} and another --out"
             )
-        self._lock.write(torchrun)
-        self._lock.flush()
+        mark.write_text(torchrun)
         for path in out.iterdir():
             if _LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink()

@@ -24,7 +24,7 @@ from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
 from ..runtime.interrupts import Interrupts
-from .command import saved_options
+from .inputs import saved_options
 from .metrics_log import History, best_epoch, corpus_rate, require_tensorboard, results_table
 from .resume import (
     RunFolder,

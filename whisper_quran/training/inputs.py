@@ -16,7 +16,7 @@ STATES = ("state.pt", "state-previous.pt")
 _OF_ONE_SITTING = {"out", "resume", "max_time"}
 
 
-def read_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingConfig:
+def parse_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingConfig:
     """Read ``sys.argv``; with --resume, options that are not given are those of ``config.json`` in OUT.
 
     Raises:
@@ -40,7 +40,7 @@ def saved_options(out: Path) -> dict[str, Any]:
     return options
 
 
-def check_early(config: TrainingConfig) -> None:
+def check_inputs(config: TrainingConfig) -> None:
     """Check paths, reciters, surahs and the model's name.
 
     Raises:
