@@ -15,8 +15,8 @@ from whisper.model import ModelDimensions, Whisper
 
 from whisper_quran.data.features import collate, log_mel
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, encode, is_looping
-from whisper_quran.decoding.long_audio import decode_clips, segments
+from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, encode, is_looping
+from whisper_quran.decoding.long_audio import decode_clips, needs_fallback, segments, transcribe_clips
 from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
@@ -357,3 +357,68 @@ def test_loops_are_recognised(text):
     tokens = whisper.tokenizer.get_tokenizer(True, language="ar", task="transcribe").encode(text)
     assert is_looping(tokens)
     assert not is_looping(tokens[:12])
+
+
+def test_tokens_are_sampled_as_the_softmax_says():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf, 0.5])
+    seeds = torch.arange(40_000) * 16 + 2
+    chosen = (logits / 0.5 + _gumbel(seeds, torch.full_like(seeds, 7), 6)).argmax(dim=-1)
+    found = chosen.bincount(minlength=6) / len(seeds)
+    assert torch.allclose(found, (logits / 0.5).softmax(dim=0), atol=0.01)
+    positions = torch.arange(40_000)  # along a text as well as over clips
+    chosen = (logits / 0.5 + _gumbel(torch.full_like(positions, 3), positions, 6)).argmax(dim=-1)
+    assert torch.allclose(chosen.bincount(minlength=6) / len(seeds), (logits / 0.5).softmax(dim=0), atol=0.01)
+
+
+def test_a_sampled_text_depends_on_its_seed_alone(model, features):
+    seeds = [17 * index + 3 for index in range(len(features))]
+
+    def sample(slots: int, stride: int, temperature: float, seeds: list[int]) -> list[list[int]]:
+        decoder = BatchDecoder(model, slots, sample_len=30)
+        decoder.stride = stride
+        results = dict(decoder.decode(features.split(2), temperature, seeds))
+        assert {result.temperature for result in results.values()} == {temperature}
+        return [results[index].tokens for index in range(len(features))]
+
+    once = sample(16, 1, 0.8, seeds)
+    assert sample(5, 8, 0.8, seeds) == once
+    others = sample(5, 8, 0.8, [seed + 1 for seed in seeds])
+    assert sum(a != b for a, b in zip(once, others, strict=True)) > len(seeds) / 2
+
+
+def test_only_texts_that_fail_are_decoded_again_at_rising_temperatures(model, clips, expected, monkeypatch):
+    """Every third clip fails until 0.4, by its length; the others keep their greedy texts."""
+    failing = {result.text for result in expected[:9:3]}
+    tried = []
+
+    def fails(result: DecodingResult) -> bool:
+        tried.append(result.temperature)
+        return result.text in failing or result.temperature == 0.2
+
+    monkeypatch.setattr(long_audio, "needs_fallback", fails)
+    found = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=4, sample_len=224)}
+    assert sorted(found) == list(range(9))
+    for index in range(9):
+        if index % 3:
+            assert (found[index].text, found[index].temperature) == (expected[index].text, 0.0)
+        else:
+            assert found[index].temperature == 0.4
+    assert sorted(tried) == [0.0] * 9 + [0.2] * 3 + [0.4] * 3
+    again = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=9, sample_len=224)}
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("values", "fails"),
+    [
+        ({}, False),
+        ({"compression_ratio": 2.5}, True),
+        ({"avg_logprob": -1.1}, True),
+        ({"avg_logprob": -1.1, "no_speech_prob": 0.7}, False),
+        ({"compression_ratio": 2.5, "no_speech_prob": 0.7}, True),
+        ({"tokens": [1, 2, *[3] * 24]}, True),
+    ],
+)
+def test_what_fails_is_what_fails_in_whisper(values, fails):
+    result = {"avg_logprob": -0.3, "compression_ratio": 1.2, "no_speech_prob": 0.1, "tokens": [1, 2, 3]} | values
+    assert needs_fallback(DecodingResult(audio_features=None, language="ar", **result)) == fails

@@ -39,10 +39,12 @@ def workshop(tmp_path_factory):
 @pytest.fixture
 def run(quran, workshop, monkeypatch, capsys):
     """Run `evaluate.py` with options, in this process; return (exit code, stdout, stderr)."""
-    decode = evaluation.decode_clips
-    monkeypatch.setattr(evaluation, "decode_clips", lambda *args, **options: decode(*args, sample_len=LIMIT, **options))
+    decode = evaluation.transcribe_clips
+    monkeypatch.setattr(
+        evaluation, "transcribe_clips", lambda *args, **options: decode(*args, sample_len=LIMIT, **options)
+    )
 
-    def run(*options: object) -> tuple[int, str, str]:
+    def run(*options: object, fallback: bool = False) -> tuple[int, str, str]:
         defaults = {
             "--data": quran,
             "--cache": workshop / "cache",
@@ -55,6 +57,8 @@ def run(quran, workshop, monkeypatch, capsys):
         if "--manifest" in given:
             for name in ("--data", "--reciters", "--surahs"):
                 defaults.pop(name)
+        # Random weights are unsure of everything, so that every clip would be decoded six times.
+        given += [] if fallback else ["--no-fallback"]
         rest = [str(x) for pair in defaults.items() if pair[0] not in given for x in pair]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *given, *rest])
         capsys.readouterr()
@@ -115,7 +119,7 @@ def test_hypotheses_are_whispers_own(run, quran, workshop, tmp_path):
 def test_an_interrupted_evaluation_goes_on_from_its_predictions(run, workshop, tmp_path, monkeypatch):
     model = workshop / "model0.pt"
     assert run(model, "--out", tmp_path / "whole")[0] == 0
-    decode, decoded = evaluation.decode_clips, []
+    decode, decoded = evaluation.transcribe_clips, []
 
     def cut_off(model, clips, **options):
         for done, result in enumerate(decode(model, clips, **options)):
@@ -123,7 +127,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(run, workshop, t
                 raise KeyboardInterrupt
             yield result
 
-    monkeypatch.setattr(evaluation, "decode_clips", cut_off)
+    monkeypatch.setattr(evaluation, "transcribe_clips", cut_off)
     assert run(model, "--out", tmp_path / "cut")[0] == 130
     assert len(read_predictions(tmp_path / "cut")) == 3
     with open(tmp_path / "cut" / "predictions.csv", "ab") as file:
@@ -133,7 +137,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(run, workshop, t
         decoded.append(len(clips))
         return decode(model, clips, **options)
 
-    monkeypatch.setattr(evaluation, "decode_clips", counted)
+    monkeypatch.setattr(evaluation, "transcribe_clips", counted)
     code, out, err = run(model, "--out", tmp_path / "cut")
     assert code == 0, err
     assert decoded == [4] and "3 predictions are there already" in out
@@ -197,7 +201,7 @@ def long_only(quran: Path, tmp_path: Path) -> Path:
 
 
 def test_sigterm_ends_with_143_and_keeps_what_was_predicted(run, workshop, tmp_path, monkeypatch):
-    decode = evaluation.decode_clips
+    decode = evaluation.transcribe_clips
 
     def terminated(model, clips, **options):
         for done, result in enumerate(decode(model, clips, **options)):
@@ -205,7 +209,7 @@ def test_sigterm_ends_with_143_and_keeps_what_was_predicted(run, workshop, tmp_p
                 os.kill(os.getpid(), signal.SIGTERM)
             yield result
 
-    monkeypatch.setattr(evaluation, "decode_clips", terminated)
+    monkeypatch.setattr(evaluation, "transcribe_clips", terminated)
     assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 143
     assert len(read_predictions(tmp_path / "r")) == 2
     made = json.loads((tmp_path / "r" / "results.json").read_text())["made_with"]["models"]
@@ -236,7 +240,7 @@ def test_a_reference_without_words_gives_valid_json(run, quran, workshop, tmp_pa
 
 
 def test_a_wrong_model_is_found_before_the_ones_before_it_are_decoded(run, workshop, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "decode_clips", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(evaluation, "transcribe_clips", lambda *_, **__: pytest.fail("decoded"))
     for wrong in (tmp_path / "none.pt", workshop / "model.en.pt", "small.en"):
         code, _, err = run(workshop / "model0.pt", wrong, "--out", tmp_path / "r")
         assert code == 2 and Path(wrong).name in err
@@ -297,7 +301,7 @@ def test_an_evaluation_killed_at_once_can_be_started_again(run, workshop, tmp_pa
 
 def edited(row: str) -> str:
     cells = row.split(",")
-    return ",".join([*cells[:-1], "0.0"])
+    return ",".join([*cells[:-2], "0.0", cells[-1]])
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,7 @@ def test_odd_names_are_escaped_alike_in_every_file_and_run_nowhere(run, quran, w
     table = Path("r/results.md").read_text().splitlines()
     assert len(table) == 3
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
-    monkeypatch.setattr(evaluation, "decode_clips", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(evaluation, "transcribe_clips", lambda *_, **__: pytest.fail("decoded again"))
     code, out, err = run("=model", "--reciters", *ODD_NAMES, *options)
     assert code == 0 and f"{len(ODD_NAMES)} predictions are there already" in out, err
 
@@ -441,3 +445,20 @@ def test_the_last_line_says_where_the_report_is_and_how_long_it_took(run, worksh
     code, out, _ = run(workshop / "model0.pt", "--out", tmp_path / "r")
     assert code == 0
     assert re.search(r"done in \d+ s.*r/report\.html$", out.strip().splitlines()[-1])
+
+
+def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop, tmp_path):
+    """Random weights are never sure, so that every ayah ends at the last temperature."""
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path / "r", fallback=True)
+    assert code == 0, err
+    first = read_predictions(tmp_path / "r")
+    assert [row["fallback"] for row in first] == ["1.0"] * 7
+    assert list(first[0])[-1] == "fallback"
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["rows"][0]["fallback"] == 7
+    assert "7 of 7 ayat were decoded again" in out
+    assert "7 of 7 ayat were decoded again" in (tmp_path / "r" / "results.md").read_text()
+    assert run(workshop / "model0.pt", "--out", tmp_path / "s", "--batch-size", "3", fallback=True)[0] == 0
+    assert read_predictions(tmp_path / "s") == first
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 2 and "--no-fallback False" in err

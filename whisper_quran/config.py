@@ -113,6 +113,9 @@ class EvaluationConfig:
         dataclasses.MISSING, "Whisper names, or any checkpoints that convert.py reads", metavar="MODEL"
     )
     language: str = _model("ar", "language token", fixed=True)
+    no_fallback: bool = _model(
+        False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True
+    )
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
     text: Path | None = _data(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")

@@ -1,4 +1,4 @@
-"""Greedy decoding of many clips at once: the text of ``whisper.decode``, several times faster.
+"""Decoding of many clips at once, greedy or at a temperature: the text of ``whisper.decode``, several times faster.
 
 ``whisper.decode`` grows its key/value cache with ``torch.cat`` at every token, casts the weights at every token, and
 keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast:
@@ -29,6 +29,7 @@ from whisper.utils import compression_ratio
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
+_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio
 _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not pay for 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
@@ -82,14 +83,14 @@ class _Clip:
 
 
 class BatchDecoder:
-    """Greedy decoding, without timestamps, of any number of clips, up to ``slots`` of them at a time.
+    """Decoding, without timestamps or beams, of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
     when they have changed. With ``stop_loops`` a text ends once :func:`is_looping`. ``options`` are fields of
     :class:`whisper.DecodingOptions`; ``sample_len`` is by default what the context holds.
 
     Raises:
-        ValueError: the options are not those of greedy decoding.
+        ValueError: the options ask for a temperature (:meth:`decode` takes one) or for beams.
     """
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class BatchDecoder:
         options = {"sample_len": model.dims.n_text_ctx, **options}
         self.task = DecodingTask(model, DecodingOptions(language=language, without_timestamps=True, **options))
         if self.task.options.temperature != 0 or self.task.n_group != 1:
-            raise ValueError("decoding is greedy here: no temperature, no beams")
+            raise ValueError("decoding is greedy here, unless decode is given a temperature: no beams")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
@@ -129,7 +130,7 @@ class BatchDecoder:
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
         self.steps = 0
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def _allocate(self, dims: ModelDimensions) -> None:
@@ -149,6 +150,9 @@ class BatchDecoder:
         self.sampled = torch.zeros((self.slots, self.last + 2), dtype=torch.long, device=self.device)
         self.sum_logprobs = torch.zeros(self.slots, device=self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
+        self.temperature = torch.ones((), device=self.device)
+        self.samples = False  # at self.temperature; otherwise the likeliest token is taken
+        self.seeds = torch.zeros_like(self.tokens)
         self.arange = torch.arange(max(self.slots, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
@@ -160,7 +164,9 @@ class BatchDecoder:
         return logits[0].isinf().nonzero().squeeze(1).to(self.device)
 
     @torch.no_grad()
-    def decode(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, DecodingResult]]:
+    def decode(
+        self, batches: Iterable[Tensor], temperature: float = 0.0, seeds: Sequence[int] = ()
+    ) -> Iterator[tuple[int, DecodingResult]]:
         """Decode encoded audio and yield (index, result) as clips end; the index counts the clips of all batches.
 
         Each result holds its clip's ``audio_features``, as whisper's do: of many clips keep the texts, not the results.
@@ -169,7 +175,11 @@ class BatchDecoder:
             batches: (n, n_audio_ctx, n_audio_state) each, n <= slots. A batch is asked for when the one before has
                 entered, and enters when enough slots are free for all of it: batches of a quarter of the slots keep
                 both the encoder and the slots busy.
+            temperature: if not 0, tokens are sampled at it. What is sampled depends on the clip's own seed in ``seeds``
+                (by index), and not on its slot, its neighbours or the device.
         """
+        self.samples = temperature > 0
+        self.temperature.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
         rows, count = self.slots, 0
         for features in batches:
@@ -178,7 +188,10 @@ class BatchDecoder:
             while self.slots - len(active) < len(features):
                 yield from self._advance(active, rows)
             free = [slot for slot in range(self.slots) if slot not in active][: len(features)]
-            self._enter(features.to(self.dtype), self._index(free))
+            slots = self._index(free)
+            if self.samples:
+                self.seeds[slots] = self._index([*seeds[count : count + len(features)]])
+            self._enter(features.to(self.dtype), slots)
             active.update((slot, _Clip(count + i, features[i], self.steps)) for i, slot in enumerate(free))
             count += len(features)
         while active:
@@ -228,7 +241,7 @@ class BatchDecoder:
         free = [slot for slot in range(rows) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
-        states = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.no_speech_probs)
+        states = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.no_speech_probs, self.seeds)
         for tensor in (*caches, *states, *(self.filter.state if self.filter else ())):
             tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
@@ -250,7 +263,7 @@ class BatchDecoder:
             text=text,
             avg_logprob=sum_logprob / (len(tokens) + 1),
             no_speech_prob=no_speech,
-            temperature=0.0,
+            temperature=round(self.temperature.item(), 6) if self.samples else 0.0,
             compression_ratio=compression_ratio(text),
         )
 
@@ -258,8 +271,8 @@ class BatchDecoder:
         """:meth:`_step`; on a GPU from the second time on as a CUDA graph."""
         if self.device.type != "cuda":
             self._step(rows, length)
-        elif (rows, length) in self.graphs:
-            self.graphs[rows, length].replay()
+        elif (rows, length, self.samples) in self.graphs:
+            self.graphs[rows, length, self.samples].replay()
         else:
             # The first time is a step like any other, and the warm-up on a side stream that capturing asks for.
             current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
@@ -271,7 +284,7 @@ class BatchDecoder:
             # thread_local: another thread may be pinning memory meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
                 self._step(rows, length)
-            self.graphs[rows, length] = graph
+            self.graphs[rows, length, self.samples] = graph
 
     def _enter(self, features: Tensor, slots: Tensor) -> None:
         """Give ``slots`` (n,) to clips, ``features`` (n, n_audio_ctx, n_audio_state): read the prompt, sample once."""
@@ -328,12 +341,15 @@ class BatchDecoder:
             self._choose(logits, slots)
 
     def _choose(self, logits: Tensor, slots: Tensor) -> None:
-        """Take the likeliest token in each of ``slots`` and note what follows from it (whisper's GreedyDecoder.update).
+        """Choose a token in each of ``slots`` and note what follows from it (whisper's GreedyDecoder.update).
 
         masked_fill rather than where: a scalar given to where is copied to the GPU, which a capture forbids.
         """
         ended, positions = self.tokens[slots] == self.eot, self.positions[slots]
-        chosen = logits.argmax(dim=-1)
+        scores = logits
+        if self.samples:  # the highest score is then a sample of softmax(logits / temperature)
+            scores = logits / self.temperature + _gumbel(self.seeds[slots], positions, logits.shape[1])
+        chosen = scores.argmax(dim=-1)
         logprobs = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
         self.sum_logprobs[slots] += logprobs.masked_fill(ended, 0.0)
         chosen = chosen.masked_fill(ended, self.eot)
@@ -362,6 +378,15 @@ def is_looping(tokens: Sequence[int]) -> bool:
         if not differs and tokens[-length:-period] == tokens[period - length :]:
             return True
     return False
+
+
+def _gumbel(seeds: Tensor, positions: Tensor, n_vocab: int) -> Tensor:
+    """Compute Gumbel noise (n, n_vocab) that is a hash (SplitMix64) of seed, position and token."""
+    x = (seeds + positions * 0x5851F42D4C957F2D)[:, None] + torch.arange(n_vocab, device=seeds.device) * _ODD
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift)) * factor
+    uniform = ((x >> 41) & 0x7FFFFF).float().add_(0.5).div_(2**23)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def _norm(x: Tensor, weights: Weights) -> Tensor:

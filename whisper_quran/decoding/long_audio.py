@@ -5,6 +5,7 @@ which moves its window by those timestamps, then skips or repeats audio. Here a 
 points, and each piece is decoded the way the model was trained, in batches with the pieces of other recordings.
 """
 
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE
+from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
 from ..data.features import collate, log_mel
 from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .batch_decoder import BatchDecoder, encode
+from .batch_decoder import BatchDecoder, encode, is_looping
 
 _FRAME = SAMPLE_RATE // 100  # energy is measured, and cuts are placed, every 10 ms
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
+_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is a phrase at least
 
 
@@ -36,6 +39,15 @@ class Piece:
     end: int
 
 
+@dataclass(frozen=True)
+class Transcript:
+    """The text of a clip, and the highest temperature that a piece of it was decoded at: 0 if that was greedily."""
+
+    clip: int
+    text: str
+    temperature: float
+
+
 def decode_clips(
     model: Whisper,
     clips: Sequence[np.ndarray],
@@ -46,7 +58,22 @@ def decode_clips(
     log: Log = print,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
-    """Decode any number of recordings of any length; yield (index, text) as they end, roughly the longest first.
+    """Decode any number of recordings of any length greedily; yield (index, text) as :func:`transcribe_clips` does."""
+    options |= {"language": language, "dtype": dtype}
+    for transcript in transcribe_clips(model, clips, batch_size=batch_size, log=log, fallback=False, **options):
+        yield transcript.clip, transcript.text
+
+
+def transcribe_clips(
+    model: Whisper,
+    clips: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    log: Log = print,
+    fallback: bool = True,
+    **options: Any,
+) -> Iterator[Transcript]:
+    """Decode any number of recordings of any length; yield their texts as they end, roughly the longest first.
 
     A recording over 30 s is cut at its quietest points. The pieces of all recordings share batches, and their texts are
     joined in order with a space.
@@ -56,53 +83,77 @@ def decode_clips(
             turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
         batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, a line is logged, and
             the work goes on with what is not done.
+        fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, as
+            ``whisper.transcribe`` does one by one.
+        options: as :class:`BatchDecoder` takes them.
 
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
     """
-    options |= {"language": language, "dtype": dtype}
     waiting = pieces(clips)
-    texts: dict[int, dict[int, str | None]] = defaultdict(dict)
+    decoded: dict[int, dict[int, tuple[str, float] | None]] = defaultdict(dict)
     for piece in waiting:
-        texts[piece.clip][piece.number] = None
-    waiting.sort(key=lambda piece: piece.start - piece.end)
-    while waiting:
-        slots = min(batch_size, len(waiting))
-        done: set[int] = set()
-        try:
-            for index, text in _decode_pieces(model, clips, waiting, slots, **options):
-                done.add(index)
-                piece = waiting[index]
-                texts[piece.clip][piece.number] = text
-                if None not in texts[piece.clip].values():
-                    yield piece.clip, " ".join(filter(None, texts.pop(piece.clip).values()))
-        except torch.OutOfMemoryError as error:
-            if slots == 1:
-                raise UserError(
-                    f"the memory of {model.device} does not hold one clip beside this model: "
-                    "choose a smaller model, --precision fp16, or --device cpu"
-                ) from error
-            batch_size = slots // 2
-            log(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
-        waiting = [piece for index, piece in enumerate(waiting) if index not in done]
+        decoded[piece.clip][piece.number] = None
+    for temperature in _TEMPERATURES if fallback else (0.0,):
+        waiting.sort(key=lambda piece: piece.start - piece.end)
+        again: list[Piece] = []
+        while waiting:
+            slots = min(batch_size, len(waiting))
+            done: set[int] = set()
+            try:
+                for index, result in _decode_pieces(model, clips, waiting, slots, temperature, **options):
+                    done.add(index)
+                    piece = waiting[index]
+                    if fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                        again.append(piece)
+                        continue
+                    parts = decoded[piece.clip]
+                    parts[piece.number] = result.text, temperature
+                    if None not in parts.values():
+                        texts, temperatures = zip(*filter(None, decoded.pop(piece.clip).values()), strict=True)
+                        yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures))
+            except torch.OutOfMemoryError as error:
+                if slots == 1:
+                    raise UserError(
+                        f"the memory of {model.device} does not hold one clip beside this model: "
+                        "choose a smaller model, --precision fp16, or --device cpu"
+                    ) from error
+                batch_size = slots // 2
+                log(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
+            waiting = [piece for index, piece in enumerate(waiting) if index not in done]
+        waiting = again
+
+
+def needs_fallback(result: DecodingResult) -> bool:
+    """Return whether a text fails the tests of ``whisper.transcribe`` (its thresholds), or ends in a loop."""
+    unlikely = result.avg_logprob < -1.0
+    if unlikely and result.no_speech_prob > 0.6:
+        return False  # silence, which no temperature makes likelier
+    return unlikely or result.compression_ratio > 2.4 or is_looping(result.tokens)
 
 
 def _decode_pieces(
-    model: Whisper, clips: Sequence[np.ndarray], waiting: Sequence[Piece], slots: int, **options: Any
-) -> Iterator[tuple[int, str]]:
+    model: Whisper,
+    clips: Sequence[np.ndarray],
+    waiting: Sequence[Piece],
+    slots: int,
+    temperature: float,
+    **options: Any,
+) -> Iterator[tuple[int, DecodingResult]]:
     """Decode the pieces, encoded in batches of a quarter of the slots; the decoder's memory is free when it ends."""
     decoder = BatchDecoder(model, slots, **options)
     size = max(1, slots // 4)
     on_gpu = model.device.type == "cuda"
+    seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be had again
 
     def encoded() -> Iterator[Tensor]:
         for first in range(0, len(waiting), size):
             batch = [clips[piece.clip][piece.start : piece.end] for piece in waiting[first : first + size]]
+            seeds.extend(zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in batch)
             audio = collate(batch, pin=on_gpu).to(model.device, non_blocking=True)
             yield encode(model, log_mel(audio, model.dims.n_mels), decoder.dtype)
 
-    for index, result in decoder.decode(encoded()):
-        yield index, result.text
+    yield from decoder.decode(encoded(), temperature, seeds)
 
 
 def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:

@@ -23,7 +23,7 @@ from ..data.audio_cache import AudioCache
 from ..data.corpus import Ayah, Skipped
 from ..data.prepare import open_data, prepare_ayat, summary
 from ..data.text import normalize
-from ..decoding.long_audio import decode_clips
+from ..decoding.long_audio import transcribe_clips
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
@@ -170,13 +170,15 @@ class Evaluation:
                 ayat.append(ayah)
         if not ayat:
             return
-        decoded = decode_clips(
+        decoded = transcribe_clips(
             model.whisper,
             _Clips(ayat, self.data.cache),
             batch_size=self.config.batch_size or _default_batch(model.whisper),
             language=self.config.language,
             dtype=model.precision.dtype,
             log=self.log,
+            fallback=not self.config.no_fallback,
+            stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
         total = len(self.data.ayat[reciter])
@@ -184,10 +186,11 @@ class Evaluation:
             total, "ayah", printable(reciter), initial=total - len(ayat), disable=self.config.quiet
         ) as bar:
             try:
-                for index, text in decoded:
-                    ayah = ayat[index]
-                    texts = self._normalized(ayah.text), self._normalized(text)
-                    row = Prediction(*key_of(model.name, ayah), round(self.data.seconds(ayah), 3), *texts)
+                for transcript in decoded:
+                    ayah = ayat[transcript.clip]
+                    texts = self._normalized(ayah.text), self._normalized(transcript.text)
+                    seconds = round(self.data.seconds(ayah), 3)
+                    row = Prediction(*key_of(model.name, ayah), seconds, *texts, transcript.temperature)
                     self.predictions.append(row)
                     audio += row.duration
                     errors += row.alignment.errors
@@ -214,6 +217,7 @@ class Evaluation:
             **{name: getattr(errors, name) for name in counts},
             "wer": errors.wer if errors.words else None,
             "cer": errors.cer if errors.characters else None,
+            "fallback": sum(row.fallback > 0 for row in rows),
             "audio_s": sum(row.duration for row in rows),
             "wall_s": wall,
             "rtf": wall / audio if audio else None,
@@ -294,7 +298,9 @@ def results_table(rows: Sequence[Row]) -> str:
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
         speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
         lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
-    return markdown_table(header, lines)
+    again = sum(row["fallback"] for row in rows)
+    foot = f"\nfallback: {again} of {sum(row['ayat'] for row in rows)} ayat were decoded again at higher temperatures\n"
+    return markdown_table(header, lines) + (foot if again else "")
 
 
 def _identity(source: str) -> list[list[Any]]:

@@ -20,7 +20,7 @@ from .word_errors import Alignment, align
 
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
-    *("hits", "substitutions", "deletions", "insertions", "wer"),
+    *("hits", "substitutions", "deletions", "insertions", "wer", "fallback"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
@@ -39,6 +39,7 @@ class Prediction:
     duration: float  # seconds
     reference: str
     hypothesis: str
+    fallback: float = 0.0  # the temperature it was decoded at: 0 unless the greedy text failed whisper's tests
 
     @property
     def key(self) -> Key:
@@ -54,7 +55,7 @@ class Prediction:
         errors = self.alignment.errors
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
         texts = map(_to_cell, (self.reference, self.hypothesis))
-        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer]
+        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback]
 
 
 def key_of(model: str, ayah: Ayah) -> Key:
@@ -88,8 +89,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     for line in lines[:-1]:
         try:
             cells = next(csv.reader([line.decode()]))
-            model, reciter, sorah, ayah, duration, reference, hypothesis = map(_from_cell, cells[:7])
-            row = Prediction(model, reciter, sorah, ayah, float(duration), reference, hypothesis)
+            model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
+            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, float(cells[-1]))
         except (ValueError, StopIteration, csv.Error):
             continue
         if [str(cell) for cell in row.cells()] == cells:
