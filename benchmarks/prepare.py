@@ -58,9 +58,10 @@ def stages(files: list[Path]) -> None:
         by_rate.setdefault(rate, []).append(sound)
     for rate, sounds in sorted(by_rate.items()):
         seconds = sum(map(len, sounds)) / rate
-        monos = [audio._to_int16(audio._to_mono(sound)) for sound in sounds]
+        mono = np.full(sounds[0].shape[1], 1 / sounds[0].shape[1], np.float32)
+        monos = [audio._to_int16(sound @ mono) for sound in sounds]
         steps: dict[str, Callable[[], object]] = {
-            "mix to mono int16": lambda sounds=sounds: [audio._to_int16(audio._to_mono(sound)) for sound in sounds],
+            "mix to mono int16": lambda sounds=sounds, mono=mono: [audio._to_int16(sound @ mono) for sound in sounds],
             "resample": lambda monos=monos, rate=rate: [audio.resample(mono, rate) for mono in monos],
         }
         print(f"{f'{rate} Hz: read with soundfile':32} {seconds / spent[rate]:8.0f}")

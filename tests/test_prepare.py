@@ -15,10 +15,11 @@ import torch
 from conftest import make_whisper
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.config import TrainingConfig
+from whisper_quran.config import EvaluationConfig, TrainingConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.prepare import TrainingData, open_data, prepare_ayat, prepare_data, select_ayat
 from whisper_quran.data.text import normalize, target_tokens
+from whisper_quran.evaluation.evaluate import evaluate
 from whisper_quran.runtime.console import no_log
 from whisper_quran.runtime.errors import UserError
 
@@ -127,6 +128,15 @@ def test_audio_without_speech_is_listed_and_counted(config):
 def test_surahs_that_no_reciter_has_are_answered_with_those_there_are(config):
     with pytest.raises(UserError, match=r"nothing left to train on in .* \(A has surahs 112\)"):
         select_ayat(replace(config, surahs="1:3"), no_log)
+
+
+def test_evaluation_answers_a_range_without_ayat_with_the_surahs_there_are(config, workshop):
+    asked = EvaluationConfig(
+        (str(workshop / "model.pt"),), data=config.data, reciters=("A",), cache=config.cache, surahs="1:3",
+        out=config.cache.with_name("out"), quiet=True,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"no ayah of A in .* \(nothing of the surahs 1:3; it has surahs 112\)"):
+        evaluate(asked)
 
 
 def test_texts_and_hypotheses_are_compared_and_taught_in_one_unicode_form():

@@ -251,6 +251,8 @@ def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
         log(f"{printable(reciter)}: {len(its_ayat)} ayat, {hours:.2f} h")
     if cache.damaged:
         log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
+    if cache.mended:
+        log(f"mended: {len(cache.mended)} files had channels that cancelled out, or samples of another scale")
     log(f"left out: {summary(account)}")
     # That there is no audio for a text is no news where a reciter has a few surahs: counted above, not listed.
     listed = [item for item in account if item.reason != "text without audio"]

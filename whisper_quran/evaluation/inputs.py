@@ -41,6 +41,7 @@ def check_inputs(config: EvaluationConfig) -> None:
         ayat, skipped = corpus.select([reciter])
         if not ayat:
             reason = skipped[0].reason if skipped else f"nothing of the surahs {config.surahs}"
+            reason += f"; it has surahs {corpus.surahs_of(reciter)}"
             raise UserError(f"no ayah of {reciter} in {corpus.source} ({reason}): choose others, or other --surahs")
 
 
