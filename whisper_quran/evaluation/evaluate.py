@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Ayah, Skipped
+from ..data.corpus import Ayah, Skipped, printable
 from ..data.prepare import open_data, prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import transcribe_clips
@@ -31,7 +31,7 @@ from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
 from .inputs import check_inputs, choose_reciters
-from .predictions import Prediction, Predictions, key_of, printable
+from .predictions import Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts
 
@@ -112,7 +112,7 @@ class Evaluation:
                 "whisper": whisper.__version__,
             },
             "normalization": config.normalize,
-            "skipped": [{"file": printable(item.file), "reason": printable(item.reason)} for item in data.skipped],
+            "skipped": [asdict(item) for item in data.skipped],
         }
 
     def evaluate_model(self, source: str, device: torch.device) -> None:
@@ -182,9 +182,7 @@ class Evaluation:
         )
         start, audio = time.perf_counter(), 0.0
         total = len(self.data.ayat[reciter])
-        with progress_bar(
-            total, "ayah", printable(reciter), initial=total - len(ayat), disable=self.config.quiet
-        ) as bar:
+        with progress_bar(total, "ayah", reciter, initial=total - len(ayat), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
                     ayah = ayat[transcript.clip]
@@ -211,7 +209,7 @@ class Evaluation:
         return {
             "model": model.name,
             "parameters": parameters,
-            "reciter": printable(reciter),
+            "reciter": reciter,
             "ayat": len(rows),
             "skipped": self.data.undecodable[reciter],
             **{name: getattr(errors, name) for name in counts},
@@ -248,7 +246,7 @@ def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
         if not its_ayat:
             raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
         hours = sum(cache.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
-        log(f"{printable(reciter)}: {len(its_ayat)} ayat, {hours:.2f} h")
+        log(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
     if cache.damaged:
         log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
     if cache.mended:

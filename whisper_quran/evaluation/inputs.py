@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..checkpoints.names import WHISPER_NAMES, check_model_source
 from ..config import EvaluationConfig
-from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus, printable
 from ..runtime.command_line import parse
 from ..runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def check_inputs(config: EvaluationConfig) -> None:
 
 
 def choose_reciters(config: EvaluationConfig, corpus: Corpus) -> tuple[str, ...]:
-    """Return the reciters to evaluate on.
+    """Return the reciters to evaluate on, by their names in the corpus.
 
     Raises:
         UserError: none is named.
@@ -56,4 +56,4 @@ def choose_reciters(config: EvaluationConfig, corpus: Corpus) -> tuple[str, ...]
         reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
     if not reciters:
         raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
-    return reciters
+    return tuple(dict.fromkeys(map(printable, reciters)))

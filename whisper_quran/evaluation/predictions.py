@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.corpus import Ayah
+from ..data.corpus import Ayah, printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder, storage_error
 from .word_errors import Alignment, align
@@ -61,12 +61,7 @@ class Prediction:
 def key_of(model: str, ayah: Ayah) -> Key:
     """Return the key of the prediction of ``ayah`` by ``model`` (a :func:`printable` name)."""
     place = (str(ayah.surah), str(ayah.number)) if ayah.surah is not None else ("", printable(str(ayah.audio)))
-    return model, printable(ayah.reciter), *place
-
-
-def printable(name: str) -> str:
-    """Escape what text files cannot hold: names on disk may have line ends in them, or bytes that are not UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return model, ayah.reciter, *place
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
