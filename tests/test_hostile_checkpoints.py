@@ -141,7 +141,8 @@ def test_no_instruction_of_a_pickle_calls_anything(
 )
 def test_a_whisper_is_read_past_calls_that_are_never_made(value: object, tmp_path: Path) -> None:
     model = small_whisper()
-    torch.save({"callbacks": value, "state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    state = {**model.state_dict(), ("no", "name"): value}
+    torch.save({"callbacks": value, "state_dict": state}, tmp_path / "model.ckpt")
     assert same_weights(load_checkpoint(tmp_path / "model.ckpt"), model)
 
 

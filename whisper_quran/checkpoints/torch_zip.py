@@ -263,7 +263,9 @@ def read(path: Path) -> Contents:
     }
     whispers = [name for name in names if whisper_prefixes(map(plain_name, names[name]))]
     chosen = whispers[0] if whispers else max(names, key=lambda name: len(names[name]))
-    left_out = [key for key, value in dicts[chosen].items() if chosen and isinstance(value, StandIn)]
+    left_out = []
+    if chosen:
+        left_out = [k for k, v in dicts[chosen].items() if isinstance(k, str) and isinstance(v, StandIn)]
     left_out += [f"{name}.* (another Whisper)" for name in whispers[1:]]
     for name in left_out:
         check_name(path, name)
