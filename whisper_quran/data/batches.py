@@ -8,9 +8,9 @@ Shuffling depends on the seed and the epoch alone, and a step's clips are one sl
 cuts the slice into micro-batches, so that 4 × 4 sees exactly the clips that a batch of 16 sees.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -175,36 +175,12 @@ def prefetch(items: Iterable[T], depth: int = 3) -> Iterator[T]:
 
     An exception of ``items`` is raised here, in its place. The thread ends when the consumer stops early.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(kind: str, value: object) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stopped.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    thread = ThreadPoolExecutor(1)
+    ready: deque[Future] = deque(thread.submit(next, iterator, end) for _ in range(depth))
     try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        while (item := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, iterator, end))
+            yield item
     finally:
-        stopped.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
