@@ -14,14 +14,12 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 # One thread in this process, like a worker; a numerical library reads this when it is loaded.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio  # noqa: F401  The first import takes seconds, and in a training run both are there already.
 
@@ -52,23 +50,16 @@ def stages(files: list[Path]) -> None:
     spent: dict[int, float] = {}
     for file in files:
         start = time.process_time()
-        with audio._stderr_captured():  # libmpg123 has a lot to say of damaged frames.
-            sound, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        spent[rate] = spent.get(rate, 0) + time.process_time() - start
-        by_rate.setdefault(rate, []).append(sound)
-    for rate, sounds in sorted(by_rate.items()):
-        seconds = sum(map(len, sounds)) / rate
-        mono = np.full(sounds[0].shape[1], 1 / sounds[0].shape[1], np.float32)
-        monos = [audio._to_int16(sound @ mono) for sound in sounds]
-        steps: dict[str, Callable[[], object]] = {
-            "mix to mono int16": lambda sounds=sounds, mono=mono: [audio._to_int16(sound @ mono) for sound in sounds],
-            "resample": lambda monos=monos, rate=rate: [audio.resample(mono, rate) for mono in monos],
-        }
-        print(f"{f'{rate} Hz: read with soundfile':32} {seconds / spent[rate]:8.0f}")
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            print(f"{f'{rate} Hz: {name}':32} {seconds / (time.process_time() - start):8.0f}")
+        decoded = audio._soundfile(str(file))
+        spent[decoded.rate] = spent.get(decoded.rate, 0) + time.process_time() - start
+        by_rate.setdefault(decoded.rate, []).append(decoded.samples)
+    for rate, monos in sorted(by_rate.items()):
+        seconds = sum(map(len, monos)) / rate
+        start = time.process_time()
+        for mono in monos:
+            audio.resample(mono, rate)
+        print(f"{f'{rate} Hz: read, mix to mono int16':36} {seconds / spent[rate]:8.0f}")
+        print(f"{f'{rate} Hz: resample':36} {seconds / (time.process_time() - start):8.0f}")
 
 
 def main() -> None:
