@@ -20,8 +20,8 @@ that it was reading with it. Resampling is left to the parent, which has torch l
 worker 5 s of CPU and 500 MB.
 """
 
-import dataclasses
 import hashlib
+import io
 import math
 import os
 import pickle
@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -154,7 +154,7 @@ def decode_file(path: str | os.PathLike[str]) -> Decoded:
     return _to_16_khz(_decode(os.fspath(path), torchaudio_problem()))
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
+def _digest(path: str) -> str:
     """Digest the bytes of a file: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as file:
@@ -163,22 +163,12 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def identical(
-    paths: Iterable[str | os.PathLike[str]], digest: Callable[[str | os.PathLike[str]], str] = file_digest
-) -> list[list[str]]:
-    """Find the files that have the same bytes as another: groups of two or more, in the order of ``paths``."""
-    groups: dict[str, list[str]] = {}
-    for path in dict.fromkeys(os.fspath(path) for path in paths):
-        groups.setdefault(digest(path), []).append(path)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _decode(path: str, no_resampling: str | None) -> Decoded:
     """Decode at the file's own rate, or at 16 kHz if there is a reason why it cannot be resampled later."""
     try:
         if not os.stat(path).st_size:
             raise AudioError("the file is empty")
-        digest = file_digest(path)
+        digest = _digest(path)
     except OSError as error:
         raise AudioError(f"cannot be read ({error.strerror})", final=False) from error
     reasons, final = [], shutil.which("ffmpeg") is not None
@@ -205,12 +195,8 @@ def _require_speech(samples: np.ndarray, rate: int) -> None:
     """Raise :class:`UnusableAudio` if int16 (n,) is too short, silent, or clipped beyond recognition."""
     if len(samples) < rate / 10:
         raise UnusableAudio(f"{NO_SPEECH}: shorter than 0.1 s ({len(samples)} samples at {rate} Hz)")
-    offset = int(np.mean(samples))
-    quiet, sound = 32, 0  # 60 dB below full scale
-    for start in range(0, len(samples), 1 << 20):
-        block = samples[start : start + (1 << 20)]
-        sound += int(np.count_nonzero((block > offset + quiet) | (block < offset - quiet)))
-    if sound < rate / 50:
+    offset, quiet = int(np.mean(samples)), 32  # 60 dB below full scale
+    if np.count_nonzero((samples > offset + quiet) | (samples < offset - quiet)) < rate / 50:
         raise UnusableAudio(f"{NO_SPEECH}: silence")
     clipped = float(np.mean((samples >= 32700) | (samples <= -32700)))
     if clipped > 0.3:
@@ -258,15 +244,15 @@ def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
     """Read an open ``SoundFile``: int16 (n,), whether it is damaged (NaN, infinity), and whether it was mended."""
     weights = np.full(sound.channels, 1 / sound.channels, np.float32)
     mono, products, damaged = _read_mixed(sound, weights)
-    loudest = _cancelling(products)
-    if loudest is not None:
+    loudest = int(np.argmax(np.diag(products)))
+    mended = bool(products.mean() < products[loudest, loudest] / 100)
+    if mended:  # The channels cancel out: their mean is 20 dB below the loudest of them, which is taken alone.
         sound.seek(0)
         mono, _, _ = _read_mixed(sound, np.eye(sound.channels, dtype=np.float32)[loudest])
-    if mono.dtype == np.int16:
-        return mono, damaged, loudest is not None
-    scale = _float_scale(mono)
-    mono /= np.float32(scale)
-    return _to_int16(mono), damaged, loudest is not None or scale != 1
+    if mono.dtype != np.int16:
+        scale = _float_scale(mono)
+        mono, mended = _to_int16(mono / np.float32(scale)), mended or scale != 1
+    return mono, damaged, mended
 
 
 def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -288,27 +274,21 @@ def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(blocks) if blocks else np.empty(0, np.int16), products, damaged
 
 
-def _cancelling(products: np.ndarray) -> int | None:
-    """Return the loudest channel if the mean of the channels is 20 dB below it; ``products`` are sums, (n, n)."""
-    loudest = int(np.argmax(np.diag(products)))
-    return loudest if products.mean() < products[loudest, loudest] / 100 else None
-
-
 def _float_scale(mono: np.ndarray) -> float:
     """Return what float samples are to be divided by: 1, or if more than 1 % are above it, what their full scale is."""
     if not len(mono) or np.mean(np.abs(mono) > 1) <= 0.01:
         return 1.0
     peak = float(np.abs(mono).max())
-    if peak < 128:
-        return peak
-    scale = next((2.0**bits for bits in (15, 23, 31) if peak <= 2**bits), None)
-    if scale is None:
-        raise UnusableAudio(f"{NO_SPEECH}: samples of up to {peak:.0e}")
-    return scale
+    for scale in (peak if peak < 128 else 0.0, 2.0**15, 2.0**23, 2.0**31):
+        if peak <= scale:
+            return scale
+    raise UnusableAudio(f"{NO_SPEECH}: samples of up to {peak:.0e}")
 
 
 def _ffmpeg(path: str) -> Decoded:
-    """Let ffmpeg decode and resample. Its output is AU, whose header tells the channels and where the samples are."""
+    """Let ffmpeg decode and resample. Its output is AU, which can say of a pipe that its length is unknown."""
+    import soundfile
+
     if shutil.which("ffmpeg") is None:
         raise AudioError("not installed", final=False)
     source = ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FORMATS, "-i", f"file:{path}", "-map", "0:a:0"]
@@ -323,15 +303,9 @@ def _ffmpeg(path: str) -> Decoded:
         raise AudioError("not audio, or a playlist of other files")
     if run.returncode and (len(run.stdout) < 24 or "Cannot allocate memory" in complaints):
         raise AudioError(complaints or f"exit code {run.returncode}")
-    offset, channels = (int.from_bytes(run.stdout[at : at + 4], "big") for at in (4, 20))
-    frames = np.frombuffer(run.stdout, ">i2", offset=offset)
-    frames = frames[: len(frames) // channels * channels].reshape(-1, channels)
-    if len(frames) > MAX_SECONDS * SAMPLE_RATE:
-        raise UnusableAudio(f"longer than {MAX_SECONDS / 3600:g} h")
-    as_float = frames.astype(np.float32)
-    loudest = _cancelling(as_float.T @ as_float)
-    samples = frames[:, loudest] if loudest is not None else np.rint(as_float.mean(axis=1))
-    return Decoded(samples.astype(np.int16), SAMPLE_RATE, "ffmpeg", bool(run.stderr), loudest is not None)
+    with soundfile.SoundFile(io.BytesIO(run.stdout)) as sound:
+        mono, _, mended = _read_mono(sound)
+    return Decoded(mono, SAMPLE_RATE, "ffmpeg", bool(run.stderr), mended)
 
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:
@@ -396,14 +370,11 @@ class _Worker:
     def decode(self, path: str) -> Decoded | AudioError:
         """Decode ``path``; the death of the process is an error of the file, and so is taking too long."""
         for _ in range(2):
-            late = threading.Event()
             try:
-                if self.process is None:
-                    self._start()
-                answer = self._ask(path, late)
+                answer = self._ask(path)
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 code, reason = self._ending()
-                if late.is_set():
+                if code == -signal.SIGALRM:
                     return AudioError("decoding it took too long", final=False)
                 self.deaths += 1
                 if self.deaths == self.MAX_DEATHS or self.killed:
@@ -429,24 +400,14 @@ class _Worker:
         except OSError as error:
             raise WorkerError(_one_line(error)) from error
 
-    def _ask(self, path: str, late: threading.Event) -> Decoded | AudioError:
-        """Wait for the answer; end the process and set ``late`` if there is none in time."""
+    def _ask(self, path: str) -> Decoded | AudioError:
+        if self.process is None:
+            self._start()
         assert self.process and self.process.stdin and self.process.stdout
-        no_resampling, group = torchaudio_problem(), self.process.pid
-
-        def end() -> None:
-            late.set()
-            _kill_group(group)
-
         size = os.path.getsize(path) if os.path.exists(path) else 0
-        timer = threading.Timer(DEADLINE + size / 200_000, end)
-        timer.start()
-        try:
-            _send(self.process.stdin, (path, no_resampling))
-            answer = pickle.load(self.process.stdout)
-        finally:
-            timer.cancel()
-        return AudioError(answer[0], final=answer[1]) if isinstance(answer[0], str) else _to_16_khz(Decoded(*answer))
+        _send(self.process.stdin, (path, torchaudio_problem(), DEADLINE + size / 200_000))
+        answer = pickle.load(self.process.stdout)
+        return _to_16_khz(Decoded(**answer)) if "samples" in answer else AudioError(**answer)
 
     def _ending(self) -> tuple[int, str]:
         """Return the exit code of the process, which has died, and what is known about its end."""
@@ -486,7 +447,8 @@ def _serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What a library prints is not an answer.
-    requests: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, even inside a C library
+    requests: SimpleQueue[tuple[str, str | None, float]] = SimpleQueue()
 
     def receive() -> None:
         with suppress(EOFError):
@@ -496,14 +458,14 @@ def _serve() -> None:
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
-        path, no_resampling = requests.get()
+        path, no_resampling, deadline = requests.get()
+        signal.setitimer(signal.ITIMER_REAL, deadline)
         try:
-            decoded = _decode(path, no_resampling)
+            answer = vars(_decode(path, no_resampling))
         except AudioError as error:
-            _send(answers, (str(error), error.final))
-        else:
-            fields = dataclasses.fields(Decoded)
-            _send(answers, tuple(getattr(decoded, field.name) for field in fields))
+            answer = {"message": str(error), "final": error.final}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(answers, answer)
 
 
 def _send(pipe: IO[bytes], message: object) -> None:

@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
@@ -12,7 +11,7 @@ from whisper.tokenizer import Tokenizer
 from ..config import EvaluationConfig, TrainingConfig
 from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .audio import NO_SPEECH, identical
+from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
 from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus, printable
@@ -59,25 +58,26 @@ def prepare_ayat(
         UserError: a reciter is not in the corpus, or the cache cannot be written.
     """
     names = list(dict.fromkeys(printable(reciter) for reciter in reciters))
-    ayat, skipped = corpus.select(names)
-    sources: dict[str, list[Path]] = {reciter: [] for reciter in names}
-    for ayah in ayat:
-        sources[ayah.reciter].append(ayah.audio)
+    selected, skipped = corpus.select(names)
+    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in names}
+    for ayah in selected:
+        ayat[ayah.reciter].append(ayah)
+    sources = {reciter: [ayah.audio for ayah in each] for reciter, each in ayat.items()}
     cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log)
     skipped = [*corpus.skipped, *skipped]
     for path, reason in cache.skipped:
         skipped.append(Skipped(str(path), reason if reason.startswith(NO_SPEECH) else f"cannot be decoded: {reason}"))
-    decoded: dict[str, list[Ayah]] = {reciter: [] for reciter in sources}
-    for ayah in ayat:
-        if ayah.audio in cache:
-            decoded[ayah.reciter].append(ayah)
-    _warn_of_identical(decoded, cache, log)
+    _warn_of_identical(cache, log)
+    decoded = {reciter: [ayah for ayah in each if ayah.audio in cache] for reciter, each in ayat.items()}
     return PreparedAyat(decoded, cache, skipped)
 
 
-def _warn_of_identical(ayat: Mapping[str, Iterable[Ayah]], cache: AudioCache, log: Log) -> None:
+def _warn_of_identical(cache: AudioCache, log: Log) -> None:
     """Log the recordings that have the same bytes as another: at least one of them is not the ayah it is named for."""
-    groups = identical([ayah.audio for each in ayat.values() for ayah in each], cache.digest)
+    by_digest: dict[str, list[str]] = {}
+    for path, clip in cache.clips.items():
+        by_digest.setdefault(clip.digest, []).append(path)
+    groups = [paths for paths in by_digest.values() if len(paths) > 1]
     for group in groups[:10]:
         log(f"warning    the same bytes in {' and '.join(printable(path) for path in group)}: check which ayah it is")
     if len(groups) > 10:
