@@ -371,6 +371,9 @@ def test_a_cache_that_cannot_be_written(reciter, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.*\(--cache\)"):
         prepare_audio({"Reciter": files}, tmp_path / "file", workers=1, log=no_log)
+    (tmp_path / "loop").symlink_to("loop")  # Not even its folders can be listed.
+    with pytest.raises(UserError, match=r"loop.*\(--cache\)"):
+        prepare_audio({"Reciter": files}, tmp_path / "loop", workers=1, log=no_log)
     with mounted(tmp_path / "cache", "size=4m") as cache:
         prepare_audio({"Reciter": files[:6]}, cache, workers=1, log=no_log)
         subprocess.run(["mount", "-o", "remount,ro", cache], check=True)

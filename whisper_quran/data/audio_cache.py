@@ -39,6 +39,7 @@ from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, WorkerError, decode_files,
 DECODER_VERSION = 2
 BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
+# source, then digest, samples, damaged, mended
 _NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
 _LEFTOVER = re.compile(r"\..+\.(npy|json)\.[0-9a-f]{8}\.tmp")
 _LEFTOVER_SECONDS = 3600.0  # A younger one may be another process's.
@@ -104,19 +105,19 @@ def default_cache() -> Path:
 
 @dataclass
 class _Source:
-    """An audio file, and what the cache has of it: the name of a file, or the ``reason`` why it has no samples."""
+    """An audio file, and what the cache has of it: a ``recording``, or the ``reason`` why it cannot be used."""
 
     path: str
     reciter: str
     size: int = 0
     folder: Path = Path()
     key: str = ""  # what the names of its files in the cache begin with
-    name: str = ""
+    recording: re.Match[str] | None = None  # the file's name, see _NAME
     reason: str = ""
 
     @property
     def is_missing(self) -> bool:
-        return not self.name and not self.reason
+        return not self.recording and not self.reason
 
 
 def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print) -> AudioCache:
@@ -129,20 +130,24 @@ def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: i
         UserError: the cache cannot be written or has too little space, or the decoding processes cannot run.
     """
     files = _identify(sources, cache)
-    _look_up(files)
-    if any(file.is_missing for file in files):
-        with _storage_errors(cache), _locked(cache, log):
-            _look_up(files, sweep=True)
-            if missing := [file for file in files if file.is_missing]:
-                _announce(missing, cache, log)
-                _decode(missing, workers, log)
+    try:
+        _look_up(files)
+        if any(file.is_missing for file in files):
+            with _locked(cache, log):
+                _look_up(files, sweep=True)
+                if missing := [file for file in files if file.is_missing]:
+                    _announce(missing, cache, log)
+                    _decode(missing, workers, log)
+    except OSError as error:
+        raised = storage_error(error, cache)
+        raise UserError(f"{raised} (--cache)") if isinstance(raised, UserError) else raised from error
     found = AudioCache({}, [], [])
     for file in files:
-        if file.reason:
+        if not file.recording:
             found.skipped.append((Path(file.path), file.reason))
             continue
-        _, digest, length, damaged, mended = _parse(file.name)
-        found.clips[file.path] = Clip(str(file.folder / file.name), length, digest)
+        _, digest, length, damaged, mended = file.recording.groups()
+        found.clips[file.path] = Clip(str(file.folder / file.recording[0]), int(length), digest)
         if damaged:
             found.damaged.append(Path(file.path))
         if mended:
@@ -181,33 +186,26 @@ def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
     """List the folders of ``files`` in the cache, and note what is there of each; ``sweep`` removes leftovers."""
     listings = {folder: _list(folder, sweep) for folder in {file.folder for file in files if file.is_missing}}
     for file in files:
-        if file.is_missing:
-            file.name = listings[file.folder].get(file.key, "")
-            if file.name.endswith(".json"):
-                with suppress(OSError, ValueError, LookupError, TypeError):
-                    file.reason = str(json.loads((file.folder / file.name).read_bytes())["reason"])
-                file.name = ""
+        if not file.is_missing or not (found := listings[file.folder].get(file.key)):
+            continue
+        if found[0].endswith(".npy"):
+            file.recording = found
+        else:
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                file.reason = str(json.loads((file.folder / found[0]).read_bytes())["reason"])
 
 
-def _list(folder: Path, sweep: bool) -> dict[str, str]:
-    """Map the sources that ``folder`` has something of, by their keys, to the name of the file."""
+def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
+    """Map the sources that ``folder`` has something of, by their keys, to the name of the file, matched by _NAME."""
     names = {}
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            if _NAME.fullmatch(entry.name):
-                key, _, length, _, _ = _parse(entry.name)
-                if not length or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * length:
-                    names[key] = entry.name
+            if name := _NAME.fullmatch(entry.name):
+                if name[3] is None or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * int(name[3]):
+                    names[name[1]] = name
             elif sweep and _LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
                 os.unlink(entry)
     return names
-
-
-def _parse(name: str) -> tuple[str, str, int, bool, bool]:
-    """Split the name of a file in the cache: source, digest, samples (0 if it has none), damaged, mended."""
-    match = _NAME.fullmatch(name)
-    assert match
-    return match[1], match[2] or "", int(match[3] or 0), bool(match[4]), bool(match[5])
 
 
 def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
@@ -250,8 +248,9 @@ def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
             for file, result in zip(missing, results, strict=True):
                 if isinstance(result, Decoded):
                     marks = ("-damaged" if result.damaged else "") + ("-mended" if result.mended else "")
-                    file.name = f"{file.key}-{result.digest}-{len(result.samples)}{marks}.npy"
-                    _write(file.folder / file.name, result.samples)
+                    name = f"{file.key}-{result.digest}-{len(result.samples)}{marks}.npy"
+                    _write(file.folder / name, result.samples)
+                    file.recording = _NAME.fullmatch(name)
                     seconds += len(result.samples) / SAMPLE_RATE
                 else:
                     file.reason = str(result)
@@ -299,13 +298,3 @@ def _locked(cache: Path, log: Log) -> Iterator[None]:
         except OSError:
             pass  # Some network disks have no locks. Two processes then do the same work twice, and no harm.
         yield
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a :class:`UserError` that names the option."""
-    try:
-        yield
-    except OSError as error:
-        raised = storage_error(error, path)
-        raise UserError(f"{raised} (--cache)") if isinstance(raised, UserError) else raised from error
