@@ -9,7 +9,7 @@ import csv
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ _AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
 _SURAHS = 114
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
+_MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write it
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ def open_corpus(
             raise UserError("--surahs does not apply to a --manifest: leave out one of them")
         return _open_manifest(manifest)
     chosen = parse_surahs(surahs)
-    if not data.is_dir():
-        raise UserError(f"no folder {data}: point --data at a folder that holds audio/<Reciter>/SSSAAA.mp3")
     try:
+        if not data.is_dir():
+            raise UserError(f"no folder {data}: point --data at a folder that holds audio/<Reciter>/SSSAAA.mp3")
         reciters = find_reciters(data)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if not reciters:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
@@ -215,20 +216,20 @@ def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
         UserError: no such file, not UTF-8, a column is missing, or no row holds text.
     """
     texts: dict[tuple[int, int], str] = {}
-    rows, skipped = _read_table(path, ("sorah", "ayah", "text"), "--text")
-    for place, row in rows:
-        numbers = [_NUMBER.fullmatch(row[column].strip()) for column in ("sorah", "ayah")]
+    skipped: list[Skipped] = []
+    for place, row in _read_table(path, ("sorah", "ayah", "text"), "--text", skipped):
+        numbers = [_NUMBER.fullmatch(row[column]) for column in ("sorah", "ayah")]
         surah, ayah = (int(number[1]) if number else 0 for number in numbers)
         if not all(numbers):
-            skipped.append(Skipped(place, "sorah and ayah are not numbers"))
+            reason = "sorah and ayah are not numbers"
         elif not (1 <= surah <= _SURAHS and 1 <= ayah <= _LONGEST_SURAH):
-            skipped.append(Skipped(place, f"there is no ayah {surah}:{ayah}"))
+            reason = f"there is no ayah {surah}:{ayah}"
         elif (surah, ayah) in texts:
-            skipped.append(Skipped(place, "a second text for an ayah that has one already"))
-        elif _is_nan(row["text"]):
-            skipped.append(Skipped(place, f"the text is {row['text'].strip()}, which stands for a missing value"))
+            reason = "a second text for an ayah that has one already"
         else:
-            texts[surah, ayah] = _text(row)
+            texts[surah, ayah] = _one_line(row["text"])
+            continue
+        skipped.append(Skipped(place, reason))
     if not any(texts.values()):
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} holds no text{cause}: give a CSV with the columns sorah,ayah,text")
@@ -237,24 +238,23 @@ def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
 
 def _open_manifest(path: Path) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
-    rows, skipped = _read_table(path, ("audio", "text"), "--manifest")
+    skipped: list[Skipped] = []
     seen = set()
-    for place, row in rows:
-        audio = _find_audio(path.parent, row["audio"])
-        reciter = printable((row.get("reciter") or "").strip() or path.stem)
-        if not row["audio"].strip():
-            skipped.append(Skipped(place, "no audio is named"))
-        elif audio is None:
-            skipped.append(Skipped(place, f"no such file: {path.parent / row['audio'].strip()}"))
-        elif not row["text"].strip():
-            skipped.append(Skipped(place, "the text is empty"))
-        elif column := next((name for name in ("text", "reciter") if _is_nan(row.get(name, ""))), None):
-            skipped.append(Skipped(place, f"the {column} is {row[column].strip()}, which stands for a missing value"))
+    for place, row in _read_table(path, ("audio", "text"), "--manifest", skipped, optional=("reciter",)):
+        if not row["audio"]:
+            reason = "no audio is named"
+        elif (audio := _find_audio(path.parent, row["audio"])) is None:
+            reason = f"no such file: {path.parent / row['audio']}"
+        elif not row["text"]:
+            reason = "the text is empty"
         elif audio in seen:
-            skipped.append(Skipped(place, f"named a second time: {audio}"))
+            reason = f"named a second time: {audio}"
         else:
             seen.add(audio)
-            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, _text(row)))
+            reciter = printable(row.get("reciter") or path.stem)
+            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, _one_line(row["text"])))
+            continue
+        skipped.append(Skipped(place, reason))
     if not reciters:
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} names no recording that can be used{cause}: give rows of audio,text[,reciter]")
@@ -263,38 +263,30 @@ def _open_manifest(path: Path) -> Corpus:
 
 def _find_audio(folder: Path, name: str) -> Path | None:
     """Find the file that a manifest names, as it is written or in another Unicode form; None if there is none."""
-    for written in (name.strip(), name):
-        for candidate in (written, *(unicodedata.normalize(form, written) for form in ("NFC", "NFD"))):
-            try:
-                if (folder / candidate).is_file():
-                    return folder / candidate
-            except (OSError, ValueError):  # too long for a file's name, or it holds a NUL
-                return None
+    for candidate in (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))):
+        try:
+            if (folder / candidate).is_file():
+                return folder / candidate
+        except (OSError, ValueError):  # too long for a file's name, or it holds a NUL
+            return None
     return None
 
 
-def _text(row: dict[str, str]) -> str:
-    """Return the text of a row in NFC, words separated by one space: a line separator is not to be recited."""
-    return " ".join(unicodedata.normalize("NFC", row["text"]).split())
-
-
-def _is_nan(text: str) -> bool:
-    """Return whether a program wrote this for a missing value."""
-    return text.strip().lower() in ("nan", "<na>", "#n/a", "null")
+def _one_line(text: str) -> str:
+    """Return ``text`` in NFC, words separated by one space: a line separator is not to be recited."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _read_table(
-    path: Path, columns: Sequence[str], option: str
-) -> tuple[list[tuple[str, dict[str, str]]], list[Skipped]]:
-    """Read a UTF-8 table separated by comma, tab or semicolon; return (place, row) for each row, and the broken ones.
+    path: Path, columns: Sequence[str], option: str, skipped: list[Skipped], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read a UTF-8 table separated by comma, tab or semicolon: (place, stripped cells by column) for each row.
 
-    A line is a row: one with an open quote, or with more or fewer fields than the header, is broken and never used, so
-    that a stray quote costs its own line only. Columns are found by their names, in any case.
+    A line is a row: one with an open quote, with more or fewer fields than the header, or with a missing value is
+    added to ``skipped``, so that a stray quote costs its own line only. Columns are found by their names, in any case.
     """
-    if not path.is_file():
-        raise UserError(f"no file {path}: name a CSV with the columns {','.join(columns)} with {option}")
     lines = _read_lines(path, columns, option)
-    candidates = [(d, [name.strip().lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
+    candidates = [(d, [name.lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
     separator, header = max(candidates, key=lambda candidate: len({*candidate[1]} & {*columns}))
     missing = [column for column in columns if column not in header]
     if missing:
@@ -305,25 +297,30 @@ def _read_table(
         )
     if len({*header}) < len(header):
         raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
-    rows, broken = [], []
     for number, line in enumerate(lines[1:], start=2):
-        place = f"{path}, line {number}"
-        fields = _fields(line, separator)
+        place, fields = f"{path}, line {number}", _fields(line, separator)
+        row = dict(zip(header, fields or [], strict=False))
+        missing = [name for name in (*columns, *optional) if row.get(name, "").lower() in _MISSING]
         if fields is None:
-            broken.append(Skipped(place, "a quote is not closed in this line (a field must not go on in the next one)"))
-        elif len(fields) != len(header) and line.strip():
-            broken.append(Skipped(place, f"{len(fields)} fields, where the first line has {len(header)}"))
-        elif line.strip():
-            rows.append((place, dict(zip(header, fields, strict=True))))
-    return rows, broken
+            reason = "a quote is not closed in this line (a field must not go on in the next one)"
+        elif not line.strip():
+            continue
+        elif len(fields) != len(header):
+            reason = f"{len(fields)} fields, where the first line has {len(header)}"
+        elif missing:
+            reason = f"the {missing[0]} is {row[missing[0]]}, which stands for a missing value"
+        else:
+            yield place, row
+            continue
+        skipped.append(Skipped(place, reason))
 
 
 def _fields(line: str, separator: str) -> list[str] | None:
-    """Split a line of a table into its fields; None if a quote is not closed."""
+    """Split a line of a table into its fields, stripped; None if a quote is not closed."""
     if line.count('"') % 2:
         return None
     try:
-        return next(csv.reader([line], delimiter=separator, strict=True), [])
+        return [field.strip() for field in next(csv.reader([line], delimiter=separator, strict=True), [])]
     except csv.Error:
         return None
 
@@ -335,6 +332,8 @@ def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
         UserError: it is not such a text, and what it seems to be.
     """
     try:
+        if not path.is_file():
+            raise UserError(f"no file {path}: name a CSV with the columns {','.join(columns)} with {option}")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
