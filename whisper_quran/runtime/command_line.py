@@ -10,6 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from operator import ge, gt, le
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -135,16 +136,13 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         raise UserError(f"{name} {value!r}: give {_NOUNS.get(kind, kind.__name__)}")
     if metadata.get("choices") and value not in metadata["choices"]:
         raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
-    above, at_least = metadata.get("above"), metadata.get("at_least")
-    if above is not None and not value > above:
-        raise UserError(f"{name} must be more than {above:g}, not {value}")
-    if at_least is not None and not value >= at_least:
-        raise UserError(f"{name} must be at least {at_least:g}, not {value}")
-    if "at_most" in metadata and not value <= metadata["at_most"]:
-        raise UserError(f"{name} must be at most {metadata['at_most']:g}, not {value}")
+    for bound, (words, holds) in _BOUNDS.items():
+        if bound in metadata and not holds(value, metadata[bound]):
+            raise UserError(f"{name} must be {words} {metadata[bound]:g}, not {value}")
     return value
 
 
+_BOUNDS = {"above": ("more than", gt), "at_least": ("at least", ge), "at_most": ("at most", le)}
 _NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", Path: "a path"}
 
 

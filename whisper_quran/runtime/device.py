@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -61,10 +62,8 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
 def resume_precision(asked: str, before: str | None, device: torch.device, model: Whisper) -> Precision:
     """:func:`choose_precision`, but ``auto`` is what it was ``before``, where this device has that."""
     if asked == "auto" and before is not None:
-        try:
+        with suppress(UserError):
             return Precision(choose_precision(before, device, model).name, "as before")
-        except UserError:
-            pass
     return choose_precision(asked, device, model)
 
 
