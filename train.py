@@ -23,11 +23,11 @@ def main() -> None:
         check_inputs(config)
     # Imported here so that --help and a wrong option or path answer at once: torch takes seconds.
     from whisper_quran import demo
-    from whisper_quran.training.resume import lock_run
+    from whisper_quran.runtime.files import lock_folder
     from whisper_quran.training.train import train
 
     if config.demo:
-        with lock_run(config.out):
+        with lock_folder(config.out, "training"):
             config = demo.make(config)
     train(config)
     if config.demo:

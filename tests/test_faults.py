@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -248,6 +249,19 @@ def test_a_write_in_the_background_is_a_copy_of_the_moment(tmp_path):
     writer.finish()
     assert torch.load(tmp_path / "state-previous.pt")["weights"].sum() == 0
     assert torch.load(tmp_path / "state.pt")["weights"].sum() == 1000
+
+
+def test_a_write_that_cannot_begin_is_not_waited_for(tmp_path, monkeypatch):
+    """As under a limit of threads: the run must end by that error, and not wait for ever."""
+
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    writer = StateWriter(tmp_path)
+    with pytest.raises(RuntimeError, match="new thread"):
+        writer.save({"weights": torch.zeros(3)})
+    writer.finish()
 
 
 def test_validation_out_of_memory_takes_fewer_clips_at_a_time(run, tmp_path, monkeypatch):

@@ -53,15 +53,15 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(number)
 
 
-def lock_folder(folder: Path, busy: str) -> IO[str]:
-    """Lock ``folder`` (its file ``.lock``) until the returned file is closed or this process ends.
+def lock_folder(folder: Path, writer: str) -> IO[str]:
+    """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
 
     On a file system that has no locks it is not locked.
 
     Raises:
-        UserError: another process holds the lock: ``busy``; or the folder cannot be written.
+        UserError: another ``writer`` holds the lock, or the folder cannot be written.
     """
-    path = folder / ".lock"
+    path = make_folder(folder) / ".lock"
     try:
         path.touch()
         file = open(path)  # noqa: SIM115 (the caller closes it)
@@ -73,7 +73,8 @@ def lock_folder(folder: Path, busy: str) -> IO[str]:
             file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(busy) from None
+        message = f"another {writer} is writing {folder}: wait for it, or choose another --out"
+        raise UserError(message) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise storage_error(error, folder) from error

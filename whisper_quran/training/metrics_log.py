@@ -7,7 +7,7 @@ after one epoch; the untouched model is epoch -1.
 import json
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,11 +129,10 @@ def require_tensorboard() -> None:
         ) from None
 
 
-def corpus_rate(rows: Iterable[Row], errors: str, total: str) -> float:
-    """Divide errors summed over reciters by words (or characters) summed over reciters; NaN without any."""
-    rows = list(rows)
-    count = sum(row[total] for row in rows)
-    return sum(row[errors] for row in rows) / count if count else math.nan
+def corpus_wer(rows: Collection[Row]) -> float:
+    """Return the WER over the words of all reciters, from a row of each; NaN without any."""
+    words = sum(row["words"] for row in rows)
+    return sum(row["word_errors"] for row in rows) / words if words else math.nan
 
 
 def results_table(history: History) -> str:
@@ -171,5 +170,5 @@ def write_results(history: History, folder: Path) -> None:
 def best_epoch(history: History) -> int | None:
     """Return the epoch with the lowest WER over all words, which best.pt is from; None without validation."""
     epochs = history.valid()
-    wer = {epoch: corpus_rate(rows.values(), "word_errors", "words") for epoch, rows in epochs.items() if epoch >= 0}
+    wer = {epoch: corpus_wer(rows.values()) for epoch, rows in epochs.items() if epoch >= 0}
     return min(wer, key=wer.__getitem__, default=None)

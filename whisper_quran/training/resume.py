@@ -13,14 +13,14 @@ import os
 import platform
 import re
 import shutil
-import threading
 import time
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import whisper
@@ -33,7 +33,7 @@ from ..runtime.command_line import to_json
 from ..runtime.console import Log
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, lock_folder, make_folder, sync
+from ..runtime.files import atomic_write, sync
 from .inputs import STATES, has_state
 
 State = dict[str, Any]
@@ -52,9 +52,8 @@ class StateWriter:
     def __init__(self, folder: Path):
         self.folder = folder
         self.seconds = 0.0  # what the last state took, from its copying until it was on disk
-        self._written = threading.Event()
-        self._written.set()
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
 
     def save(self, state: State) -> None:
         """Copy ``state`` and begin to write the copy; wait first for a write that is still under way.
@@ -64,9 +63,7 @@ class StateWriter:
         """
         self.finish()
         start = time.monotonic()
-        copy = to_memory(state)
-        self._written.clear()
-        threading.Thread(target=self._write, args=(copy, start)).start()
+        self._pending = self._thread.submit(self._write, to_memory(state), start)
 
     def finish(self) -> None:
         """Wait until what was saved is on disk.
@@ -74,28 +71,22 @@ class StateWriter:
         Raises:
             UserError: see :meth:`save`.
         """
-        # Not Thread.join(): CPython 3.11 takes a thread for ended if a signal interrupts its join.
-        self._written.wait()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._pending is not None:
+            wait([self._pending])  # a signal may interrupt it: then it can be waited for again
+            written, self._pending = self._pending, None
+            written.result()
 
     def _write(self, state: State, start: float) -> None:
-        try:
-            newest, previous = (self.folder / name for name in STATES)
-            with atomic_write(newest, "wb") as file:
-                write_torch_file(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # before the one on disk steps back
-                sync(self.folder / "metrics.jsonl")  # the rows that this state counts on,
-                sync(self.folder)  # and the names of its checkpoints
-                if newest.exists():
-                    newest.replace(previous)
-            self.seconds = time.monotonic() - start
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._written.set()
+        newest, previous = (self.folder / name for name in STATES)
+        with atomic_write(newest, "wb") as file:
+            write_torch_file(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # before the one on disk steps back
+            sync(self.folder / "metrics.jsonl")  # the rows that this state counts on,
+            sync(self.folder)  # and the names of its checkpoints
+            if newest.exists():
+                newest.replace(previous)
+        self.seconds = time.monotonic() - start
 
 
 def to_memory(value: Any) -> Any:
@@ -160,56 +151,32 @@ def load_state(path: Path) -> State:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def lock_run(out: Path) -> IO[str]:
-    """Make the folder of a run and lock it, until the returned file is closed.
+def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
+    """Prepare the locked folder of a run; return True if there is a saved state to go on from.
+
+    A run that torchrun has started again, ``restarts`` times, resumes without --resume what it has begun itself.
+    Files that a killed run left half-written go.
 
     Raises:
-        UserError: another training is writing there, or it cannot be written.
+        UserError: a run is there already that is not to be resumed, or its checkpoints are there without a state.
     """
-    return lock_folder(make_folder(out), f"another training is writing {out}: wait for it, or choose another --out")
-
-
-class RunFolder:
-    """The folder of a run, locked while the run writes there."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._lock: IO[str] | None = None
-
-    def acquire(self, resume: bool, restarts: int) -> bool:
-        """Make and lock the folder; return True if there is a saved state to go on from.
-
-        A run that torchrun has started again, ``restarts`` times, resumes without --resume what it has begun itself.
-        Files that a killed run left half-written go.
-
-        Raises:
-            UserError: another training is writing there, a run is there already that is not to be resumed, or its
-                checkpoints are there without a state.
-        """
-        out = self.path
-        self._lock = lock_run(out)
-        torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
-        mark = out / ".lock"
-        resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
-        mark.write_text("")  # once refused, torchrun's next attempt is refused too
-        checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
-        if not resume and (checkpoints or has_state(out)):
-            raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        if checkpoints and not has_state(out):
-            raise UserError(
-                f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
-                f"--model {checkpoints[0]} and another --out"
-            )
-        mark.write_text(torchrun)
-        for path in out.iterdir():
-            if _LEFTOVER.fullmatch(path.name) and path.is_file():
-                path.unlink()
-        return has_state(out)
-
-    def close(self) -> None:
-        """Let another run write there."""
-        if self._lock is not None:
-            self._lock.close()
+    torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
+    mark = out / ".lock"
+    resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
+    mark.write_text("")  # once refused, torchrun's next attempt is refused too
+    checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
+    if not resume and (checkpoints or has_state(out)):
+        raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
+    if checkpoints and not has_state(out):
+        raise UserError(
+            f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
+            f"--model {checkpoints[0]} and another --out"
+        )
+    mark.write_text(torchrun)
+    for path in out.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
+    return has_state(out)
 
 
 def check_options(config: TrainingConfig, state: State, world_size: int) -> None:

@@ -5,9 +5,10 @@ was decided and why, and train. The loop and the arithmetic of a step are :class
 """
 
 import math
+import platform
 import shlex
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +24,15 @@ from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
+from ..runtime.files import lock_folder
 from ..runtime.interrupts import Interrupts
 from .inputs import saved_options
-from .metrics_log import History, best_epoch, corpus_rate, require_tensorboard, results_table
+from .metrics_log import History, best_epoch, corpus_wer, require_tensorboard, results_table
 from .resume import (
-    RunFolder,
     State,
     check_options,
     check_space,
+    enter_folder,
     find_state,
     load_state,
     write_config,
@@ -51,15 +53,16 @@ def train(config: TrainingConfig, log: Log = print) -> History:
     """
     started = time.monotonic()
     world = join_world()
-    log = harmless(log) if world.is_main else no_log
+    if not world.is_main:
+        log = no_log
     device, reason = own_device(config.device, world)
     connected = connect(world, device)
     log(f"device     {device}: {reason}" + (f", {world.size} processes" if world.size > 1 else ""))
     deadline = started + 3600 * config.max_time if config.max_time else math.inf
     try:
-        with Interrupts() as interrupts, closing(RunFolder(config.out)) as folder:
+        with Interrupts() as interrupts, ExitStack() as lock:
             setup = Setup(device, world=world, interrupts=interrupts, log=log, deadline=deadline)
-            trainer = prepare(config, folder, setup)
+            trainer = prepare(config, lock, setup)
             finished = trainer.train()
     finally:
         if connected:
@@ -71,13 +74,21 @@ def train(config: TrainingConfig, log: Log = print) -> History:
     return trainer.history
 
 
-def prepare(config: TrainingConfig, folder: RunFolder, setup: Setup) -> Trainer:
-    """Do all that comes before the first step: data, model, decisions, and the state to go on from."""
+def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
+    """Do all that comes before the first step: data, model, decisions, and the state to go on from.
+
+    The run's folder stays locked until ``lock`` is closed.
+    """
     world, log, device = setup.world, setup.log, setup.device
     if config.tensorboard:
         world.on_all(require_tensorboard)
     selection = world.on_main(lambda: select_ayat(config, log))
-    resuming = world.on_main(lambda: folder.acquire(config.resume, world.restarts))
+
+    def enter() -> bool:
+        lock.enter_context(lock_folder(config.out, "training"))
+        return enter_folder(config.out, config.resume, world.restarts)
+
+    resuming = world.on_main(enter)
     state_path = world.on_main(lambda: find_state(config.out, log)) if resuming else None
     state = world.on_all(lambda: load_state(state_path)) if state_path else None
     if state:
@@ -90,14 +101,13 @@ def prepare(config: TrainingConfig, folder: RunFolder, setup: Setup) -> Trainer:
         log(f"warning    the run began in {before}: from here on it is in {precision.name}, and will differ slightly")
     data = world.on_all(lambda: prepare_data(config, selection, model, tokenizer, log))
     trainer = Trainer(config, data, model, replace(setup, precision=precision))
-    check_agreement(trainer.data_digest, world, device)
+    digest = world.on_main(lambda: trainer.data_digest)
+    world.on_all(lambda: check_agreement(trainer.data_digest, digest))
     if state:
         world.on_all(lambda: trainer.load_state_dict(state))
 
-    log(f"precision  {precision.name}: {precision.reason}")
-    describe_model(trainer, log)
     describe_data(data, config.out, log)
-    describe_steps(trainer, log)
+    describe_run(trainer, log)
     needed = world.on_main(lambda: begin_folder(trainer, new=state is None))
     log(f"disk       at most {format_size(needed)} in {config.out}")
     return trainer
@@ -122,40 +132,18 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
     On each machine one process is first, since it may have to download the model.
     """
     if state:
-        return world.on_all(lambda: make_model(state["dims"])).to(device)
+        return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
 
-def make_model(dims: dict[str, int]) -> Whisper:
-    """Make a Whisper of these dimensions; raise a :class:`UserError` if they are no Whisper's."""
-    try:
-        return Whisper(ModelDimensions(**dims)).eval()
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
-
-
-def check_agreement(digest: str, world: World, device: torch.device) -> None:
-    """Raise in every process if they do not all have the same ayat: they would not agree on the clips of a step."""
-    differs = digest != world.on_main(lambda: digest)
-    (differing,) = world.sum([float(differs)], device)
-    if differing:
-        error = UserError(
-            f"{differing:.0f} of {world.size} processes found other recordings than the first: "
+def check_agreement(digest: str, first: str) -> None:
+    """Raise a :class:`UserError` if another process has other ayat: they would not agree on the clips of a step."""
+    if digest != first:
+        raise UserError(
+            f"{platform.node()} has other recordings than the first process: "
             "the data must be the same, and as readable, on every machine"
         )
-        error.already_reported = not world.is_main
-        raise error
-
-
-def harmless(log: Log) -> Log:
-    """Make a log that drops a line which cannot be written: a closed pipe or a small encoding must not end a run."""
-
-    def log_or_drop(message: str) -> None:
-        with suppress(OSError, ValueError):
-            log(message)
-
-    return log_or_drop
 
 
 def begin_folder(trainer: Trainer, new: bool) -> int:
@@ -184,23 +172,19 @@ def count_parameters(model: Whisper) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
-def describe_model(trainer: Trainer, log: Log) -> None:
-    """Log the model's size and which part of it is trained."""
+def describe_run(trainer: Trainer, log: Log) -> None:
+    """Log the precision, the model and which part of it is trained, and how many steps there are, of what."""
+    config, world, precision = trainer.config, trainer.world, trainer.precision
     parameters, trained = count_parameters(trainer.model)
-    part = "all" if trainer.config.train_encoder else "the decoder; the encoder is frozen"
-    sizes = f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained"
-    log(f"model      {trainer.config.model}: {sizes} ({part})")
-
-
-def describe_steps(trainer: Trainer, log: Log) -> None:
-    """Log how many steps there are, of what, and how many are done."""
-    config, world = trainer.config, trainer.world
+    part = "all" if config.train_encoder else "the decoder; the encoder is frozen"
     factors = [f"{config.batch_size} clips"]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} micro-batches")
     if world.size > 1:
         factors.append(f"{world.size} processes")
     done = f"; {trainer.step} are done" if trainer.step else ""
+    log(f"precision  {precision.name}: {precision.reason}")
+    log(f"model      {config.model}: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained ({part})")
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
 
 
@@ -236,7 +220,7 @@ def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
     best = best_epoch(history)
     rate = "the last epoch"
     if best is not None:
-        wer = corpus_rate(history.valid()[best].values(), "word_errors", "words")
+        wer = corpus_wer(history.valid()[best].values())
         rate = f"epoch {best}, WER {percent(wer)}"
     log(f"done in    {format_duration(seconds)}")
     log(f"table      {out / 'results.md'}")

@@ -29,7 +29,7 @@ from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
 from .loss import Objective
-from .metrics_log import History, corpus_rate, write_results
+from .metrics_log import History, corpus_wer, write_results
 from .optimizer import build_optimizer, schedule
 from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
@@ -338,7 +338,7 @@ class Trainer:
         """
         out, keep = self.config.out, self.config.keep
         rows = self.history.valid().get(self.epoch, {}).values()
-        wer = corpus_rate(rows, "word_errors", "words")
+        wer = corpus_wer(rows)
         better = math.isnan(wer) or wer < self.best_wer
         if wer < self.best_wer:
             self.best_wer = wer
