@@ -8,7 +8,7 @@ anywhere goes on from its last saved step to the weights it would have had.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from signal import SIGTERM
@@ -130,7 +130,7 @@ class Trainer:
             self.scaler.scale(part).backward()
             loss += part.detach()
 
-        with no_second_attempt(self.device):
+        try:
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             self.world.sum_gradients(parameters)
             self.scaler.unscale_(self.optimizer)
@@ -140,6 +140,9 @@ class Trainer:
                 self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
+        except torch.OutOfMemoryError:
+            # Gradients may be summed and weights half updated: this process alone must not begin the step again.
+            raise UserError(f"{self.device} has no memory for the optimiser: choose a smaller --model") from None
         return mean_loss, norm
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
@@ -147,7 +150,7 @@ class Trainer:
         batches = step.batches
         while True:
             while any(len(batch) > self.micro_batch for batch in batches):
-                batches = [half for batch in batches for half in self.split_large(batch)]
+                batches = [half for b in batches for half in (b.split_in_half() if len(b) > self.micro_batch else [b])]
             try:
                 return self.training_step(batches, step.target_tokens)
             except torch.OutOfMemoryError:
@@ -155,20 +158,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.micro_batch = self.fewer_clips(self.micro_batch)
 
-    def split_large(self, batch: Batch) -> tuple[Batch, ...]:
-        """Cut a batch in two if it has more clips than fit in memory."""
-        if len(batch) > self.micro_batch:
-            return batch.split_in_half()
-        return (batch,)
-
     def fewer_clips(self, clips: int) -> int:
         """Return half of ``clips``, after the memory has run out; raise a :class:`UserError` if that is none."""
         if clips == 1:
             raise UserError(
                 f"{self.device} has no memory for a single clip: try --grad-checkpoint, or a smaller --model"
             )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         self.log(f"out of memory: {clips // 2} clips at a time from here on, and as many more times")
         return clips // 2
 
@@ -188,6 +184,7 @@ class Trainer:
         self.objective.train()
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
         label = f"epoch {self.epoch + 1}/{self.epochs} (epoch-{self.epoch:03})"
+        validations = (self.epochs - self.epoch) * self.validation_seconds()
         with (
             self.interrupts.deferred(),
             closing(prefetch(self.steps())) as feed,  # type: ignore[type-var]
@@ -218,7 +215,7 @@ class Trainer:
                         "data_wait": waited / seconds,
                     }
                 )
-                left = format_duration(self.seconds_left())
+                left = format_duration(self.training_seconds() + validations)
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", run_ends_in=left, refresh=False)
                 bar.update(step.clips)
                 if self.should_stop(seconds):
@@ -263,11 +260,10 @@ class Trainer:
             self.save()
         return False
 
-    def seconds_left(self) -> float:
-        """Estimate how long the rest of the run takes, with its validations."""
+    def training_seconds(self) -> float:
+        """Estimate how long the steps that are left take."""
         recent = [row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train"]
-        training = (self.total_steps - self.step) * self.clips_per_step / median(recent)
-        return training + (self.epochs - self.epoch) * self.validation_seconds()
+        return (self.total_steps - self.step) * self.clips_per_step / median(recent)
 
     def validation_seconds(self) -> float:
         """Return how long the last validation took; 0 before the first."""
@@ -414,18 +410,6 @@ class Trainer:
 def is_finite(loss: float, norm: float) -> bool:
     """Return True if a step with this loss and this norm of the gradient was taken."""
     return math.isfinite(loss) and math.isfinite(norm)
-
-
-@contextmanager
-def no_second_attempt(device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into a :class:`UserError`: no process can begin again alone once gradients are summed.
-
-    Nor may it with weights half updated.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"{device} has no memory for the optimiser: choose a smaller --model") from None
 
 
 def checkpoint_activations(model: Whisper) -> None:
