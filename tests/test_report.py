@@ -309,7 +309,7 @@ def test_what_was_left_out_is_listed_with_its_reason_even_where_nothing_is_left(
     open_report: Callable[..., Any],
 ) -> None:
     nothing = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions", "audio_s", "wall_s"), 0)
-    rates = dict.fromkeys(("wer", "cer", "rtf"), float("nan"))
+    rates = dict.fromkeys(("wer", "cer", "rtf"))
     row = {"model": "tiny", "reciter": "Husary", "ayat": 0, "skipped": 1} | nothing | rates
     skipped = [{"file": "Husary/001001.mp3", "reason": "empty file"}]
     page = open_report([], {"rows": [row], "environment": {"device": "cpu"}, "skipped": skipped})

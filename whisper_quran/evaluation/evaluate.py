@@ -20,17 +20,16 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Ayah, Skipped, printable
-from ..data.prepare import open_data, prepare_ayat, summary
+from ..data.corpus import Ayah, Corpus, Skipped, printable
+from ..data.prepare import prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import transcribe_clips
-from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
-from .inputs import check_inputs, choose_reciters
+from .inputs import check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts
@@ -50,12 +49,12 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     if config.quiet:
         log = no_log
     device, reason = choose_device(config.device)
-    check_inputs(config)
+    corpus, reciters = check_inputs(config)
     sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
     _check_models(sources, config.language)
-    options = {f.name: to_json(config)[f.name] for f in fields(config) if f.metadata.get("fixed")}
+    options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}
     with Interrupts(), closing(Predictions(config.out, options)) as predictions:
-        evaluation = Evaluation(config, _find(config, log), predictions, log)
+        evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
             evaluation.evaluate_model(source, device)
@@ -84,12 +83,11 @@ class LoadedModel:
     precision: Precision
 
 
-@dataclass(frozen=True)
 class _Clips(Sequence[np.ndarray]):
     """The recordings of ``ayat`` by number, read when they are asked for."""
 
-    ayat: Sequence[Ayah]
-    cache: AudioCache
+    def __init__(self, ayat: Sequence[Ayah], cache: AudioCache):
+        self.ayat, self.cache = ayat, cache
 
     def __len__(self) -> int:
         return len(self.ayat)
@@ -151,8 +149,7 @@ class Evaluation:
         table = results_table(rows)
         with atomic_write(out / "results.md") as file:
             file.write(table)
-        names = dict.fromkeys(row["model"] for row in rows)
-        asked = {key_of(name, ayah) for name in names for ayat in self.data.ayat.values() for ayah in ayat}
+        asked = {key_of(row["model"], ayah) for row in rows for ayah in self.data.ayat[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in asked]
         write_report(out / "report.html", reported, self.results)
         took = format_duration(time.perf_counter() - self.started)
@@ -228,20 +225,16 @@ class Evaluation:
             json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _find(config: EvaluationConfig, log: Log) -> EvaluationData:
-    """Find the ayat to evaluate on, and decode their recordings."""
-    corpus = open_data(config)
-    reciters = choose_reciters(config, corpus)
+def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], log: Log) -> EvaluationData:
+    """Decode the recordings of ``reciters``, and leave out those that are too long."""
     prepared = prepare_ayat(corpus, reciters, config, log)
     account, cache = prepared.skipped, prepared.cache
     missing = {str(path) for path, _ in cache.skipped}
     undecodable = {r: sum(str(a.audio) in missing for a in corpus.select([r])[0]) for r in reciters}
-    ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in prepared.ayat}
-    for ayah in (ayah for its_ayat in prepared.ayat.values() for ayah in its_ayat):
-        if config.max_duration and cache.length(ayah.audio) > config.max_duration * SAMPLE_RATE:
-            account.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
-        else:
-            ayat[ayah.reciter].append(ayah)
+    longest = (config.max_duration or float("inf")) * SAMPLE_RATE
+    ayat = {r: [a for a in its_ayat if cache.length(a.audio) <= longest] for r, its_ayat in prepared.ayat.items()}
+    too_long = [a for its_ayat in prepared.ayat.values() for a in its_ayat if cache.length(a.audio) > longest]
+    account += [Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s") for ayah in too_long]
     for reciter, its_ayat in ayat.items():
         if not its_ayat:
             raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
@@ -282,16 +275,12 @@ def _default_batch(model: Whisper) -> int:
 def results_table(rows: Sequence[Row]) -> str:
     """Make a Markdown table of the rows: models down, reciters across, word error rates in percent."""
     reciters = list(dict.fromkeys(row["reciter"] for row in rows))
-    header = [
-        "model",
-        "parameters",
-        *(f"{reciter} WER (CER)".replace("|", "\\|") for reciter in reciters),
-        "real-time factor",
-    ]
+    columns = [f"{reciter} WER (CER)".replace("|", "\\|") for reciter in reciters]
+    header = ["model", "parameters", *columns, "real-time factor"]
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         by_reciter = {row["reciter"]: row for row in rows if row["model"] == model}
-        parameters = next(iter(by_reciter.values()))["parameters"]
+        parameters = by_reciter[reciters[0]]["parameters"]
         rates = [f"{percent(by_reciter[r]['wer'])} ({percent(by_reciter[r]['cer'])})" for r in reciters]
         # wall over rtf is the audio that was timed, which after an interruption may be less than all.
         timed = [row for row in by_reciter.values() if row["rtf"]]

@@ -1,4 +1,4 @@
-"""What a user can get wrong before anything is loaded. Nothing here imports torch, so it is answered at once."""
+"""The command line of evaluate.py, and what it names: checked without torch, whose import takes seconds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
     return config
 
 
-def check_inputs(config: EvaluationConfig) -> None:
-    """Check that the models and the data are there; nothing is read but names and the text.
+def check_inputs(config: EvaluationConfig) -> tuple[Corpus, list[str]]:
+    """Check that the models are there, and return the corpus and the reciters to evaluate on; no audio is opened.
 
     Raises:
         UserError: a model, a reciter or the data must be changed.
@@ -37,23 +37,16 @@ def check_inputs(config: EvaluationConfig) -> None:
     for source in config.models:
         check_model_source(source)
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
-    for reciter in choose_reciters(config, corpus):
+    chosen = config.reciters
+    if chosen is None:
+        chosen = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
+    if not chosen:
+        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
+    reciters = list(dict.fromkeys(map(printable, chosen)))
+    for reciter in reciters:
         ayat, skipped = corpus.select([reciter])
         if not ayat:
             reason = skipped[0].reason if skipped else f"nothing of the surahs {config.surahs}"
             reason += f"; it has surahs {corpus.surahs_of(reciter)}"
             raise UserError(f"no ayah of {reciter} in {corpus.source} ({reason}): choose others, or other --surahs")
-
-
-def choose_reciters(config: EvaluationConfig, corpus: Corpus) -> tuple[str, ...]:
-    """Return the reciters to evaluate on, by their names in the corpus.
-
-    Raises:
-        UserError: none is named.
-    """
-    reciters = config.reciters
-    if reciters is None:
-        reciters = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
-    if not reciters:
-        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
-    return tuple(dict.fromkeys(map(printable, reciters)))
+    return corpus, reciters

@@ -172,11 +172,8 @@ class Predictions:
     def finish(self) -> None:
         """Put the rows in the order of models, reciters and ayat."""
         models = list(self.made["models"])
-
-        def place(row: Prediction) -> tuple:
-            return models.index(row.model), row.reciter, _number(row.sorah), _number(row.ayah), row.ayah
-
-        self.rows = {row.key: row for row in sorted(self.rows.values(), key=place)}
+        place = {key: (models.index(key[0]), key[1], *(number.zfill(3) for number in key[2:])) for key in self.rows}
+        self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place.__getitem__)}
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -184,10 +181,6 @@ class Predictions:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row.cells() for row in self.rows.values())
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
 
 
 def _acquire(folder: Path) -> IO[str]:

@@ -14,7 +14,6 @@ no other and fetches nothing, whatever a hypothesis, a model's name or a reason 
 import base64
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,8 +30,7 @@ def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction]
     Args:
         predictions: ``sorah`` is blank if the recordings are not the Qur'an's, and ``ayah`` then names the recording.
         results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
-            row, ``normalization``, and ``skipped``, a list of ``{"file", "reason"}``. A rate of NaN or None has no
-            words to count.
+            row, ``normalization``, and ``skipped``, a list of ``{"file", "reason"}``. A rate without words is None.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -79,16 +77,7 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
 
 def _json_for_html(data: Any) -> str:
     """``data`` as JSON that can stand inside a ``<script>`` element: nothing in it opens or closes a tag."""
-    text = json.dumps(_without_nan(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _without_nan(data: Any) -> Any:
-    """JSON has no NaN: None stands for a rate without words."""
-    if isinstance(data, Mapping):
-        return {name: _without_nan(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
