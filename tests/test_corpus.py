@@ -200,6 +200,7 @@ def test_the_case_of_the_stray_quote(quran):
 
 def test_columns_are_found_in_any_case_and_with_spaces(tmp_path):
     assert rows(manifest(tmp_path, "\ufeff Text ; AUDIO;note\none;a.wav;x\n"))[0] == {"a.wav": "one"}
+    assert rows(manifest(tmp_path, "audio,text,,\na.wav,one,,\n"))[0] == {"a.wav": "one"}
     text = tmp_path / "text.csv"
     text.write_text("Sorah\tAYAH\tText\n1\t1\ta, b\n")
     assert read_text(text)[0] == {(1, 1): "a, b"}

@@ -295,7 +295,8 @@ def _read_table(
             f"{path} lacks the column{plural} {', '.join(missing)}: its first line must name {','.join(columns)}; "
             f"it reads {printable(lines[0][:80]) or 'nothing'!r}"
         )
-    if len({*header}) < len(header):
+    named = [name for name in header if name]  # a spreadsheet may write empty columns at the end
+    if len({*named}) < len(named):
         raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
     for number, line in enumerate(lines[1:], start=2):
         place, fields = f"{path}, line {number}", _fields(line, separator)

@@ -132,7 +132,10 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
     On each machine one process is first, since it may have to download the model.
     """
     if state:
-        return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
+        try:
+            return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
