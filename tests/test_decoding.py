@@ -3,6 +3,7 @@
 import copy
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from whisper.model import ModelDimensions, Whisper
 from whisper_quran.data.features import collate, log_mel
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, encode, is_looping
-from whisper_quran.decoding.long_audio import decode_clips, needs_fallback, segments, transcribe_clips
+from whisper_quran.decoding.long_audio import decode_clips, is_silent, needs_fallback, segments, transcribe_clips
 from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
@@ -415,6 +416,7 @@ def test_only_texts_that_fail_are_decoded_again_at_rising_temperatures(model, cl
         ({"compression_ratio": 2.5}, True),
         ({"avg_logprob": -1.1}, True),
         ({"avg_logprob": -1.1, "no_speech_prob": 0.7}, False),
+        ({"avg_logprob": -1.1, "no_speech_prob": 0.7, "compression_ratio": 2.5}, False),
         ({"compression_ratio": 2.5, "no_speech_prob": 0.7}, True),
         ({"tokens": [1, 2, *[3] * 24]}, True),
     ],
@@ -422,3 +424,22 @@ def test_only_texts_that_fail_are_decoded_again_at_rising_temperatures(model, cl
 def test_what_fails_is_what_fails_in_whisper(values, fails):
     result = {"avg_logprob": -0.3, "compression_ratio": 1.2, "no_speech_prob": 0.1, "tokens": [1, 2, 3]} | values
     assert needs_fallback(DecodingResult(audio_features=None, language="ar", **result)) == fails
+
+
+def test_of_silence_there_is_no_text_as_in_whisper_transcribe(model, clips, monkeypatch):
+    """The greedy text of the second clip comes with a high probability of no speech."""
+    make_result = BatchDecoder._result
+
+    def silent(self, features, sampled, sum_logprob, no_speech):
+        result = make_result(self, features, sampled, sum_logprob, no_speech)
+        values = (0.7, -1.1) if result.text == greedy[1] else (0.1, -0.3)
+        result = replace(result, no_speech_prob=values[0], avg_logprob=values[1], compression_ratio=1.0)
+        assert is_silent(result) == (result.text == greedy[1])
+        return result
+
+    greedy = dict(decode_clips(model, clips[:3], batch_size=3, sample_len=12))
+    assert all(greedy.values())
+    monkeypatch.setattr(BatchDecoder, "_result", silent)
+    found = {t.clip: (t.text, t.temperature) for t in transcribe_clips(model, clips[:3], batch_size=3, sample_len=12)}
+    assert found == {0: (greedy[0], 0.0), 1: ("", 0.0), 2: (greedy[2], 0.0)}
+    assert dict(decode_clips(model, clips[:3], batch_size=3, sample_len=12)) == greedy

@@ -296,13 +296,11 @@ class BatchDecoder:
                 self.keys[layer][slots, :, : self.begin] = k
                 self.values[layer][slots, :, : self.begin] = v
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
                 (k,) = self._heads(F.linear(features, *block.cross_key))
                 (v,) = self._heads(F.linear(features, *block.cross_value))
                 self.cross_keys[layer][slots] = k
                 self.cross_values[layer][slots] = v
-                x = x + _join(F.scaled_dot_product_attention(q, k, v), block.cross_out)
-                x = x + _mlp(x, block)
+                x = self._after_self_attention(x, block, k, v)
             if self.task.tokenizer.no_speech is not None:
                 probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
                 self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
@@ -331,14 +329,17 @@ class BatchDecoder:
                 values[slots, :, positions] = v[:, :, 0]
                 attended = F.scaled_dot_product_attention(q, keys[:rows, :, :length], values[:rows, :, :length], mask)
                 x = x + _join(attended, block.out)
-                (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
-                keys, values = self.cross_keys[layer], self.cross_values[layer]
-                x = x + _join(F.scaled_dot_product_attention(q, keys[:rows], values[:rows]), block.cross_out)
-                x = x + _mlp(x, block)
+                x = self._after_self_attention(x, block, self.cross_keys[layer][:rows], self.cross_values[layer][:rows])
             logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
             if self.filter:
                 self.filter(logits, slots, tokens)
             self._choose(logits, slots)
+
+    def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
+        """What follows self-attention in a block: cross-attention and the MLP."""
+        (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
+        x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
+        return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
 
     def _choose(self, logits: Tensor, slots: Tensor) -> None:
         """Choose a token in each of ``slots`` and note what follows from it (whisper's GreedyDecoder.update).
@@ -396,10 +397,6 @@ def _norm(x: Tensor, weights: Weights) -> Tensor:
 def _join(attended: Tensor, out: Weights) -> Tensor:
     """(n, heads, length, width) -> (n, length, state)."""
     return F.linear(attended.transpose(1, 2).flatten(2), *out)
-
-
-def _mlp(x: Tensor, block: _Block) -> Tensor:
-    return F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
 
 
 def _round_up(length: int) -> int:

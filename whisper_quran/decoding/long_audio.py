@@ -6,7 +6,7 @@ points, and each piece is decoded the way the model was trained, in batches with
 """
 
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,17 +83,16 @@ def transcribe_clips(
             turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
         batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, a line is logged, and
             the work goes on with what is not done.
-        fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, as
-            ``whisper.transcribe`` does one by one.
+        fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, and drop the texts
+            of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
     """
     waiting = pieces(clips)
-    decoded: dict[int, dict[int, tuple[str, float] | None]] = defaultdict(dict)
-    for piece in waiting:
-        decoded[piece.clip][piece.number] = None
+    count = Counter(piece.clip for piece in waiting)
+    decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
     for temperature in _TEMPERATURES if fallback else (0.0,):
         waiting.sort(key=lambda piece: piece.start - piece.end)
         again: list[Piece] = []
@@ -108,9 +107,10 @@ def transcribe_clips(
                         again.append(piece)
                         continue
                     parts = decoded[piece.clip]
-                    parts[piece.number] = result.text, temperature
-                    if None not in parts.values():
-                        texts, temperatures = zip(*filter(None, decoded.pop(piece.clip).values()), strict=True)
+                    parts[piece.number] = "" if fallback and is_silent(result) else result.text, temperature
+                    if len(parts) == count[piece.clip]:
+                        del decoded[piece.clip]
+                        texts, temperatures = zip(*(parts[number] for number in sorted(parts)), strict=True)
                         yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures))
             except torch.OutOfMemoryError as error:
                 if slots == 1:
@@ -126,10 +126,14 @@ def transcribe_clips(
 
 def needs_fallback(result: DecodingResult) -> bool:
     """Return whether a text fails the tests of ``whisper.transcribe`` (its thresholds), or ends in a loop."""
-    unlikely = result.avg_logprob < -1.0
-    if unlikely and result.no_speech_prob > 0.6:
-        return False  # silence, which no temperature makes likelier
-    return unlikely or result.compression_ratio > 2.4 or is_looping(result.tokens)
+    if is_silent(result):
+        return False  # no temperature makes it likelier
+    return result.avg_logprob < -1.0 or result.compression_ratio > 2.4 or is_looping(result.tokens)
+
+
+def is_silent(result: DecodingResult) -> bool:
+    """Return whether ``whisper.transcribe`` would take the audio for silence, and its text for invented."""
+    return result.no_speech_prob > 0.6 and result.avg_logprob < -1.0
 
 
 def _decode_pieces(
