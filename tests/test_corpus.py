@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_quran.data.corpus import open_corpus, parse_surahs, printable, read_text
+from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
+from whisper_quran.runtime.console import printable
 from whisper_quran.runtime.errors import UserError
 
 

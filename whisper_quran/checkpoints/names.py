@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from ..runtime.console import printable
 from ..runtime.errors import UserError
 
 # `whisper.available_models()`, which takes seconds to import.
@@ -40,10 +41,10 @@ def find_checkpoint(source: str | Path) -> Path:
         path.stat()
         inside = set(os.listdir(path)) if path.is_dir() else set()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null byte in the name
-        raise UserError(f"no file or folder {_printable(source)}: {_suggestion(str(source))}") from None
+        raise UserError(f"no file or folder {printable(str(source))}: {_suggestion(str(source))}") from None
     except OSError as error:
         raise UserError(
-            f"cannot read {_printable(source)} ({error.strerror}): check the path and its permissions"
+            f"cannot read {printable(str(source))} ({error.strerror}): check the path and its permissions"
         ) from error
     if "adapter_config.json" in inside or path.stem == "adapter_model":
         raise UserError(f"{path} is an adapter (LoRA), not a whole Whisper: {MERGE}")
@@ -76,8 +77,3 @@ def _suggestion(source: str) -> str:
             f"give the path {folder}; a name of Whisper's own is one of {', '.join(WHISPER_NAMES)}"
         )
     return known
-
-
-def _printable(source: str | Path) -> str:
-    text = str(source)
-    return text if text.isprintable() else ascii(text)

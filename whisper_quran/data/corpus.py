@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runtime.console import printable
 from ..runtime.errors import UserError
 
 AUDIO_EXTENSIONS = frozenset(
@@ -101,16 +102,6 @@ class Corpus:
         near = difflib.get_close_matches(reciter, self.reciters, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"no reciter {printable(reciter)} in {self.source}: {hint}there are {', '.join(self.reciters)}"
-
-
-def printable(name: str) -> str:
-    """Return a name in Unicode's NFC, with what does not show or is not UTF-8 escaped: one form for every file.
-
-    >>> printable("a\\u2028b\\udcff")
-    'a\\\\u2028b\\\\udcff'
-    """
-    composed = unicodedata.normalize("NFC", name)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in composed)
 
 
 def open_corpus(

@@ -9,12 +9,12 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
 
 from ..config import EvaluationConfig, TrainingConfig
-from ..runtime.console import Log
+from ..runtime.console import Log, printable
 from ..runtime.errors import UserError
 from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
-from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus, printable
+from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus
 
 
 @dataclass(frozen=True)

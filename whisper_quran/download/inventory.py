@@ -40,11 +40,15 @@ class Inventory:
         return Counter(problems | {"identical": sum(map(len, self.identical))})
 
     def __str__(self) -> str:
-        lines = [f"missing: {spans(self.missing)}"] * bool(self.missing)
-        lines += [f"double: {spans(self.double)}"] * bool(self.double)
+        lines = []
+        if self.missing:
+            lines.append(f"missing: {spans(self.missing)}")
+        if self.double:
+            lines.append(f"double: {spans(self.double)}")
         lines += [f"identical: {spans(ayat)} (the same recording)" for ayat in self.identical]
         lines += [f"unreadable: {printable(file.name)} ({printable(why)})" for file, why in self.unreadable.items()]
-        lines += [f"no ayah, left out: {', '.join(map(printable, self.no_ayah))}"] * bool(self.no_ayah)
+        if self.no_ayah:
+            lines.append(f"no ayah, left out: {', '.join(map(printable, self.no_ayah))}")
         return "\n".join(f"  {line}" for line in lines)
 
 

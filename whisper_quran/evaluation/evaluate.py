@@ -20,11 +20,11 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Ayah, Corpus, Skipped, printable
+from ..data.corpus import Ayah, Corpus, Skipped
 from ..data.prepare import prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import transcribe_clips
-from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, progress_bar
+from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from ..checkpoints.names import WHISPER_NAMES, check_model_source
 from ..config import EvaluationConfig
-from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus, printable
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus
 from ..runtime.command_line import parse
+from ..runtime.console import printable
 from ..runtime.errors import UserError
 
 

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.corpus import Ayah, printable
+from ..data.corpus import Ayah
+from ..runtime.console import printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder, storage_error
 from .word_errors import Alignment, align

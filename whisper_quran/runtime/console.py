@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,10 +59,13 @@ class _LogLines(tqdm):
 
 
 def printable(name: str) -> str:
-    r"""Return a file's name as standard output can show it, in one line: what it cannot show becomes like ``\xe9``."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return escaped.encode(encoding, "backslashreplace").decode(encoding)
+    """Return a name in Unicode's NFC, with what does not show or is not UTF-8 escaped: one form for every file.
+
+    >>> printable("a\\u2028b\\udcff")
+    'a\\\\u2028b\\\\udcff'
+    """
+    composed = unicodedata.normalize("NFC", name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in composed)
 
 
 def format_size(size: float) -> str:
