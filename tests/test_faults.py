@@ -20,11 +20,18 @@ from whisper_quran.training.resume import StateWriter, find_state, load_state
 from whisper_quran.training.trainer import Trainer
 
 
-@pytest.mark.slow
-def test_20_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, tmp_path):
-    choice = random.Random(20)
+@pytest.mark.parametrize(
+    ("seed", "trials"),
+    [
+        pytest.param(1, 3, marks=pytest.mark.slow),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+        pytest.param(20, 20, marks=pytest.mark.soak),
+    ],
+)
+def test_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, tmp_path, seed, trials):
+    choice = random.Random(seed)
     killed = 0
-    for trial in range(20):
+    for trial in range(trials):
         out = tmp_path / str(trial)
         process = start(*RUN, "--out", out, "--resume")
         wait_for_rows(out, choice.randrange(1, 13), process)
@@ -35,8 +42,8 @@ def test_20_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, 
         _, err = process.communicate()
         assert process.returncode == 0, err
         assert results_of(out) == undisturbed, f"trial {trial}"
-    print(f"{killed} of 20 were killed before their end; all 20 ended bit-identical")
-    assert killed >= 15
+    print(f"{killed} of {trials} were killed before their end; all {trials} ended bit-identical")
+    assert killed > trials / 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
