@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import TrainingConfig
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 
@@ -127,6 +128,25 @@ def open_corpus(
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
     texts, skipped = read_text(text or data / "metadata" / "ayah_text_clear.csv")
     return Corpus(data, dict(reciters), texts, chosen, skipped)
+
+
+def training_reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
+    """Choose the reciters of each split; of a manifest, by default, all train but those that validate.
+
+    Raises:
+        UserError: there is none to train on.
+    """
+    train, valid = config.train_reciters, config.valid_reciters
+    if valid is None:
+        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
+    if train is None:
+        train = EXPERIMENT_2A_TRAIN
+        if config.manifest is not None:
+            validating = {printable(reciter) for reciter in valid}
+            train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
+    if not train:
+        raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
+    return [printable(reciter) for reciter in train], [printable(reciter) for reciter in valid]
 
 
 def parse_surahs(text: str | None) -> range:

@@ -14,7 +14,7 @@ from ..runtime.errors import UserError
 from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
-from .corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, Ayah, Corpus, Skipped, open_corpus
+from .corpus import Ayah, Corpus, Skipped, open_corpus, training_reciters
 
 
 @dataclass(frozen=True)
@@ -84,25 +84,6 @@ def _warn_of_identical(cache: AudioCache, log: Log) -> None:
         log(f"warning    and {len(groups) - 10} more recordings that are there more than once")
 
 
-def _reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
-    """Choose the reciters of each split; of a manifest, by default, all train but those that validate.
-
-    Raises:
-        UserError: there is none to train on.
-    """
-    train, valid = config.train_reciters, config.valid_reciters
-    if valid is None:
-        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
-    if train is None:
-        train = EXPERIMENT_2A_TRAIN
-        if config.manifest is not None:
-            validating = {printable(reciter) for reciter in valid}
-            train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
-    if not train:
-        raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
-    return [printable(reciter) for reciter in train], [printable(reciter) for reciter in valid]
-
-
 @dataclass(frozen=True)
 class Selection:
     """The reciters to train and to validate on, and the corpus they are of."""
@@ -119,7 +100,7 @@ def select_ayat(config: TrainingConfig, log: Log) -> Selection:
         UserError: the corpus cannot be used, a reciter is not in it, or no ayah of a split has both audio and text.
     """
     corpus = open_data(config)
-    selection = Selection(corpus, *_reciters(config, corpus))
+    selection = Selection(corpus, *training_reciters(config, corpus))
     both = sorted({*selection.train} & {*selection.valid})
     if both and not config.allow_overlap:
         raise UserError(

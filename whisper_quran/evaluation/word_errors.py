@@ -57,13 +57,19 @@ def align(reference: str, hypothesis: str) -> Alignment:
 
     An empty hypothesis is all deletions. An empty reference makes every hypothesis word an insertion.
     """
+    errors = count_errors(reference, hypothesis)
     if not reference:
-        heard = hypothesis.split()
-        errors = ErrorCounts(insertions=len(heard), character_errors=len(hypothesis))
-        return Alignment(errors, " ".join("+" + word for word in heard))
+        return Alignment(errors, " ".join("+" + word for word in hypothesis.split()))
+    return Alignment(errors, _edits(reference.split(), hypothesis.split(), errors))
+
+
+def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
+    """Count the errors of :func:`align`, without the alignment: validation has no use for it."""
+    if not reference:
+        return ErrorCounts(insertions=len(hypothesis.split()), character_errors=len(hypothesis))
     words = jiwer.process_words(reference, hypothesis)
     characters = jiwer.process_characters(reference, hypothesis)
-    errors = ErrorCounts(
+    return ErrorCounts(
         words=words.hits + words.substitutions + words.deletions,
         hits=words.hits,
         substitutions=words.substitutions,
@@ -72,12 +78,6 @@ def align(reference: str, hypothesis: str) -> Alignment:
         characters=characters.hits + characters.substitutions + characters.deletions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
     )
-    return Alignment(errors, _edits(reference.split(), hypothesis.split(), errors))
-
-
-def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Count the errors of :func:`align`."""
-    return align(reference, hypothesis).errors
 
 
 def _edits(reference: list[str], heard: list[str], counts: ErrorCounts) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints.names import check_model_source
 from ..config import DEMO, TrainingConfig
-from ..data.corpus import EXPERIMENT_2A_TRAIN, EXPERIMENT_2A_VALID, open_corpus
+from ..data.corpus import open_corpus, training_reciters
 from ..runtime.command_line import parse
 from ..runtime.errors import UserError
 
@@ -49,11 +49,8 @@ def check_inputs(config: TrainingConfig) -> None:
     if not (config.resume and has_state(config.out)):
         check_model_source(config.model)
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
-    train, valid = config.train_reciters, config.valid_reciters
-    if config.manifest is None:
-        train = EXPERIMENT_2A_TRAIN if train is None else train
-        valid = EXPERIMENT_2A_VALID if valid is None else valid
-    corpus.select([*(train or ()), *(valid or ())])
+    train, valid = training_reciters(config, corpus)
+    corpus.select([*train, *valid])
 
 
 def has_state(out: Path) -> bool:
