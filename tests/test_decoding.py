@@ -14,9 +14,9 @@ from conftest import make_whisper
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.data.features import collate, log_mel
+from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, encode, is_looping
+from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, is_looping
 from whisper_quran.decoding.long_audio import decode_clips, is_silent, needs_fallback, segments, transcribe_clips
 from whisper_quran.runtime.errors import UserError
 
@@ -85,7 +85,7 @@ def mel(clips) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def features(model, mel) -> torch.Tensor:
-    return encode(model, mel)
+    return encode(model.encoder, mel)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
         calls.append(len(mel))
         if len(mel) > 1 or len(calls) == 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(model, mel, dtype)
+        return encode(model.encoder, mel, dtype)
 
     monkeypatch.setattr(long_audio, "encode", encode_in_little_memory)
     logged = []

@@ -5,11 +5,14 @@ The fields are the command line (:mod:`.runtime.command_line`), ``config.json`` 
 """
 
 import dataclasses
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from .runtime.command_line import check, option
+from .runtime.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -72,6 +75,9 @@ class TrainingConfig:
     grad_checkpoint: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _speed(False, "torch.compile encoder and decoder: slow first steps, faster ones after")
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
+    encoder_cache: str = _speed(
+        "auto", "keep a frozen encoder's outputs there: auto (up to half of the free disk), off, or so many GB"
+    )
 
     out: Path = _output(Path("runs/experiment-2a"), "folder that the run writes")
     resume: bool = _output(False, "continue the run in OUT; if nothing is saved yet, start it")
@@ -88,6 +94,15 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        _check_encoder_cache(self.encoder_cache)
+
+
+def _check_encoder_cache(setting: str) -> None:
+    if setting not in ("auto", "off"):
+        with suppress(ValueError):
+            if 0 < float(setting) < math.inf:
+                return
+        raise UserError(f"--encoder-cache {setting}: give auto, off, or a number of GB")
 
 
 # What --demo has other defaults for. Its data, model and reciters are made by demo.py.
@@ -139,9 +154,13 @@ class EvaluationConfig:
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1)
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
+    encoder_cache: str = _speed(
+        "auto", "keep the encoder's outputs there: auto (for models of one size), off, or so many GB"
+    )
 
     out: Path = _output(Path("results"), "folder for the table, the predictions and the report")
     quiet: bool = _output(False, "print nothing but errors")
 
     def __post_init__(self) -> None:
         check(self)
+        _check_encoder_cache(self.encoder_cache)

@@ -23,6 +23,7 @@ from whisper.tokenizer import Tokenizer
 from .audio import SAMPLE_RATE
 from .audio_cache import AudioCache
 from .corpus import Ayah, Skipped
+from .encoder_cache import FrozenEncoder, Known
 from .features import collate
 from .text import target_tokens
 
@@ -103,6 +104,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
+    known: Known | None = None  # what an encoder cache has of the clips
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -112,21 +114,27 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = (self.audio, self.tokens, self.positions, self.targets)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        audio, tokens, positions, targets = (
+            tensor.to(device, non_blocking=True) for tensor in (self.audio, self.tokens, self.positions, self.targets)
+        )
+        return Batch(audio, tokens, positions, targets, self.known.to(device) if self.known else None)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
         """Return the same clips as two batches, for a GPU that has no room for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
+        known = self.known.split(half) if self.known else (None, None)
+        before, after = self.positions[first], self.positions[~first] - half * length
         return (
-            Batch(self.audio[:half], self.tokens[:half], self.positions[first], self.targets[first]),
-            Batch(self.audio[half:], self.tokens[half:], self.positions[~first] - half * length, self.targets[~first]),
+            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], known[0]),
+            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], known[1]),
         )
 
 
-def make_batch(examples: Sequence[Example], cache: AudioCache, pin: bool = False) -> Batch:
-    """Collate ``examples``.
+def make_batch(
+    examples: Sequence[Example], cache: AudioCache, pin: bool = False, encoder: FrozenEncoder | None = None
+) -> Batch:
+    """Collate ``examples``, with what the cache of a frozen ``encoder`` has of them.
 
     ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
     """
@@ -138,9 +146,12 @@ def make_batch(examples: Sequence[Example], cache: AudioCache, pin: bool = False
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
         positions.append(torch.arange(len(taught)) + row * length + example.taught_from - 1)
         targets.append(torch.tensor(taught))
-    audio = collate([example.audio(cache) for example in examples], pin=pin)
-    text = (tokens, torch.cat(positions), torch.cat(targets))
-    return Batch(audio, *(tensor.pin_memory() if pin else tensor for tensor in text))
+    clips = [example.audio(cache) for example in examples]
+    known = encoder.find(clips, pin) if encoder else None
+    text = tokens, torch.cat(positions), torch.cat(targets)
+    if pin:
+        text = tokens.pin_memory(), text[1].pin_memory(), text[2].pin_memory()
+    return Batch(collate(clips, pin), *text, known)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""From audio to Whisper's log-mel spectrogram: many clips at once, each as if it were alone.
+"""From audio to Whisper's log-mel spectrogram and encoder: many clips at once, each as if it were alone.
 
 ``whisper.log_mel_spectrogram`` clamps to the loudest value of everything it is given, so that on a batch a clip's
 features depend on its neighbours. Here the loudest value is each clip's own, and the result is that of
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, mel_filters
+from whisper.model import AudioEncoder
 
 # The constants of whisper.log_mel_spectrogram: smallest power, decades below the loudest that are kept.
 _MIN_LOG = -10.0
@@ -67,3 +68,15 @@ def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
     torch.maximum(log_power, floor, out=out[..., :frames])
     out[..., frames:] = floor
     out.add_(4.0).div_(4.0)
+
+
+@torch.no_grad()
+def encode(encoder: AudioEncoder, mel: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Encode log-mel spectrograms (batch, n_mels, 3000) into audio features (batch, n_audio_ctx, n_audio_state).
+
+    It computes in ``dtype``, by default that of the weights.
+    """
+    mel = mel.to(dtype or next(encoder.parameters()).dtype)
+    # A CPU is faster clip by clip: what passes between the layers stays in its cache.
+    batches = mel.split(1) if mel.device.type == "cpu" else [mel]
+    return torch.cat([encoder(batch) for batch in batches])

@@ -26,6 +26,8 @@ from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
 from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
+from ..data.features import encode
+
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
@@ -110,7 +112,7 @@ class BatchDecoder:
         if self.task.options.temperature != 0 or self.task.n_group != 1:
             raise ValueError("decoding is greedy here, unless decode is given a temperature: no beams")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
-        self.device, self.slots = model.device, slots
+        self.device, self.slots = model.decoder.token_embedding.weight.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
         self.positional_embedding = model.decoder.positional_embedding.to(self.dtype)
         self.blocks = [_Block(block, self.dtype) for block in model.decoder.blocks]
@@ -403,15 +405,6 @@ def _round_up(length: int) -> int:
     return -(-length // _LENGTH_UNIT) * _LENGTH_UNIT
 
 
-@torch.no_grad()
-def encode(model: Whisper, mel: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Encode log-mel spectrograms (batch, n_mels, 3000) into audio features (batch, n_audio_ctx, n_audio_state)."""
-    mel = mel.to(dtype or model.encoder.conv1.weight.dtype)
-    # A CPU is faster clip by clip: what passes between the layers stays in its cache.
-    batches = mel.split(1) if mel.device.type == "cpu" else [mel]
-    return torch.cat([model.encoder(batch) for batch in batches])
-
-
 def decode_batch(
     model: Whisper, mel: Tensor, *, language: str = "ar", dtype: torch.dtype | None = None, **options
 ) -> list[DecodingResult]:
@@ -428,5 +421,5 @@ def decode_batch(
     options = {"sample_len": model.dims.n_text_ctx // 2, **options}
     decoder = BatchDecoder(model, len(mel), language=language, dtype=dtype, **options)
     encoded = mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state)
-    results = dict(decoder.decode([mel if encoded else encode(model, mel, decoder.dtype)]))
+    results = dict(decoder.decode([mel if encoded else encode(model.encoder, mel, decoder.dtype)]))
     return [results[index] for index in range(len(mel))]

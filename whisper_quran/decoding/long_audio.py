@@ -18,14 +18,17 @@ from whisper.audio import N_SAMPLES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
-from ..data.features import collate, log_mel
+from ..data.batches import split
+from ..data.encoder_cache import FrozenEncoder, Known
+from ..data.features import collate
 from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .batch_decoder import BatchDecoder, encode, is_looping
+from .batch_decoder import BatchDecoder, is_looping
 
 _FRAME = SAMPLE_RATE // 100  # energy is measured, and cuts are placed, every 10 ms
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
+_KEPT_BYTES = 10**9  # of encoded pieces that wait to be decoded again
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is a phrase at least
 
 
@@ -71,6 +74,7 @@ def transcribe_clips(
     batch_size: int,
     log: Log = print,
     fallback: bool = True,
+    encoder: FrozenEncoder | None = None,
     **options: Any,
 ) -> Iterator[Transcript]:
     """Decode any number of recordings of any length; yield their texts as they end, roughly the longest first.
@@ -85,11 +89,14 @@ def transcribe_clips(
             the work goes on with what is not done.
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
+        encoder: the model's, if it has a cache, or is to be used again; in the ``dtype`` of the options.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
     """
+    encoder = encoder or FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
+    source = _Pieces(clips, encoder)
     waiting = pieces(clips)
     count = Counter(piece.clip for piece in waiting)
     decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
@@ -100,11 +107,12 @@ def transcribe_clips(
             slots = min(batch_size, len(waiting))
             done: set[int] = set()
             try:
-                for index, result in _decode_pieces(model, clips, waiting, slots, temperature, **options):
+                for index, result in source.decode(waiting, slots, temperature, **options):
                     done.add(index)
                     piece = waiting[index]
                     if fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
                         again.append(piece)
+                        source.keep(piece, result.audio_features)
                         continue
                     parts = decoded[piece.clip]
                     parts[piece.number] = "" if fallback and is_silent(result) else result.text, temperature
@@ -136,28 +144,41 @@ def is_silent(result: DecodingResult) -> bool:
     return result.no_speech_prob > 0.6 and result.avg_logprob < -1.0
 
 
-def _decode_pieces(
-    model: Whisper,
-    clips: Sequence[np.ndarray],
-    waiting: Sequence[Piece],
-    slots: int,
-    temperature: float,
-    **options: Any,
-) -> Iterator[tuple[int, DecodingResult]]:
-    """Decode the pieces, encoded in batches of a quarter of the slots; the decoder's memory is free when it ends."""
-    decoder = BatchDecoder(model, slots, **options)
-    size = max(1, slots // 4)
-    on_gpu = model.device.type == "cuda"
-    seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be had again
+class _Pieces:
+    """Pieces on their way into the decoder. Those that will be decoded again are kept encoded, as far as they fit."""
 
-    def encoded() -> Iterator[Tensor]:
-        for first in range(0, len(waiting), size):
-            batch = [clips[piece.clip][piece.start : piece.end] for piece in waiting[first : first + size]]
-            seeds.extend(zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in batch)
-            audio = collate(batch, pin=on_gpu).to(model.device, non_blocking=True)
-            yield encode(model, log_mel(audio, model.dims.n_mels), decoder.dtype)
+    def __init__(self, clips: Sequence[np.ndarray], encoder: FrozenEncoder):
+        self.clips, self.encoder = clips, encoder
+        self.device = encoder.model.device
+        self.kept: dict[Piece, Tensor] = {}
 
-    yield from decoder.decode(encoded(), temperature, seeds)
+    def keep(self, piece: Piece, features: Tensor) -> None:
+        if not self.encoder.cache and len(self.kept) * features.nbytes < _KEPT_BYTES:
+            self.kept[piece] = features.to("cpu", copy=True)
+
+    def decode(
+        self, pieces: Sequence[Piece], slots: int, temperature: float, **options: Any
+    ) -> Iterator[tuple[int, DecodingResult]]:
+        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is free at the end."""
+        decoder = BatchDecoder(self.encoder.model, slots, **options)
+        seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be had again
+
+        def encoded() -> Iterator[Tensor]:
+            for batch in split(pieces, max(1, slots // 4)):
+                clips = [self.clips[piece.clip][piece.start : piece.end] for piece in batch]
+                seeds.extend(zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips)
+                yield self._encode(batch, clips)
+
+        yield from decoder.decode(encoded(), temperature, seeds)
+
+    def _encode(self, batch: Sequence[Piece], clips: Sequence[np.ndarray]) -> Tensor:
+        pin = self.device.type == "cuda"
+        known = self.encoder.find(clips, pin)
+        rows = tuple(row for row, piece in enumerate(batch) if piece in self.kept)
+        if rows:
+            known = Known((), rows, torch.stack([self.kept[batch[row]] for row in rows]))
+        audio = collate(clips, pin).to(self.device, non_blocking=True)
+        return self.encoder(audio, known.to(self.device) if known else None)
 
 
 def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:

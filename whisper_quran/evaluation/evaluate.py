@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import whisper
-from whisper.model import Whisper
+from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
 from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import AudioCache
+from ..data.audio_cache import AudioCache, default_cache
 from ..data.corpus import Ayah, Corpus, Skipped
+from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.prepare import prepare_ayat, summary
 from ..data.text import normalize
 from ..decoding.long_audio import transcribe_clips
@@ -51,13 +52,14 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     device, reason = choose_device(config.device)
     corpus, reciters = check_inputs(config)
     sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
-    _check_models(sources, config.language)
+    dims = _check_models(sources, config.language)
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}
     with Interrupts(), closing(Predictions(config.out, options)) as predictions:
         evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            evaluation.evaluate_model(source, device)
+            alike = list(dims.values()).count(dims[source]) > 1
+            evaluation.evaluate_model(source, device, alike)
         return evaluation.finish()
 
 
@@ -81,6 +83,7 @@ class LoadedModel:
     name: str
     whisper: Whisper
     precision: Precision
+    encoder: FrozenEncoder
 
 
 class _Clips(Sequence[np.ndarray]):
@@ -113,8 +116,10 @@ class Evaluation:
             "skipped": [asdict(item) for item in data.skipped],
         }
 
-    def evaluate_model(self, source: str, device: torch.device) -> None:
+    def evaluate_model(self, source: str, device: torch.device, alike: bool = False) -> None:
         """Predict what is not predicted yet, and add the model's rows to the results.
+
+        If there is a model ``alike``, of the same size, its encoder may be the same: what it makes is kept on disk.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -125,7 +130,8 @@ class Evaluation:
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
         precision = resume_precision(self.config.precision, before, device, whisper_model)
-        model = LoadedModel(name, whisper_model, precision)
+        encoder = self._encoder(whisper_model, precision, device, alike)
+        model = LoadedModel(name, whisper_model, precision, encoder)
         kept = self.predictions.start(name, {"files": files, "precision": precision.name})
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
@@ -134,12 +140,23 @@ class Evaluation:
             self.log(f"{name}: {kept} predictions are there already")
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
-        for reciter in self.data.ayat:
-            try:
-                self._predict(model, reciter)
-            finally:
-                self._write_results()
-            self.results["rows"].append(self._row(model, parameters, reciter))
+        with closing(encoder):
+            for reciter in self.data.ayat:
+                try:
+                    self._predict(model, reciter)
+                finally:
+                    self._write_results()
+                self.results["rows"].append(self._row(model, parameters, reciter))
+
+    def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
+        """Make the model's encoder, with its cache if that is asked for, or of use."""
+        encoder, setting = FrozenEncoder(model, precision.dtype), self.config.encoder_cache
+        folder = self.config.cache or default_cache()
+        cache = open_encoder_cache(setting, folder, model, precision, device)
+        if cache and (setting != "auto" or alike or cache.keys):
+            cache.log = self.log
+            encoder.cache = cache
+        return encoder
 
     def finish(self) -> list[Row]:
         """Write the table and the report, and return the rows of the table."""
@@ -175,6 +192,7 @@ class Evaluation:
             dtype=model.precision.dtype,
             log=self.log,
             fallback=not self.config.no_fallback,
+            encoder=model.encoder,
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
@@ -250,17 +268,20 @@ def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], 
     return EvaluationData(ayat, cache, undecodable, listed)
 
 
-def _check_models(names: Iterable[str], language: str) -> None:
-    """Find a wrong model before hours are spent on those named before it; no weights are read yet."""
+def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensions]:
+    """Find a wrong model before hours are spent on those named before it; no weights are read yet.
+
+    Return the dimensions of each.
+    """
+    found = {}
     for name in names:
         try:
-            if name in WHISPER_NAMES:
-                dims = named_dims()["tiny.en" if name.endswith(".en") else "tiny"]
-            else:
-                dims = read_checkpoint(name).dims
-            tokenizer_for(dims, language)
+            named = named_dims()  # it has not all names of the large ones, which are multilingual
+            found[name] = named.get(name, named["large-v3"]) if name in WHISPER_NAMES else read_checkpoint(name).dims
+            tokenizer_for(found[name], language)
         except UserError as error:
             raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
+    return found
 
 
 def _default_batch(model: Whisper) -> int:

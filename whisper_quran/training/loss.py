@@ -4,16 +4,16 @@ Summed, not averaged: a mean of micro-batch means is not the mean over the step 
 training step divides by the target tokens of the whole step, whatever it was cut into.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import Whisper
 
 
 class Objective(nn.Module):
-    """Mel spectrograms and tokens in, summed cross-entropy out.
+    """Audio and tokens in, summed cross-entropy out.
 
-    With a frozen encoder no graph is built through it, and its parameters ask for no gradient.
+    The audio is mel spectrograms if the encoder is trained. A frozen encoder has no part in it: its parameters ask for
+    no gradient, and its outputs come in (:class:`..data.encoder_cache.FrozenEncoder`).
     """
 
     def __init__(self, whisper: Whisper, train_encoder: bool):
@@ -21,11 +21,6 @@ class Objective(nn.Module):
         self.whisper = whisper
         self.train_encoder = train_encoder
         whisper.encoder.requires_grad_(train_encoder)
-
-    def encode(self, mel: Tensor) -> Tensor:
-        """(batch, n_mels, 3000) → audio features (batch, 1500, state)."""
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            return self.whisper.encoder(mel)
 
     def loss(self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, summed over ``targets``; the arguments are those of :class:`..data.batches.Batch`.
@@ -41,5 +36,7 @@ class Objective(nn.Module):
         logits = F.linear(x, decoder.token_embedding.weight.to(x.dtype))
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
-    def forward(self, mel: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(self.encode(mel), tokens, positions, targets)
+    def forward(self, audio: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """Compute :meth:`loss` of mel spectrograms (batch, n_mels, 3000), or of a frozen encoder's audio features."""
+        features = self.whisper.encoder(audio) if self.train_encoder else audio
+        return self.loss(features, tokens, positions, targets)

@@ -18,7 +18,9 @@ from whisper.model import ModelDimensions, Whisper
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..config import TrainingConfig
+from ..data.audio_cache import default_cache
 from ..data.batches import Example
+from ..data.encoder_cache import EncoderCache, open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
@@ -105,6 +107,7 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
     world.on_all(lambda: check_agreement(trainer.data_digest, digest))
     if state:
         world.on_all(lambda: trainer.load_state_dict(state))
+    world.on_all(lambda: open_cache(trainer))
 
     describe_data(data, config.out, log)
     describe_run(trainer, log)
@@ -138,6 +141,18 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
             raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
+
+
+def open_cache(trainer: Trainer) -> None:
+    """Give a frozen encoder its cache, unless that is off, or one epoch is all there is."""
+    config, encoder = trainer.config, trainer.encoder
+    if not encoder or (config.encoder_cache == "auto" and trainer.epochs == 1):
+        return
+    folder = config.cache or default_cache()
+    cache = open_encoder_cache(config.encoder_cache, folder, trainer.model, trainer.precision, trainer.device)
+    if cache:
+        cache.log, cache.room = trainer.log, cache.room // trainer.world.size
+    encoder.cache = cache
 
 
 def check_agreement(digest: str, first: str) -> None:
@@ -188,7 +203,19 @@ def describe_run(trainer: Trainer, log: Log) -> None:
     done = f"; {trainer.step} are done" if trainer.step else ""
     log(f"precision  {precision.name}: {precision.reason}")
     log(f"model      {config.model}: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained ({part})")
+    if trainer.encoder and (cache := trainer.encoder.cache):
+        clips = len(trainer.data.train) + sum(map(len, trainer.data.valid.values()))
+        log(f"encoder    {describe_cache(cache, clips, world.size)}")
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
+
+
+def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
+    """Say what keeping the encoder's outputs takes."""
+    size = f"{format_size(cache.bytes)} a clip, {format_size(clips * cache.bytes)} in all, in {cache.folder}"
+    held = f"; {len(cache.keys)} clips are there" if cache.keys else ""
+    room = len(cache.keys) + cache.room * processes
+    partly = "" if room >= clips else f"; there is room for {room} of {clips} clips (--encoder-cache)"
+    return f"each clip is encoded once: {size}{held}{partly}"
 
 
 def describe_data(data: TrainingData, out: Path, log: Log) -> None:

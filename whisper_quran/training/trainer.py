@@ -7,21 +7,22 @@ anywhere goes on from its last saved step to the weights it would have had.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from signal import SIGTERM
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
+from ..data.encoder_cache import FrozenEncoder
 from ..data.features import log_mel
 from ..data.prepare import TrainingData
 from ..runtime.command_line import to_json
@@ -59,8 +60,13 @@ class Trainer:
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
         # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
+        self.encoder: FrozenEncoder | None = None  # unless it is trained
+        if not config.train_encoder:
+            # What it needs on the device is a copy in the run's precision, and not even that once all is in the cache.
+            model.encoder.to("cpu")
+            self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
         if config.grad_checkpoint:
-            checkpoint_activations(model)
+            checkpoint_activations([*(model.encoder.blocks if config.train_encoder else ()), *model.decoder.blocks])
         self.forward = torch.compile(self.objective) if config.compile else self.objective
         self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
@@ -95,6 +101,8 @@ class Trainer:
             with self.interrupts.shielded():
                 self.writer.finish()
                 self.history.close()
+                if self.encoder:
+                    self.encoder.close()
 
     def train_epochs(self) -> bool:
         """Train, validate and save, epoch by epoch; return False if the time was up before the end."""
@@ -105,6 +113,8 @@ class Trainer:
             if not (self.train_epoch() and self.time_for_validation()):
                 return False
             self.validate(self.epoch)
+            if self.encoder:
+                self.encoder.release()
             self.save_checkpoints()
             self.epoch += 1
             self.save()
@@ -124,9 +134,9 @@ class Trainer:
         self.scaler.scale(loss)  # a scaler has no scale before its first use, and there may be no micro-batch
         for batch in batches:
             batch = batch.to(self.device)
-            mel = log_mel(batch.audio, self.model.dims.n_mels)
+            audio = self.audio(batch)
             with self.precision.autocast(self.device):
-                part = self.forward(mel, batch.tokens, batch.positions, batch.targets) / target_tokens
+                part = self.forward(audio, batch.tokens, batch.positions, batch.targets) / target_tokens
             self.scaler.scale(part).backward()
             loss += part.detach()
 
@@ -144,6 +154,12 @@ class Trainer:
             # Gradients may be summed and weights half updated: this process alone must not begin the step again.
             raise UserError(f"{self.device} has no memory for the optimiser: choose a smaller --model") from None
         return mean_loss, norm
+
+    def audio(self, batch: Batch) -> Tensor:
+        """Return what the objective takes: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
+        if self.encoder:
+            return self.encoder(batch.audio, batch.known)
+        return log_mel(batch.audio, self.model.dims.n_mels)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
         """Take the step; if a GPU's memory runs out, take it in smaller micro-batches: the same step."""
@@ -176,7 +192,7 @@ class Trainer:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = [self.data.train[i] for i in clips]
             mine = shard(examples, self.config.batch_size, self.world.rank, self.world.size)
-            batches = [make_batch(part, self.data.cache, pin) for part in mine]
+            batches = [make_batch(part, self.data.cache, pin, self.encoder) for part in mine]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:
@@ -318,11 +334,11 @@ class Trainer:
 
     def measure(self, examples: list[Example]) -> Validation:
         """Validate on ``examples``, with fewer clips at a time after a GPU's memory has run out."""
+        encoder = self.encoder or FrozenEncoder(self.model, self.precision.dtype)
         while True:
+            options = replace(self.config, batch_size=self.valid_batch)
             try:
-                return validate(
-                    self.objective, examples, self.data.cache, self.setup, self.config.language, self.valid_batch
-                )
+                return validate(self.objective, encoder, examples, self.data.cache, self.setup, options)
             except torch.OutOfMemoryError:
                 pass
             self.valid_batch = self.fewer_clips(self.valid_batch)
@@ -412,7 +428,7 @@ def is_finite(loss: float, norm: float) -> bool:
     return math.isfinite(loss) and math.isfinite(norm)
 
 
-def checkpoint_activations(model: Whisper) -> None:
+def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """Make every block recompute its activations in the backward pass in place of keeping them."""
-    for block in [*model.encoder.blocks, *model.decoder.blocks]:
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -10,9 +10,10 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
+from ..config import TrainingConfig
 from ..data.audio_cache import AudioCache
 from ..data.batches import Example, make_batch, prefetch, split
-from ..data.features import log_mel
+from ..data.encoder_cache import FrozenEncoder
 from ..data.text import normalize
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_errors
@@ -32,13 +33,13 @@ class Validation:
 @torch.no_grad()
 def validate(
     objective: Objective,
+    encoder: FrozenEncoder,
     examples: Sequence[Example],
     cache: AudioCache,
     setup: Setup,
-    language: str,
-    batch_size: int,
+    config: TrainingConfig,
 ) -> Validation:
-    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``.
+    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``; ``encoder`` is its encoder as it is now.
 
     Each process takes its share of the ayat, each ayah is measured once, and all processes return the sum.
     Texts are compared without diacritics, as Experiment 2A compared them. The ayat go by length, so that a batch's
@@ -46,23 +47,24 @@ def validate(
     """
     model, device, world, precision = objective.whisper, setup.device, setup.world, setup.precision
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
-    groups = split(ordered, batch_size)
-    batches = prefetch(make_batch(group, cache, pin=device.type == "cuda") for group in groups)
+    groups, pin = split(ordered, config.batch_size), device.type == "cuda"
+    batches = prefetch(make_batch(group, cache, pin, encoder) for group in groups)
     loss, target_tokens, errors = 0.0, 0.0, ErrorCounts()
 
     def encoded() -> Iterator[Tensor]:
         nonlocal loss, target_tokens
         for batch in batches:
             batch = batch.to(device)
-            mel = log_mel(batch.audio, model.dims.n_mels)
+            features = encoder(batch.audio, batch.known)
             with precision.autocast(device):
-                features = objective.encode(mel)
                 loss += objective.loss(features, batch.tokens, batch.positions, batch.targets).item()
             target_tokens += batch.target_tokens
             yield features
 
     # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
-    decoder = BatchDecoder(model, 2 * batch_size, language=language, dtype=precision.dtype, stop_loops=True)
+    decoder = BatchDecoder(
+        model, 2 * config.batch_size, language=config.language, dtype=precision.dtype, stop_loops=True
+    )
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for index, result in decoder.decode(encoded()):
             reference = normalize(ordered[index].text, "diacritics")

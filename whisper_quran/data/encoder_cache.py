@@ -1,0 +1,242 @@
+"""A frozen encoder's outputs, kept on disk: a recording is encoded once, for every epoch, run and evaluation.
+
+An encoder that is not trained makes the same n_audio_ctx × n_audio_state numbers of a recording in every epoch, and
+making them is most of a training step. They are in
+
+    <cache>/encoder-<digest of its weights>-<device>-<precision>/<digest of the samples>
+
+one file a recording: its numbers, then their CRC-32. The name says all that they depend on, so a file never changes,
+and runs and evaluations share it. A file that is missing, cut or damaged is made again.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+import secrets
+import shutil
+import struct
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from whisper.model import AudioEncoder, Whisper
+
+from ..runtime.console import Log, no_log
+from ..runtime.device import Precision
+from ..runtime.files import make_folder
+from .features import encode, log_mel
+
+_NAME = re.compile(r"[0-9a-f]{32}")
+_THREADS = 4
+_WAITING = 64  # recordings that may wait to be written
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the cache has of a batch: ``features`` (k, n_audio_ctx, n_audio_state) of the clips ``rows``, ascending.
+
+    ``keys`` are the names of all clips of the batch in the cache; none if what is known is not from there.
+    """
+
+    keys: tuple[str, ...]
+    rows: tuple[int, ...]
+    features: Tensor
+
+    def to(self, device: torch.device) -> "Known":
+        return Known(self.keys, self.rows, self.features.to(device, non_blocking=True))
+
+    def split(self, at: int) -> tuple["Known", "Known"]:
+        """Return what is known of the clips before and from ``at``."""
+        before = sum(row < at for row in self.rows)
+        after = tuple(row - at for row in self.rows[before:])
+        return (
+            Known(self.keys[:at], self.rows[:before], self.features[:before]),
+            Known(self.keys[at:], after, self.features[before:]),
+        )
+
+
+class EncoderCache:
+    """The outputs of one encoder in one folder, and ``room`` for so many more.
+
+    Reading and writing take a few threads. A disk that cannot be written stops the writing, nothing else.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, room: int = 0):
+        """Open the cache of outputs of ``shape`` (n_audio_ctx, n_audio_state).
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        self.folder, self.shape, self.dtype, self.room = make_folder(folder), shape, dtype, room
+        self.log: Log = no_log
+        self.bytes = shape[0] * shape[1] * dtype.itemsize
+        self.keys = {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
+        self._checked: set[str] = set()
+        self._threads = ThreadPoolExecutor(_THREADS)
+        self._writing: deque[Future[None]] = deque()
+
+    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known:
+        """Look up int16 clips (each (n,)); ``pin`` puts what is found into page-locked memory."""
+        keys = tuple(hashlib.blake2b(clip.tobytes(), digest_size=16).hexdigest() for clip in clips)
+        rows = [row for row, key in enumerate(keys) if key in self.keys]
+        features = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=pin)
+        outputs = features.view(torch.uint8).view(len(rows), self.bytes).numpy()
+        whole = list(self._threads.map(self._read, [keys[row] for row in rows], outputs))
+        if not all(whole):
+            features = features[torch.tensor(whole)]
+            rows = [row for row, good in zip(rows, whole, strict=True) if good]
+        return Known(keys, tuple(rows), features)
+
+    def add(self, keys: Sequence[str], features: Tensor) -> None:
+        """Write ``features`` (n, n_audio_ctx, n_audio_state) in the background, as far as there is room."""
+        new = [row for row, key in enumerate(keys) if key not in self.keys][: max(self.room, 0)]
+        if not new:
+            return
+        self.room -= len(new)
+        on_cpu = features.cpu()
+        for row in new:
+            self._writing.append(self._threads.submit(self._write, keys[row], on_cpu[row]))
+        while len(self._writing) > _WAITING:
+            self._writing.popleft().result()
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._threads.shutdown()
+
+    def _read(self, key: str, output: np.ndarray) -> bool:
+        """Read an entry into ``output`` (bytes,); return False, and forget it, if it is not whole."""
+        try:
+            with open(self.folder / key, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                whole = len(mapped) == self.bytes + 4
+                if whole:
+                    output[:] = np.frombuffer(mapped, np.uint8, self.bytes)
+                    # Once in a process: the sum takes longer than the reading.
+                    whole = key in self._checked or mapped[self.bytes :] == _checksum(output)
+        except (OSError, ValueError):
+            whole = False
+        if whole:
+            self._checked.add(key)
+        else:
+            self.keys.discard(key)
+            self.room += 1
+        return whole
+
+    def _write(self, key: str, features: Tensor) -> None:
+        """Write an entry under another name and rename it. There is no fsync: what a power cut damages is noticed."""
+        content = features.contiguous().view(torch.uint8).numpy()
+        beside = self.folder / f".{key}.{secrets.token_hex(4)}.tmp"
+        try:
+            with open(beside, "wb") as file:
+                file.write(content.data)
+                file.write(_checksum(content))
+            os.replace(beside, self.folder / key)
+            self.keys.add(key)
+        except OSError as error:
+            if self.room > 0:
+                self.log(f"warning    {self.folder} takes no more ({error.strerror}): the rest is encoded every time")
+            self.room = 0
+            with suppress(OSError):
+                beside.unlink()
+
+
+def _checksum(content: np.ndarray) -> bytes:
+    return struct.pack("<I", zlib.crc32(content.data))
+
+
+class FrozenEncoder:
+    """The encoder of a model as it is now, in the precision of a run: its weights are cast once, not at every call.
+
+    It takes its place on the device at the first clip that is not in ``cache``, and gives it up by :meth:`release`.
+    """
+
+    def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False) -> None:
+        self.model, self.dtype, self.compile = model, dtype, compile
+        self.cache: EncoderCache | None = None
+        self.encoded = 0  # clips, since the last release
+        self._encoder: Any = None
+
+    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known | None:
+        """Look up int16 clips in the cache; None if there is none."""
+        return self.cache.find(clips, pin) if self.cache else None
+
+    @torch.no_grad()
+    def __call__(self, audio: Tensor, known: Known | None = None) -> Tensor:
+        """Encode int16 audio (batch, n), but for what is ``known``, into (batch, n_audio_ctx, n_audio_state)."""
+        rows = known.rows if known else ()
+        missing = [row for row in range(len(audio)) if row not in rows]
+        if known and not missing:
+            return known.features
+        self.encoded += len(missing)
+        some = audio[missing] if rows else audio
+        computed = encode(self._on(audio.device), log_mel(some, self.model.dims.n_mels), self.dtype)
+        if not known:
+            return computed
+        if self.cache and known.keys:
+            self.cache.add([known.keys[row] for row in missing], computed)
+        if not rows:
+            return computed
+        features = computed.new_empty((len(audio), *computed.shape[1:]))
+        features[missing], features[list(rows)] = computed, known.features
+        return features
+
+    def release(self) -> None:
+        """Free the encoder's memory if nothing had to be encoded since the last call."""
+        if self.encoded == 0:
+            self._encoder = None
+        self.encoded = 0
+
+    def close(self) -> None:
+        """Wait until what the cache was given is written."""
+        if self.cache:
+            self.cache.close()
+
+    def _on(self, device: torch.device) -> AudioEncoder:
+        if self._encoder is None:
+            encoder = self.model.encoder
+            if self.dtype != encoder.conv1.weight.dtype or device != encoder.conv1.weight.device:
+                encoder = deepcopy(encoder).to(device)
+                for module in encoder.modules():
+                    if isinstance(module, (nn.Linear, nn.Conv1d)):  # whisper computes LayerNorm in fp32
+                        module.to(self.dtype)
+            self._encoder = torch.compile(encoder) if self.compile else encoder
+        return self._encoder
+
+
+def open_encoder_cache(
+    setting: str, folder: Path, model: Whisper, precision: Precision, device: torch.device
+) -> EncoderCache | None:
+    """Open the cache of ``model``'s encoder under ``folder`` as ``setting`` says: off, auto, or at most so many GB.
+
+    ``auto`` takes up to half of what is free on the disk, beside what it has.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    if setting == "off":
+        return None
+    place = make_folder(folder / f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}")
+    cache = EncoderCache(place, (model.dims.n_audio_ctx, model.dims.n_audio_state), precision.dtype)
+    if setting == "auto":
+        cache.room = shutil.disk_usage(place).free // 2 // cache.bytes
+    else:
+        cache.room = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
+    return cache
+
+
+def encoder_digest(model: Whisper) -> str:
+    """Digest what an encoder's outputs depend on: its weights and its number of heads."""
+    digest = hashlib.blake2b(repr(model.dims.n_audio_head).encode(), digest_size=8)
+    for name, tensor in model.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
