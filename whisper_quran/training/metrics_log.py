@@ -1,13 +1,14 @@
 """The measurements of a run: ``metrics.jsonl``, and the table and picture made of it.
 
 A row is one JSON object a line. ``{"event": "train", …}`` is an optimiser step, ``{"event": "valid", …}`` one reciter
-after one epoch; the untouched model is epoch -1.
+after one epoch; the untouched model is epoch -1. ``{"event": "average", "epochs": […], …}`` is one reciter after the
+run, by the mean of those epochs' weights.
 """
 
 import json
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ _NUMBERS = {
     "train": ("step", "epoch", "loss", "lr", "grad_norm", "skipped", "clips_per_s", "data_wait"),
     "valid": ("step", "epoch", "loss", "wer", "cer", "words", "word_errors", "seconds"),
 }
+_NUMBERS["average"] = _NUMBERS["valid"]
 
 
 class History:
@@ -64,7 +66,7 @@ class History:
         if row["event"] == "train":
             tags = {name: f"train/{name}" for name in ("loss", "lr", "grad_norm", "clips_per_s", "data_wait")}
         else:
-            tags = {name: f"valid_{name}/{row['reciter']}" for name in ("loss", "wer", "cer")}
+            tags = {name: f"{row['event']}_{name}/{row['reciter']}" for name in ("loss", "wer", "cer")}
         for name, tag in tags.items():
             if row[name] is not None:
                 self.board.add_scalar(tag.encode(errors="backslashreplace").decode(), row[name], row["step"])
@@ -86,7 +88,12 @@ class History:
             raise storage_error(error, self.path) from error
         rows = [row for row in map(_parse_row, lines) if row is not None]
         lost = sum(bool(line.strip()) for line in lines[:-1]) - len(rows)
-        self.rows = [r for r in rows if (r["step"] <= step if r["event"] == "train" else r["epoch"] < epoch)]
+        there = {
+            "train": lambda row: row["step"] <= step,
+            "valid": lambda row: row["epoch"] < epoch,
+            "average": lambda row: row["epoch"] == epoch,
+        }
+        self.rows = [row for row in rows if there[row["event"]](row)]
         if self.writes:
             with atomic_write(self.path) as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
@@ -104,6 +111,10 @@ class History:
             if row["event"] == "valid":
                 epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
         return epochs
+
+    def average(self) -> dict[str, Row]:
+        """Return the rows of the averaged weights by reciter; none before the end of the run."""
+        return {row["reciter"]: row for row in self.rows if row["event"] == "average"}
 
 
 def _parse_row(line: bytes) -> Row | None:
@@ -137,12 +148,14 @@ def corpus_wer(rows: Collection[Row]) -> float:
 
 def results_table(history: History) -> str:
     """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER."""
-    epochs = history.valid()
-    reciters = list(dict.fromkeys(reciter for rows in epochs.values() for reciter in rows))
+    named = {"vanilla" if epoch < 0 else str(epoch): rows for epoch, rows in history.valid().items()}
+    if average := history.average():
+        named[average_name(average)] = average
+    reciters = list(dict.fromkeys(reciter for rows in named.values() for reciter in rows))
     header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in ("loss", "WER", "CER"))]
     lines = []
-    for epoch, rows in epochs.items():
-        cells = ["vanilla" if epoch < 0 else str(epoch)]
+    for name, rows in named.items():
+        cells = [name]
         for reciter in reciters:
             row = rows.get(reciter, {})
             loss = row.get("loss")
@@ -167,8 +180,17 @@ def write_results(history: History, folder: Path) -> None:
         file.write(png)
 
 
+def average_name(rows: Mapping[str, Row]) -> str:
+    """Return what averaged weights are called in tables: ``"average of 2, 3, 5"``."""
+    return "average of " + ", ".join(str(epoch) for epoch in next(iter(rows.values()))["epochs"])
+
+
+def best_epochs(history: History) -> list[int]:
+    """Return the epochs by their WER over all words, the lowest first; none without validation."""
+    wer = {epoch: corpus_wer(rows.values()) for epoch, rows in history.valid().items() if epoch >= 0}
+    return sorted(wer, key=wer.__getitem__)
+
+
 def best_epoch(history: History) -> int | None:
     """Return the epoch with the lowest WER over all words, which best.pt is from; None without validation."""
-    epochs = history.valid()
-    wer = {epoch: corpus_wer(rows.values()) for epoch, rows in epochs.items() if epoch >= 0}
-    return min(wer, key=wer.__getitem__, default=None)
+    return next(iter(best_epochs(history)), None)

@@ -41,7 +41,7 @@ _KEYS = {"step", "epoch", "best_wer", "bad_steps", "precision", "config", "clips
 _KEYS |= {"optimizer", "scaler"}
 # The files that atomic_write leaves if it is killed, of the names that a run writes.
 _LEFTOVER = re.compile(
-    r"\.(state\.pt|best\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
+    r"\.(state\.pt|best\.pt|average\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
     r"\.[0-9a-f]{8}\.tmp"
 )
 

@@ -29,7 +29,7 @@ from ..runtime.errors import UserError
 from ..runtime.files import lock_folder
 from ..runtime.interrupts import Interrupts
 from .inputs import saved_options
-from .metrics_log import History, best_epoch, corpus_wer, require_tensorboard, results_table
+from .metrics_log import History, average_name, best_epoch, corpus_wer, require_tensorboard, results_table
 from .resume import (
     State,
     check_options,
@@ -173,6 +173,8 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
     config, out = trainer.config, trainer.config.out
     parameters, trained = count_parameters(trainer.model)
     checkpoints = _CHECKPOINTS_KEPT.get(config.keep, trainer.epochs + 2)
+    if config.average:
+        checkpoints += config.average + 1
     # fp32 weights and two averages for each trained one; checkpoints are fp16.
     needed = check_space(out, 4 * parameters + 8 * trained, 2 * parameters, checkpoints)
     if new:
@@ -257,7 +259,11 @@ def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
     if (out / "loss.png").exists():
         log(f"picture    {out / 'loss.png'}")
     log(f"best       {out / 'best.pt'} ({rate})")
-    command = ["python", "evaluate.py", str(out / "best.pt")]
+    models = [str(out / "best.pt")]
+    if average := history.average():
+        log(f"average    {out / 'average.pt'} ({average_name(average)}, WER {percent(corpus_wer(average.values()))})")
+        models.append(str(out / "average.pt"))
+    command = ["python", "evaluate.py", *models]
     for name in ("data", "text", "manifest") if config.manifest is None else ("manifest",):
         value = getattr(config, name)
         if value is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
-from ..checkpoints.checkpoint import save_checkpoint
+from ..checkpoints.average import average_weights
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -29,8 +29,9 @@ from ..runtime.command_line import to_json
 from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
+from .epoch_files import EpochFiles
 from .loss import Objective
-from .metrics_log import History, corpus_wer, write_results
+from .metrics_log import History, best_epoch, corpus_wer, write_results
 from .optimizer import build_optimizer, schedule
 from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
@@ -70,6 +71,7 @@ class Trainer:
         self.forward = torch.compile(self.objective) if config.compile else self.objective
         self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
+        self.files = EpochFiles(config, self.history)
 
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
@@ -109,7 +111,7 @@ class Trainer:
         if self.step == 0 and not self.config.no_vanilla:
             self.validate(epoch=-1)
             self.save()
-        while self.epoch < self.epochs:
+        while self.epoch < self.epochs and not self.out_of_patience():
             if not (self.train_epoch() and self.time_for_validation()):
                 return False
             self.validate(self.epoch)
@@ -118,7 +120,7 @@ class Trainer:
             self.save_checkpoints()
             self.epoch += 1
             self.save()
-        return True
+        return self.average_epochs()
 
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
@@ -297,19 +299,49 @@ class Trainer:
             )
         return not late
 
-    def validate(self, epoch: int) -> None:
-        """Measure every validation reciter and add a row for each; ``epoch`` -1 is the untouched model."""
+    def out_of_patience(self) -> bool:
+        """Return True if --patience epochs have passed since the best one."""
+        best = best_epoch(self.history)
+        if self.config.patience is None or best is None or self.epoch - 1 - best < self.config.patience:
+            return False
+        self.log(f"patience   no epoch after epoch {best} had a lower WER: this is the end of the run")
+        return True
+
+    def average_epochs(self) -> bool:
+        """Average the best epochs' weights, if asked to, and validate them; return False if the time was up before.
+
+        The state on disk stays that of the last epoch.
+        """
+        epochs = self.files.averaged(self.epoch - 1)
+        done = self.history.average().keys() == self.data.valid.keys() and (self.config.out / "average.pt").exists()
+        if len(epochs) < 2 or self.world.on_main(lambda: done):
+            return True
+        if not self.time_for_validation():
+            return False
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.world.on_all(lambda: average_weights(map(self.files.path, epochs), trained))
+        self.validate(self.epoch, averaged=epochs)
+        if self.world.is_main:
+            self.files.save_average(self.epoch - 1, self.model)
+        return True
+
+    def validate(self, epoch: int, averaged: Sequence[int] = ()) -> None:
+        """Measure every validation reciter and add a row for each.
+
+        ``epoch`` -1 is the untouched model; if the weights are ``averaged``, it is how many epochs there were.
+        """
         self.objective.eval()
+        done = self.history.average() if averaged else self.history.valid().get(epoch, {})
         for reciter, examples in self.data.valid.items():
-            if reciter in self.history.valid().get(epoch, {}):
-                continue  # of the untouched model, before the run was resumed
+            if reciter in done:
+                continue  # of the untouched or the averaged model, before the run was resumed
             start = time.perf_counter()
             result = self.measure(examples)
             seconds = time.perf_counter() - start
             errors = result.errors
             self.history.append(
                 {
-                    "event": "valid",
+                    "event": "average" if averaged else "valid",
                     "epoch": epoch,
                     "step": self.step,
                     "reciter": reciter,
@@ -322,9 +354,10 @@ class Trainer:
                     "characters": errors.characters,
                     "character_errors": errors.character_errors,
                     "seconds": seconds,
+                    **({"epochs": averaged} if averaged else {}),
                 }
             )
-            name = "vanilla" if epoch < 0 else f"epoch {epoch}"
+            name = "average" if averaged else "vanilla" if epoch < 0 else f"epoch {epoch}"
             self.log(
                 f"{name:<10} {reciter}: loss {result.loss:.4f}, WER {percent(errors.wer)}, CER {percent(errors.cer)} "
                 f"({len(examples)} ayat in {seconds:.0f} s)"
@@ -348,7 +381,6 @@ class Trainer:
 
         Without validation the latest epoch is the best that is known.
         """
-        out, keep = self.config.out, self.config.keep
         rows = self.history.valid().get(self.epoch, {}).values()
         wer = corpus_wer(rows)
         better = math.isnan(wer) or wer < self.best_wer
@@ -357,13 +389,7 @@ class Trainer:
         if not self.world.is_main:
             return
         self.writer.finish()  # a checkpoint without any state could not be resumed from
-        if keep != "best":
-            save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
-        if better:
-            save_checkpoint(out / "best.pt", self.model)
-        if keep == "last":
-            for earlier in range(self.epoch):
-                (out / f"epoch-{earlier:03}.pt").unlink(missing_ok=True)
+        self.files.save(self.epoch, self.model, is_best=better)
 
     def save(self) -> None:
         """Save the state: one process copies it, and writes the copy while training goes on."""
