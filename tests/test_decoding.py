@@ -13,6 +13,7 @@ import whisper
 from conftest import make_whisper
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
+from whisper.utils import compression_ratio
 
 from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
@@ -51,9 +52,16 @@ def talkative(model: Whisper, eot_gain: float = 2.4) -> Whisper:
 
 
 def whispers_own(model: Whisper, mel: torch.Tensor, **options) -> list[DecodingResult]:
-    """``whisper.decode`` of every clip alone."""
+    """``whisper.decode`` of every clip alone, with the text that ``whisper.transcribe`` makes of its tokens."""
     options = DecodingOptions(language="ar", without_timestamps=True, fp16=False, **options)
-    return [whisper.decode(model, clip, options) for clip in mel]
+    return [as_transcribed(model, whisper.decode(model, clip, options)) for clip in mel]
+
+
+def as_transcribed(model: Whisper, result: DecodingResult) -> DecodingResult:
+    """Whisper's transcripts have no special tokens; a random model samples many."""
+    tokenizer = whisper.tokenizer.get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
+    text = tokenizer.decode([token for token in result.tokens if token < tokenizer.eot]).strip()
+    return replace(result, text=text, compression_ratio=compression_ratio(text))
 
 
 def assert_same(ours: Sequence[DecodingResult], theirs: Sequence[DecodingResult]) -> None:
@@ -147,6 +155,24 @@ def test_a_model_that_says_nothing_gives_an_empty_text(mel):
     results = decode_batch(silent, mel[:8], suppress_blank=False)
     assert "" in [result.text for result in results]
     assert all(result.avg_logprob <= 0 for result in results)
+
+
+def test_special_tokens_are_never_text(model, features):
+    """Whisper may sample a language's token, or a timestamp's, in the middle of a text, and ``decode`` prints it."""
+    tokens = [50300, 1211, 50363, 50259, 10859]
+    assert "<|" in whisper.tokenizer.get_tokenizer(True).decode(tokens)
+
+    class Forced:
+        state = (torch.zeros(1, dtype=torch.long),)
+
+        def __call__(self, logits, slots, last):
+            forced = [*tokens, 50257][int(self.state[0])]
+            logits.scatter_(1, torch.tensor([[forced]]), 1e6)
+            self.state[0].add_(1)
+
+    (result,) = dict(BatchDecoder(model, 1, make_filter=lambda *_: Forced()).decode([features[:1]])).values()
+    assert result.tokens == tokens
+    assert result.text == whisper.tokenizer.get_tokenizer(True).decode([1211, 10859]).strip()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Decoding of many clips at once, greedy or at a temperature: the text of ``whisper.decode``, several times faster.
+"""Decoding of many clips at once, greedy or at a temperature: the tokens of ``whisper.decode``, several times faster.
 
 ``whisper.decode`` grows its key/value cache with ``torch.cat`` at every token, casts the weights at every token, and
 keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast:
@@ -255,9 +255,10 @@ class BatchDecoder:
         return index.to(self.device, non_blocking=True)
 
     def _result(self, features: Tensor, sampled: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
-        """Make of a clip's tokens what whisper's ``DecodingTask.run`` makes of them."""
+        """Make of a clip's tokens what whisper's ``DecodingTask.run`` makes of them, with a text as in its transcript:
+        a special token, such as another language's, is not part of it."""
         tokens = sampled[: sampled.index(self.eot)] if self.eot in sampled else sampled
-        text = self.task.tokenizer.decode(tokens).strip()
+        text = self.task.tokenizer.decode([token for token in tokens if token < self.eot]).strip()
         return DecodingResult(
             audio_features=features,
             language=self.task.options.language,
