@@ -15,8 +15,10 @@ from conftest import results_of, rows_of
 from tqdm import tqdm
 
 from whisper_quran.checkpoints.average import average_weights
+from whisper_quran.training import train as training
 from whisper_quran.training import trainer
 from whisper_quran.training.epoch_files import EpochFiles
+from whisper_quran.training.optimizer import suited_lr
 from whisper_quran.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,3 +314,18 @@ def test_an_average_that_was_cut_off_is_made_on_resuming(run, tmp_path, monkeypa
     assert whisper.load_model(str(tmp_path / "average.pt"), device="cpu")
     assert sum(row["event"] == "average" for row in rows_of(tmp_path)) == 1
     assert not list(tmp_path.glob("epoch-*.pt"))
+
+
+def test_a_rate_that_is_too_high_for_so_little_audio_is_told_beforehand(run, tmp_path, monkeypatch):
+    options = ("--epochs", 1, "--max-steps", 1, "--no-vanilla")
+    assert "suits" not in run("--out", tmp_path / "1", *options)[1]  # a model of no known size
+    monkeypatch.setattr(training, "size_name", lambda dims: "base")
+    out = run("--out", tmp_path / "2", *options)[1]
+    assert "--lr 0.0005 with 2 steps of warmup suits 100 hours; on 0.0 h (1 steps)" in out
+    assert "use --lr 0.0001 --warmup-steps 5" in out
+    assert "suits" not in run("--out", tmp_path / "3", *options, "--lr", 2e-4)[1]
+
+
+def test_the_suited_rate_grows_from_three_hours_to_experiment_2as():
+    assert [suited_lr(hours) for hours in (0, 0.5, 3, 100, 1000)] == pytest.approx([1e-4, 1e-4, 1e-4, 5e-4, 5e-4])
+    assert suited_lr(10) == pytest.approx(1.74e-4, rel=0.01)

@@ -16,7 +16,7 @@ import torch
 from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
-from ..checkpoints.dims import tokenizer_for
+from ..checkpoints.dims import size_name, tokenizer_for
 from ..config import TrainingConfig
 from ..data.audio_cache import default_cache
 from ..data.batches import Example
@@ -30,6 +30,7 @@ from ..runtime.files import lock_folder
 from ..runtime.interrupts import Interrupts
 from .inputs import saved_options
 from .metrics_log import History, average_name, best_epoch, corpus_wer, require_tensorboard, results_table
+from .optimizer import suited_lr
 from .resume import (
     State,
     check_options,
@@ -111,6 +112,8 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
 
     describe_data(data, config.out, log)
     describe_run(trainer, log)
+    if not state:
+        advise(trainer, log)
     needed = world.on_main(lambda: begin_folder(trainer, new=state is None))
     log(f"disk       at most {format_size(needed)} in {config.out}")
     return trainer
@@ -209,6 +212,23 @@ def describe_run(trainer: Trainer, log: Log) -> None:
         clips = len(trainer.data.train) + sum(map(len, trainer.data.valid.values()))
         log(f"encoder    {describe_cache(cache, clips, world.size)}")
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
+
+
+def advise(trainer: Trainer, log: Log) -> None:
+    """Warn if the learning rate is far above what suits the hours of audio: the model would end worse than it began.
+
+    What suits was found for pretrained weights; a model of another size than OpenAI's has none.
+    """
+    config = trainer.config
+    hours = sum(example.seconds for example in trainer.data.train) / 3600
+    lr = suited_lr(hours)
+    if size_name(trainer.model.dims) is None or config.lr <= 2 * lr:
+        return
+    warmup = max(5, trainer.total_steps // 20)
+    log(
+        f"warning    --lr {config.lr:g} with {config.warmup_steps} steps of warmup suits 100 hours; on {hours:.1f} h "
+        f"({trainer.total_steps} steps) it makes a model worse: use --lr {lr:.1g} --warmup-steps {warmup}"
+    )
 
 
 def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
