@@ -17,11 +17,12 @@ from test_checkpoint import small_whisper
 from whisper.model import ModelDimensions, Whisper
 
 import convert as command
-from whisper_quran.checkpoints import huggingface, torch_zip
+from whisper_quran.checkpoints import huggingface
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.checkpoints.dims import named_dims, tokenizer_for, whisper_shapes
 from whisper_quran.checkpoints.huggingface_tokenizer import byte_characters, merged_pairs
+from whisper_quran.checkpoints.stored_tensor import MappedTensor
 from whisper_quran.checkpoints.tensor_names import huggingface_name, openai_name
 from whisper_quran.runtime.errors import UserError
 
@@ -266,14 +267,14 @@ def test_a_conversion_that_fails_half_way_leaves_dest_alone(
     dest = tmp_path / "dest"
     assert run(saved, dest, "--to", to) is None
     before = snapshot(dest)
-    read: Callable = torch_zip._ZipTensor.read
+    read: Callable = MappedTensor.read
 
-    def fail(tensor: torch_zip._ZipTensor) -> torch.Tensor:
+    def fail(tensor: MappedTensor) -> torch.Tensor:
         if tensor.shape == (51864, 64):  # the decoder's embedding: the encoder has been written
             raise KeyboardInterrupt
         return read(tensor)
 
-    monkeypatch.setattr(torch_zip._ZipTensor, "read", fail)
+    monkeypatch.setattr(MappedTensor, "read", fail)
     with pytest.raises(KeyboardInterrupt):
         run(saved, dest, "--to", to, "--force", "--dtype", "fp32")
     assert snapshot(dest) == before

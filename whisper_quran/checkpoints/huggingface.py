@@ -137,8 +137,8 @@ def write(
     multilingual = dims.n_vocab > ENGLISH_VOCAB
     tokenizer = tokenizer_for(dims, (language or "ar") if multilingual else "en")
     write_json(folder / CONFIG, _model_config(dims, dtype, tokenizer))
-    write_json(folder / FEATURES, _feature_config(dims))
-    write_json(folder / GENERATION, _generation_config(dims, tokenizer))
+    write_json(folder / FEATURES, feature_config(dims))
+    write_json(folder / GENERATION, generation_config(dims, tokenizer))
     write_tokenizer(folder, tokenizer)
     state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors}
     try:
@@ -175,7 +175,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
+def generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
     """Return ``generation_config.json``: the rules of openai-whisper's `decode`, for transformers."""
     multilingual: dict[str, object] = {}
     if tokenizer.language:
@@ -202,7 +202,7 @@ def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str,
     }
 
 
-def _feature_config(dims: ModelDimensions) -> dict[str, object]:
+def feature_config(dims: ModelDimensions) -> dict[str, object]:
     """Return ``preprocessor_config.json``: whisper/audio.py's constants."""
     n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
     return {

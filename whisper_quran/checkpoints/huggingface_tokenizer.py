@@ -8,6 +8,7 @@ pair behind a byte string is what encoding it with the strings learnt before it 
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import whisper.normalizers
 from whisper.tokenizer import Tokenizer
@@ -20,28 +21,22 @@ EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimesta
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write all that transformers, tokenizers and faster-whisper look for: the same vocabulary in each one's form."""
-    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
-    characters = byte_characters()
-    written = ["".join(characters[byte] for byte in token) for token in tokens]
-    vocab = {token: index for index, token in enumerate(written)}
-    merges = [[written[left], written[right]] for left, right in merged_pairs(tokens)]
-    # In the order of their ids. Timestamps are text to Hugging Face: it finds the first of them after the last special.
-    added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
-    special = {token: index < tokenizer.timestamp_begin for token, index in added.items()}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    """Write all that transformers and tokenizers look for: the same vocabulary in each one's form."""
+    fast = fast_tokenizer(tokenizer)
+    added = fast["added_tokens"]
     roles: dict[str, object] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
-    roles["additional_special_tokens"] = [token for token in added if special[token]]
-    write_json(folder / "vocab.json", vocab)
+    roles["additional_special_tokens"] = [token["content"] for token in added if token["special"]]
+    write_json(folder / "tokenizer.json", fast)
+    write_json(folder / "vocab.json", fast["model"]["vocab"])
     with atomic_write(folder / "merges.txt") as file:
-        file.writelines(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)])
-    write_json(folder / "added_tokens.json", added)
+        file.writelines(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in fast["model"]["merges"])])
+    write_json(folder / "added_tokens.json", {token["content"]: token["id"] for token in added})
     write_json(folder / "special_tokens_map.json", roles)
     config = {
         **roles,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(index): {"content": token, **flags, "special": special[token]} for token, index in added.items()
+            str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in added
         },
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
@@ -51,13 +46,26 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "tokenizer_class": "WhisperTokenizer",
     }
     write_json(folder / "tokenizer_config.json", config)
+    spelling = Path(whisper.normalizers.__file__).with_name("english.json")
+    write_json(folder / "normalizer.json", json.loads(spelling.read_text(encoding="utf-8")))
+
+
+def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return ``tokenizer.json``, all that the library tokenizers (and with it faster-whisper) needs."""
+    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
+    characters = byte_characters()
+    written = ["".join(characters[byte] for byte in token) for token in tokens]
+    # In the order of their ids. Timestamps are text to Hugging Face: it finds the first of them after the last special.
+    added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    fast = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": index, "content": token, **flags, "special": special[token]} for token, index in added.items()
+            {"id": index, "content": token, **flags, "special": index < tokenizer.timestamp_begin}
+            for token, index in added.items()
         ],
         "normalizer": None,
         "pre_tokenizer": byte_level,
@@ -65,12 +73,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "decoder": byte_level,
         "model": {
             **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
-            **{"continuing_subword_prefix": "", "end_of_word_suffix": "", "vocab": vocab, "merges": merges},
+            **{"continuing_subword_prefix": "", "end_of_word_suffix": ""},
+            "vocab": {token: index for index, token in enumerate(written)},
+            "merges": [[written[left], written[right]] for left, right in merged_pairs(tokens)],
         },
     }
-    write_json(folder / "tokenizer.json", fast)
-    spelling = Path(whisper.normalizers.__file__).with_name("english.json")
-    write_json(folder / "normalizer.json", json.loads(spelling.read_text(encoding="utf-8")))
 
 
 def _template(ids: dict[str, int]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,32 @@ class StoredTensor:
 
     def _load(self) -> Tensor:
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MappedTensor(StoredTensor):
+    """A tensor whose elements are in the file as they are in memory."""
+
+    start: int  # the byte of the file where its first element is
+    stride: tuple[int, ...]  # in elements
+
+    def _load(self) -> Tensor:
+        assert isinstance(self.dtype, torch.dtype)
+        if not self.nbytes:
+            return torch.empty(self.shape, dtype=self.dtype)
+        length = span(self.shape, self.stride) * self.dtype.itemsize
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        with open(self.path, "rb") as file:
+            place = mmap.mmap(file.fileno(), before + length, access=mmap.ACCESS_COPY, offset=self.start - before)
+        elements = torch.frombuffer(place, dtype=torch.uint8, count=length, offset=before)
+        if before % self.dtype.itemsize:
+            elements = elements.clone()  # the file did not align them
+        return elements.view(self.dtype).as_strided(self.shape, self.stride)
+
+
+def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Return the number of elements from the first of a tensor to its last, both included."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ ever imported or called: a :class:`StandIn` takes the place of every object that
 """
 
 import math
-import mmap
 import pickle
 import pickletools
 import struct
@@ -15,7 +14,7 @@ import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
@@ -26,7 +25,7 @@ from whisper.model import ModelDimensions
 
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
-from .stored_tensor import MAX_HEADER, MAX_NAME, Contents, StoredTensor, at_precision, check_name, damaged
+from .stored_tensor import MAX_HEADER, MAX_NAME, Contents, MappedTensor, at_precision, check_name, damaged, span
 from .tensor_names import plain_name, whisper_prefixes
 
 FILES: frozenset[str] = frozenset()  # one file, no folder
@@ -201,30 +200,6 @@ def _unpickle(path: Path, program: bytes) -> Any:
         raise UserError(f"{path} holds a damaged pickle: copy or download it again") from error
 
 
-@dataclass(frozen=True)
-class _ZipTensor(StoredTensor):
-    start: int  # the byte of the file where its first element is
-    stride: tuple[int, ...]
-
-    def _load(self) -> Tensor:
-        assert isinstance(self.dtype, torch.dtype)
-        if not self.nbytes:
-            return torch.empty(self.shape, dtype=self.dtype)
-        span = _span(self.shape, self.stride) * self.dtype.itemsize
-        before = self.start % mmap.ALLOCATIONGRANULARITY
-        with open(self.path, "rb") as file:
-            place = mmap.mmap(file.fileno(), before + span, access=mmap.ACCESS_COPY, offset=self.start - before)
-        elements = torch.frombuffer(place, dtype=torch.uint8, count=span, offset=before)
-        if before % self.dtype.itemsize:
-            elements = elements.clone()  # the file did not align them
-        return elements.view(self.dtype).as_strided(self.shape, self.stride)
-
-
-def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Return the number of elements from the first of a tensor to its last, both included."""
-    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-
-
 def recognises(path: Path) -> bool:
     """Return whether ``path`` is a zip, or what `torch.save` wrote before it wrote zips."""
     if not path.is_file():
@@ -280,7 +255,7 @@ def read(path: Path) -> Contents:
     )
 
 
-def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tuple[int, int]]) -> _ZipTensor:
+def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tuple[int, int]]) -> MappedTensor:
     """Check what the pickle says of a tensor's place against the file."""
     check_name(path, name)
     offset, size, stride = tensor.offset, tensor.size, tensor.stride
@@ -290,15 +265,15 @@ def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tup
         raise damaged(path, f"{name} has no shape")
     dtype = STORAGE_DTYPES.get(tensor.storage.type)
     if dtype is None:  # no weight of a Whisper, so it will not be read
-        return _ZipTensor(path, name, tensor.storage.type, size, 0, stride)
+        return MappedTensor(path, name, tensor.storage.type, size, 0, stride)
     if tensor.storage.key not in storages:
         raise damaged(path, f"the elements of {name} are missing")
     start, nbytes = storages[tensor.storage.key]
     room = nbytes // dtype.itemsize - offset
     elements = math.prod(size)
-    if elements and (elements > room or _span(size, stride) > room):
+    if elements and (elements > room or span(size, stride) > room):
         raise damaged(path, f"{name} is larger than what is stored of it")
-    return _ZipTensor(path, name, dtype, size, start + offset * dtype.itemsize, stride)
+    return MappedTensor(path, name, dtype, size, start + offset * dtype.itemsize, stride)
 
 
 def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
