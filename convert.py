@@ -1,11 +1,13 @@
-"""Bring a Whisper checkpoint in from PyTorch Lightning or Hugging Face, or out to Hugging Face.
+"""Bring a Whisper checkpoint in from PyTorch Lightning, Hugging Face or faster-whisper, or out to the last two.
 
   python convert.py lightning.ckpt model.pt                 whisper.load_model opens model.pt
   python convert.py whisper-small-quran/ model.pt           a Hugging Face folder
   python convert.py runs/experiment-2a/best.pt hf --to hf   transformers opens the folder hf
+  python convert.py runs/mine/best.pt ct2 --to ct2          faster-whisper opens the folder ct2
 
 SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt, a Hugging Face folder,
-model.safetensors or pytorch_model.bin. Nothing in it is executed, and no class of yours is needed to open it.
+model.safetensors, pytorch_model.bin, or the folder of a CTranslate2 model, which faster-whisper takes. Nothing in it is
+executed, and no class of yours is needed to open it.
 """
 
 from whisper_quran.checkpoints.names import FORMATS, find_checkpoint
@@ -16,7 +18,7 @@ from whisper_quran.runtime.errors import run_command
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint file or folder to read")
-    parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf) to write")
+    parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf, ct2) to write")
     parser.add_argument("--to", choices=tuple(FORMATS), default="openai", help="what to write (default: openai)")
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="its precision (default: fp16)")
     parser.add_argument(

@@ -1,11 +1,13 @@
 """What the tests share: the real recitations beside the repository, and small Whispers made on the spot."""
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,36 @@ def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
                 for linear in (attention.query, attention.key, attention.value):
                     linear.weight *= 6
     return model
+
+
+GET_BASE = ROOT.parent / "shared" / "weights" / "get_base.py"
+
+
+@pytest.fixture(scope="session")
+def base_weights() -> Path:
+    """OpenAI's real `base`: a folder with ``base.pt`` and ``ct2/``, the same weights as CTranslate2 wrote them.
+
+    Downloaded once, into the user's cache, whichever of the tests' processes comes first.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whisper_quran_tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / "base"
+    with open(cache / "base.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not folder.is_dir():
+            if not GET_BASE.is_file():
+                pytest.skip("the script that gets the real weights is not beside the repository (../shared/weights)")
+            with tempfile.TemporaryDirectory(dir=cache) as new:
+                command = [sys.executable, str(GET_BASE), new + "/base"]
+                environment = os.environ | {"PIP_RETRIES": "1", "PIP_TIMEOUT": "15"}
+                done = subprocess.run(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+                )
+                if "CalledProcessError" in done.stderr:  # pip's own exit code
+                    pytest.skip("the real weights cannot be downloaded: no network")
+                assert done.returncode == 0, done.stderr
+                os.rename(new + "/base", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -232,7 +232,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "is empty" in refusal(tmp_path / "empty.pt")
     (tmp_path / "text.pt").write_text("بسم الله الرحمن الرحيم", encoding="utf-8")
     assert "is no checkpoint" in refusal(tmp_path / "text.pt")
-    assert "holds neither model.safetensors nor" in refusal(tmp_path)
+    assert "holds neither model.safetensors nor pytorch_model.bin nor model.bin" in refusal(tmp_path)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     assert "holds no Whisper" in refusal(tmp_path / "linear.pt")
     torch.save([1, 2], tmp_path / "list.pt")

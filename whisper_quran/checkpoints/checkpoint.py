@@ -3,8 +3,9 @@
 A checkpoint is recognised by its contents. Whisper's own `.pt` states its dimensions; a PyTorch Lightning `.ckpt` keeps
 the tensors under `state_dict`, each name behind a prefix (`model.`) and beside those of losses and metrics;
 `torch.compile` and `DistributedDataParallel` put `_orig_mod.` and `module.` into the names; Hugging Face has its own
-names. All of them become one dict of tensors under Whisper's names, and the dimensions follow from the tensors'
-shapes: only the number of heads is in no shape, and every Whisper's heads are 64 wide.
+names, and CTranslate2 its own file too. All of them become one dict of tensors under Whisper's names, and the
+dimensions follow from the tensors' shapes: only the number of heads is in no shape, and every Whisper's heads are 64
+wide.
 
 Nothing in a file is executed, and no weight is read before it is needed.
 """
@@ -37,7 +38,7 @@ class Checkpoint:
     """A Whisper in a file: its dimensions, and the tensors of `Whisper(dims).state_dict()`, not read yet."""
 
     source: Path
-    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
+    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
     dims: ModelDimensions
     tensors: Mapping[str, StoredTensor]
     left_out: tuple[str, ...]  # the names, as in the file, of tensors that are not this Whisper's
@@ -106,7 +107,7 @@ def _read(path: Path) -> Contents:
         if format_module(name).recognises(path):
             return format_module(name).read(path)
     if path.is_dir():
-        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin: give {READABLE}")
+        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin nor model.bin: give {READABLE}")
     if not path.is_file():
         raise UserError(f"{path} is no file or folder: give {READABLE}")
     raise UserError(f"{path} is {'no checkpoint' if path.stat().st_size else 'empty'}: give {READABLE}")

@@ -1,4 +1,4 @@
-"""Carry a Whisper from any checkpoint file into a Whisper `.pt` or a Hugging Face folder."""
+"""Carry a Whisper from any checkpoint into a Whisper `.pt`, a Hugging Face or a CTranslate2 folder."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def convert(
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
     ``dest`` is written whole or not at all: beside its name, then renamed. ``to`` is one of :data:`names.FORMATS`;
-    ``dtype`` is "fp16" or "fp32"; ``language`` is what a Hugging Face Whisper transcribes by default.
+    ``dtype`` is "fp16", "bf16" or "fp32"; ``language`` is what a Hugging Face Whisper transcribes by default.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, or ``dest`` cannot be written.

@@ -15,8 +15,11 @@ WHISPER_NAMES = (
 # Every checkpoint format: the name that `--to` takes, and its module here, which has three functions:
 #   recognises(path) -> bool, read(path) -> Contents, and write(path, dims, tensors, dtype, language);
 # and FILES, the names of all that it may write into a folder: empty if it writes one file.
-FORMATS = {"openai": "torch_zip", "hf": "huggingface"}
-READABLE = "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors or pytorch_model.bin"
+FORMATS = {"openai": "torch_zip", "hf": "huggingface", "ct2": "ctranslate2"}
+READABLE = (
+    "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors, pytorch_model.bin, or a "
+    "CTranslate2 folder"
+)
 MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pretrained()) and give the result"
 
 

@@ -80,7 +80,7 @@ def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 class Contents:
     """What a checkpoint holds, under the names that the file uses."""
 
-    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
+    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
     tensors: Mapping[str, StoredTensor]
     dims: Mapping[str, object]  # the dimensions it states
     nbytes: int
