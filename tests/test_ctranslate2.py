@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_whisper
+from conftest import make_whisper, talkative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoint import same_weights, small_whisper
@@ -226,7 +226,7 @@ def test_a_folder_is_evaluated_and_its_file_left_alone(folder: Path, quran: Path
     with torch.no_grad():
         for parameter in loaded.parameters():
             parameter.zero_()
-    save_checkpoint(tmp_path / "multilingual.pt", make_whisper())
+    save_checkpoint(tmp_path / "multilingual.pt", talkative(make_whisper()))
     convert(tmp_path / "multilingual.pt", tmp_path / "ct2-multilingual", to="ct2", dtype="fp16")
     models = (str(tmp_path / "ct2-multilingual"), str(tmp_path / "multilingual.pt"))
     options = {"reciters": ("AbdulWadood_Haneef",), "surahs": "1:1", "max_duration": 5.0, "precision": "fp32"}
@@ -403,12 +403,16 @@ def test_random_damage_is_refused_or_harmless_but_never_a_traceback(folder: Path
     """Bytes changed, lost and added in all that is not weights."""
     data = (folder / "model.bin").read_bytes()
     model = ModelBin.read(folder / "model.bin")
-    blocks = [(start, len(v.data)) for v in model.variables.values() if v.shape and (start := data.index(v.data)) > 0]
-    weights = {place for start, length in blocks if length > 10**6 for place in range(start, start + length)}
-    places = [place for place in range(len(data)) if place not in weights]
+    places, at = [], 0  # of all bytes but those of weights
+    for variable in model.variables.values():
+        if variable.shape:
+            start = data.index(variable.data, at)
+            places += range(at, start)
+            at = start + len(variable.data)
+    places += range(at, len(data))
     generator = random.Random(0)
     outcomes = {"refused": 0, "read": 0}
-    for _ in range(150):
+    for _ in range(100):
         damaged = bytearray(data)
         for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
             replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
@@ -420,4 +424,4 @@ def test_random_damage_is_refused_or_harmless_but_never_a_traceback(folder: Path
         except UserError as error:
             assert str(error).isprintable()
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 10, outcomes
+    assert outcomes["refused"] > 50

@@ -19,13 +19,14 @@ import soundfile
 import torch
 import torchaudio
 import whisper
-from conftest import make_whisper
+from conftest import make_whisper, talkative
 from test_checkpoint import same_weights, small_whisper
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.checkpoints.convert import convert
+from whisper_quran.runtime.errors import UserError
 
 pytestmark = pytest.mark.peers
 
@@ -334,18 +335,115 @@ def test_transformers_transcribes_a_real_recitation(memorised: Memorised, transf
     assert text.strip() == memorised.text
 
 
-def test_faster_whisper_transcribes_a_real_recitation(memorised: Memorised) -> None:
+@pytest.fixture(scope="session")
+def faster_whisper() -> types.ModuleType:
     pytest.importorskip("ctranslate2")
-    faster_whisper = pytest.importorskip("faster_whisper")
-    converter = Path(sys.executable).with_name("ct2-transformers-converter")
-    dest = memorised.folder / "ct2"
-    command = [converter, "--model", memorised.folder / "hf", "--output_dir", dest]
-    command += ["--copy_files", "tokenizer.json", "preprocessor_config.json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    model = faster_whisper.WhisperModel(str(dest), device="cpu", compute_type="float32", local_files_only=True)
+    return pytest.importorskip("faster_whisper")
+
+
+def convert_with_ctranslate2(hf: Path, dest: Path, quantization: str | None = None) -> None:
+    """Run CTranslate2's own converter on a folder of transformers."""
+    converters = pytest.importorskip("ctranslate2").converters
+    files = ["tokenizer.json", "preprocessor_config.json"]
+    converters.TransformersConverter(str(hf), copy_files=files).convert(str(dest), quantization=quantization)
+
+
+@pytest.mark.parametrize("converter", ["ours", "CTranslate2's"])
+def test_faster_whisper_transcribes_a_real_recitation(
+    converter: str, memorised: Memorised, faster_whisper: types.ModuleType, tmp_path: Path
+) -> None:
+    if converter == "ours":
+        convert(memorised.folder / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
+    else:
+        convert_with_ctranslate2(memorised.folder / "hf", tmp_path / "ct2")
+    model = faster_whisper.WhisperModel(
+        str(tmp_path / "ct2"), device="cpu", compute_type="float32", local_files_only=True
+    )
     segments, _ = model.transcribe(str(memorised.mp3), language="ar", without_timestamps=True)
     assert " ".join(segment.text.strip() for segment in segments) == memorised.text
+
+
+def test_faster_whisper_transcribes_as_with_the_real_folder(
+    base_weights: Path, faster_whisper: types.ModuleType, quran: Path, tmp_path: Path
+) -> None:
+    convert(base_weights / "base.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
+    mp3 = sorted((quran / "audio").glob("*/001002.mp3"))[0]
+    texts = []
+    for folder in (tmp_path / "ct2", base_weights / "ct2"):
+        model = faster_whisper.WhisperModel(str(folder), device="cpu", compute_type="float32", local_files_only=True)
+        for timestamps in (False, True):
+            options = {"language": "ar", "without_timestamps": not timestamps, "word_timestamps": timestamps}
+            segments, _ = model.transcribe(str(mp3), **options)
+            texts.append([(s.text, s.start, s.end, s.words and [w.word for w in s.words]) for s in segments])
+    assert texts[:2] == texts[2:] and "الحمد لله" in texts[0][0][0]
+
+
+@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51865, 80), (51866, 128)])
+def test_faster_whisper_computes_what_whisper_does(
+    n_vocab: int, n_mels: int, faster_whisper: types.ModuleType, quran: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(
+        tmp_path / "model.pt", talkative(make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2), eot_gain=1.5)
+    )
+    convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp32")
+    ours = load_checkpoint(tmp_path / "ct2")
+    theirs = faster_whisper.WhisperModel(
+        str(tmp_path / "ct2"), device="cpu", compute_type="float32", local_files_only=True
+    )
+    assert theirs.model.is_multilingual == (n_vocab > 51864) and theirs.feature_extractor.mel_filters.shape[0] == n_mels
+    audio = whisper.load_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
+    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), n_mels)
+    with torch.no_grad():
+        expected = ours.encoder(mel[None])
+    encoded = torch.from_numpy(np.array(theirs.encode(mel.numpy())))
+    assert torch.allclose(encoded, expected, atol=1e-3) and expected.std() > 0.1
+    language = "ar" if theirs.model.is_multilingual else "en"
+    tokenizer = get_tokenizer(theirs.model.is_multilingual, num_languages=ours.num_languages, language=language)
+    options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False, sample_len=20)
+    prompt = list(tokenizer.sot_sequence_including_notimestamps)
+    (result,) = theirs.model.generate(theirs.encode(mel.numpy()), [prompt], beam_size=1, max_length=60)
+    decoded = whisper.decode(ours, mel, options).tokens
+    assert len(decoded) > 2 and result.sequences_ids[0][:20] == decoded
+
+
+@pytest.mark.parametrize("n_vocab", [51865, 51866])
+def test_the_tokenizer_of_a_faster_whisper_folder_is_whispers(n_vocab: int, quran: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    save_checkpoint(tmp_path / "model.pt", make_whisper(n_vocab=n_vocab, n_mels=128 if n_vocab == 51866 else 80))
+    convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "ct2" / "tokenizer.json"))
+    ours = get_tokenizer(True, num_languages=100 if n_vocab == 51866 else 99)
+    assert theirs.get_vocab_size() == n_vocab
+    for token, index in ours.special_tokens.items():
+        assert theirs.token_to_id(token) == index
+    for name in ("ayah_text_clear.csv", "ayah_text_diacritics.csv"):
+        with open(quran / "metadata" / name, encoding="utf-8-sig", newline="") as file:
+            texts = [row["text"] for row in csv.DictReader(file)]
+        assert len(texts) == 6236
+        for text, encoded in zip(texts, theirs.encode_batch(texts, add_special_tokens=False), strict=True):
+            assert encoded.ids == ours.encode(text)
+            assert theirs.decode(encoded.ids) == text
+
+
+@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51865, 80), (51866, 128)])
+def test_what_ctranslate2_writes_is_read(
+    n_vocab: int, n_mels: int, transformers: types.ModuleType, tmp_path: Path
+) -> None:
+    """Its vectors that are all ones or all zeros are stored once."""
+    model = make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2, state=128)
+    save_checkpoint(tmp_path / "model.pt", model, torch.float32)
+    convert(tmp_path / "model.pt", tmp_path / "hf", to="hf", dtype="fp32")
+    for quantization, dtype in ((None, torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        convert_with_ctranslate2(tmp_path / "hf", tmp_path / str(quantization), quantization)
+        checkpoint = read_checkpoint(tmp_path / str(quantization))
+        assert checkpoint.dims == model.dims and checkpoint.left_out == ()
+        for name, tensor in model.state_dict().items():
+            read = checkpoint.tensors[name].read()
+            assert read.dtype == dtype and torch.equal(read, tensor.to(dtype)), name
+    for quantization in ("int8", "int8_float16") if n_mels == 128 else ():
+        convert_with_ctranslate2(tmp_path / "hf", tmp_path / quantization, quantization)
+        with pytest.raises(UserError, match=rf"is quantised \([\w/]+ is {quantization.partition('_')[0]}\)"):
+            read_checkpoint(tmp_path / quantization)
 
 
 if __name__ == "__main__":

@@ -136,11 +136,9 @@ def _whisper_of(path: Path, found: Contents) -> Checkpoint:
     dims, tensors = _checked(path, found, tensors)
     places, left_out = set(tensors.values()), list(found.left_out)
     for name, original in plain.items():
-        if found.tensors[original] in places:
-            continue
         if name.endswith("proj_out.weight"):
             _check_tied(path, original, found.tensors[original], embedding)
-        else:
+        elif found.tensors[original] not in places:
             left_out.append(original)
     foreign = found.kind in ("PyTorch", "safetensors") and any(openai_name(name) != name for name in found.tensors)
     kind = "Hugging Face" if foreign else found.kind
@@ -173,6 +171,8 @@ def _checked(
 
 def _check_tied(path: Path, name: str, output: StoredTensor, embedding: StoredTensor) -> None:
     """Check that an output layer that Hugging Face stored is the embedding it is tied to; Whisper has only that."""
+    if output == embedding:
+        return
     same_kind = (output.shape, output.dtype) == (embedding.shape, embedding.dtype)
     if not (same_kind and torch.equal(output.read(), embedding.read())):
         raise UserError(f"{path}: {name} is no copy of the token embedding; openai-whisper has no place for it")
