@@ -117,9 +117,7 @@ def transcribe_clips(
                     parts = decoded[piece.clip]
                     parts[piece.number] = "" if fallback and is_silent(result) else result.text, temperature
                     if len(parts) == count[piece.clip]:
-                        del decoded[piece.clip]
-                        texts, temperatures = zip(*(parts[number] for number in sorted(parts)), strict=True)
-                        yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures))
+                        yield _joined(piece.clip, decoded.pop(piece.clip))
             except torch.OutOfMemoryError as error:
                 if slots == 1:
                     raise UserError(
@@ -130,6 +128,12 @@ def transcribe_clips(
                 log(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
             waiting = [piece for index, piece in enumerate(waiting) if index not in done]
         waiting = again
+
+
+def _joined(clip: int, parts: dict[int, tuple[str, float]]) -> Transcript:
+    """Make one transcript of the texts and temperatures of a clip's pieces, by their numbers."""
+    texts, temperatures = zip(*(parts[number] for number in sorted(parts)), strict=True)
+    return Transcript(clip, " ".join(filter(None, texts)), max(temperatures))
 
 
 def needs_fallback(result: DecodingResult) -> bool:
