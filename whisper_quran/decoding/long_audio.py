@@ -95,8 +95,8 @@ def transcribe_clips(
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
     """
-    encoder = encoder or FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
-    source = _Pieces(clips, encoder)
+    dtype = options.get("dtype") or model.decoder.token_embedding.weight.dtype
+    source = _Pieces(clips, encoder or FrozenEncoder(model, dtype))
     waiting = pieces(clips)
     count = Counter(piece.clip for piece in waiting)
     decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
@@ -104,8 +104,7 @@ def transcribe_clips(
         waiting.sort(key=lambda piece: piece.start - piece.end)
         again: list[Piece] = []
         while waiting:
-            slots = min(batch_size, len(waiting))
-            done: set[int] = set()
+            slots, done = min(batch_size, len(waiting)), set[int]()
             try:
                 for index, result in source.decode(waiting, slots, temperature, **options):
                     done.add(index)
