@@ -55,7 +55,7 @@ def test_the_shares_of_a_step_are_the_step():
             assert all(len(batch) <= 2 for batches in shares for batch in batches)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_accumulation_times_processes_in_every_combination(start, tmp_path):
     finish(start(*RUN, "--batch-size", 4, "--out", tmp_path / "1x1"))
     for processes, accumulate in ((1, 2), (1, 4), (2, 1), (2, 2), (4, 1)):

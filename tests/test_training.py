@@ -260,7 +260,7 @@ def test_a_run_that_gets_no_better_ends_when_patience_does(run, tmp_path):
     assert [row["epoch"] for row in rows_of(tmp_path / "run") if row["event"] == "valid"] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("keep", ["all", "best", "last"])
+@pytest.mark.parametrize("keep", ["all", "best"])
 def test_the_average_is_the_mean_of_the_best_epochs_and_is_validated_like_them(run, tmp_path, monkeypatch, keep):
     options = ("--out", tmp_path, "--epochs", 3, "--no-vanilla", "--lr", 1e-3)
     averaged: list[list[Path]] = []
@@ -283,7 +283,7 @@ def test_the_average_is_the_mean_of_the_best_epochs_and_is_validated_like_them(r
     assert row["epochs"] == best and averaged == [[tmp_path / f"epoch-{epoch:03}.pt" for epoch in best]]
     assert f"average of {best[0]}, {best[1]}" in (tmp_path / "results.md").read_text()
     assert str(tmp_path / "average.pt") in out
-    expected = {"all": [0, 1, 2], "last": [2], "best": []}[keep]
+    expected = {"all": [0, 1, 2], "best": []}[keep]
     assert sorted(tmp_path.glob("epoch-*.pt")) == [tmp_path / f"epoch-{epoch:03}.pt" for epoch in expected]
 
     # The state is still that of the last epoch, and a finished run has nothing left to do.
