@@ -15,6 +15,7 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 from whisper.utils import compression_ratio
 
+from whisper_quran.data import encoder_cache
 from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, is_looping
@@ -262,13 +263,13 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
     """The GPU's error, raised where encoding would: for batches of more than one, and once in the midst of it all."""
     calls = []
 
-    def encode_in_little_memory(model, mel, dtype):
+    def encode_in_little_memory(encoder, mel, dtype):
         calls.append(len(mel))
         if len(mel) > 1 or len(calls) == 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(model.encoder, mel, dtype)
 
-    monkeypatch.setattr(long_audio, "encode", encode_in_little_memory)
+    monkeypatch.setattr(encoder_cache, "encode", encode_in_little_memory)
     logged = []
     texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append, sample_len=224))
     assert [texts[index] for index in range(10)] == [result.text for result in expected[:10]]
@@ -278,10 +279,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
 
 
 def test_too_little_memory_for_one_clip_is_the_users_to_mend(model, clips, monkeypatch):
-    def encode_in_no_memory(model, mel, dtype):
+    def encode_in_no_memory(encoder, mel, dtype):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(long_audio, "encode", encode_in_no_memory)
+    monkeypatch.setattr(encoder_cache, "encode", encode_in_no_memory)
     with pytest.raises(UserError, match="smaller model"):
         list(decode_clips(model, clips[:3], batch_size=8, log=lambda line: None))
 
