@@ -260,7 +260,7 @@ def test_force_never_loses_what_a_conversion_did_not_write(saved: Path, tmp_path
     assert (mine / "thesis.tex").read_text() == "years of work" and saved.exists()
 
 
-@pytest.mark.parametrize("to", ["openai", "hf"])
+@pytest.mark.parametrize("to", ["openai", "hf", "ct2"])
 def test_a_conversion_that_fails_half_way_leaves_dest_alone(
     to: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
