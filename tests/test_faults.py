@@ -275,7 +275,7 @@ def test_validation_out_of_memory_takes_fewer_clips_at_a_time(run, tmp_path, mon
     validate = trainer_module.validate
 
     def in_little_memory(*args):
-        if args[-1] > 1:  # batch_size
+        if args[-1].batch_size > 1:
             raise torch.OutOfMemoryError
         return validate(*args)
 

@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,10 +337,14 @@ def test_transformers_transcribes_a_real_recitation(memorised: Memorised, transf
     assert text.strip() == memorised.text
 
 
-@pytest.fixture(scope="session")
-def faster_whisper() -> types.ModuleType:
+@pytest.fixture
+def open_faster_whisper() -> Iterator[Callable[[Path], Any]]:
+    """Open a CTranslate2 folder with faster-whisper, on the CPU in fp32."""
     pytest.importorskip("ctranslate2")
-    return pytest.importorskip("faster_whisper")
+    model = pytest.importorskip("faster_whisper").WhisperModel
+    options = {"device": "cpu", "compute_type": "float32", "local_files_only": True}
+    yield lambda folder: model(str(folder), **options)
+    torch.set_num_threads(1)  # CTranslate2 changes the number for the whole process, see conftest.py
 
 
 def convert_with_ctranslate2(hf: Path, dest: Path, quantization: str | None = None) -> None:
@@ -350,27 +356,25 @@ def convert_with_ctranslate2(hf: Path, dest: Path, quantization: str | None = No
 
 @pytest.mark.parametrize("converter", ["ours", "CTranslate2's"])
 def test_faster_whisper_transcribes_a_real_recitation(
-    converter: str, memorised: Memorised, faster_whisper: types.ModuleType, tmp_path: Path
+    converter: str, memorised: Memorised, open_faster_whisper: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     if converter == "ours":
         convert(memorised.folder / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
     else:
         convert_with_ctranslate2(memorised.folder / "hf", tmp_path / "ct2")
-    model = faster_whisper.WhisperModel(
-        str(tmp_path / "ct2"), device="cpu", compute_type="float32", local_files_only=True
-    )
+    model = open_faster_whisper(tmp_path / "ct2")
     segments, _ = model.transcribe(str(memorised.mp3), language="ar", without_timestamps=True)
     assert " ".join(segment.text.strip() for segment in segments) == memorised.text
 
 
 def test_faster_whisper_transcribes_as_with_the_real_folder(
-    base_weights: Path, faster_whisper: types.ModuleType, quran: Path, tmp_path: Path
+    base_weights: Path, open_faster_whisper: Callable[[Path], Any], quran: Path, tmp_path: Path
 ) -> None:
     convert(base_weights / "base.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
     mp3 = sorted((quran / "audio").glob("*/001002.mp3"))[0]
     texts = []
     for folder in (tmp_path / "ct2", base_weights / "ct2"):
-        model = faster_whisper.WhisperModel(str(folder), device="cpu", compute_type="float32", local_files_only=True)
+        model = open_faster_whisper(folder)
         for timestamps in (False, True):
             options = {"language": "ar", "without_timestamps": not timestamps, "word_timestamps": timestamps}
             segments, _ = model.transcribe(str(mp3), **options)
@@ -380,16 +384,14 @@ def test_faster_whisper_transcribes_as_with_the_real_folder(
 
 @pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51865, 80), (51866, 128)])
 def test_faster_whisper_computes_what_whisper_does(
-    n_vocab: int, n_mels: int, faster_whisper: types.ModuleType, quran: Path, tmp_path: Path
+    n_vocab: int, n_mels: int, open_faster_whisper: Callable[[Path], Any], quran: Path, tmp_path: Path
 ) -> None:
     save_checkpoint(
         tmp_path / "model.pt", talkative(make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2), eot_gain=1.5)
     )
     convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp32")
     ours = load_checkpoint(tmp_path / "ct2")
-    theirs = faster_whisper.WhisperModel(
-        str(tmp_path / "ct2"), device="cpu", compute_type="float32", local_files_only=True
-    )
+    theirs = open_faster_whisper(tmp_path / "ct2")
     assert theirs.model.is_multilingual == (n_vocab > 51864) and theirs.feature_extractor.mel_filters.shape[0] == n_mels
     audio = whisper.load_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
     mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), n_mels)
