@@ -40,7 +40,7 @@ def schedule(step: int, warmup_steps: int, total_steps: int) -> float:
 def suited_lr(hours: float) -> float:
     """The peak learning rate that suits ``hours`` of recitation, for a pretrained Whisper and batches of 16.
 
-    1e-4 up to 3 hours (measured, see the README), Experiment 2A's 5e-4 from 100 hours on, and between them in
+    1e-4 up to 3 hours (measured up to 1, see the README), Experiment 2A's 5e-4 from 100 hours on, and between them in
     proportion on logarithmic scales.
     """
     share = math.log(hours / 3) / math.log(100 / 3) if hours > 0 else 0.0
