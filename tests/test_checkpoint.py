@@ -3,10 +3,12 @@
 import errno
 import io
 import math
+import random
 import re
 import subprocess
 import sys
 import urllib.error
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +41,28 @@ def small_whisper(seed: int = 0, **dims: int) -> Whisper:
     model = Whisper(ModelDimensions(**{**sizes, **dims}))
     torch.nn.init.normal_(model.decoder.positional_embedding)
     return model.eval()
+
+
+def read_damaged(data: bytes, places: Sequence[int], count: int, file: Path, source: Path) -> dict[str, int]:
+    """Write ``data`` to ``file`` with bytes at a few of ``places`` changed, lost and added, and read ``source``.
+
+    Do so ``count`` times; return how often it was refused, and how often read.
+    """
+    generator = random.Random(0)
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(count):
+        damaged = bytearray(data)
+        for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
+            replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
+            damaged[place : place + 1] = replacement
+        file.write_bytes(damaged)
+        try:
+            read_checkpoint(source)
+            outcomes["read"] += 1
+        except UserError as error:
+            assert str(error).isprintable()
+            outcomes["refused"] += 1
+    return outcomes
 
 
 @pytest.fixture

@@ -38,13 +38,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model_state_dict"]
 
 
-@pytest.fixture
-def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the tokenizer's files, which take seconds."""
-    monkeypatch.setattr(huggingface, "write_tokenizer", lambda *arguments: None)
-
-
 @pytest.mark.usefixtures("no_tokenizer")
+@pytest.mark.parametrize("to", ["hf", "ct2"])
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     heads=st.integers(1, 3),
@@ -54,15 +49,15 @@ def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     n_vocab=st.sampled_from([51864, 51865]),
     seed=st.integers(0, 2**32),
 )
-def test_from_openai_to_hf_and_back_is_the_identity(
-    heads: int, width: int, seed: int, tmp_path_factory: pytest.TempPathFactory, **dims: int
+def test_from_openai_to_a_folder_and_back_is_the_identity(
+    to: str, heads: int, width: int, seed: int, tmp_path_factory: pytest.TempPathFactory, **dims: int
 ) -> None:
     state = 4 * heads * width
     dims |= {"n_audio_state": state, "n_text_state": state, "n_audio_head": heads, "n_text_head": 2 * heads}
     folder = tmp_path_factory.mktemp("identity")
     save_checkpoint(folder / "model.pt", small_whisper(seed, **dims), torch.float32)
-    convert(folder / "model.pt", folder / "hf", to="hf", dtype="fp32")
-    convert(folder / "hf", folder / "back.pt", to="openai", dtype="fp32")
+    convert(folder / "model.pt", folder / to, to=to, dtype="fp32")
+    convert(folder / to, folder / "back.pt", to="openai", dtype="fp32")
     assert (folder / "back.pt").read_bytes() == (folder / "model.pt").read_bytes()
 
 

@@ -1,7 +1,6 @@
 """CTranslate2's folders, which faster-whisper opens: read as they are, written as CTranslate2 writes them."""
 
 import json
-import random
 import struct
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_whisper, talkative
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from test_checkpoint import same_weights, small_whisper
+from test_checkpoint import read_damaged, same_weights, small_whisper
 from test_conversion import own_command_line, run  # noqa: F401 (a fixture)
 from whisper.model import ModelDimensions
 
@@ -91,13 +88,6 @@ class ModelBin:
 
 
 @pytest.fixture
-def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the tokenizer, which takes seconds."""
-    empty = {"added_tokens": [], "model": {"vocab": {}}}
-    monkeypatch.setattr(ctranslate2, "fast_tokenizer", lambda tokenizer: empty)
-
-
-@pytest.fixture
 def folder(tmp_path: Path, no_tokenizer: None) -> Path:
     """`small_whisper()` as a CTranslate2 folder, in fp32."""
     save_checkpoint(tmp_path / "model.pt", small_whisper(), torch.float32)
@@ -138,28 +128,6 @@ def test_the_real_base_is_read_bit_for_bit(base_weights: Path, tmp_path: Path) -
     convert(base_weights / "ct2", tmp_path / "base.pt", to="openai", dtype="fp16")
     saved = torch.load(tmp_path / "base.pt", weights_only=True)["model_state_dict"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
-
-
-@pytest.mark.usefixtures("no_tokenizer")
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    heads=st.integers(1, 3),
-    width=st.integers(1, 4),
-    n_audio_layer=st.integers(1, 12),
-    n_text_layer=st.integers(1, 12),
-    n_vocab=st.sampled_from([51864, 51865]),
-    seed=st.integers(0, 2**32),
-)
-def test_from_openai_to_ct2_and_back_is_the_identity(
-    heads: int, width: int, seed: int, tmp_path_factory: pytest.TempPathFactory, **dims: int
-) -> None:
-    state = 4 * heads * width
-    dims |= {"n_audio_state": state, "n_text_state": state, "n_audio_head": heads, "n_text_head": 2 * heads}
-    folder = tmp_path_factory.mktemp("identity")
-    save_checkpoint(folder / "model.pt", small_whisper(seed, **dims), torch.float32)
-    convert(folder / "model.pt", folder / "ct2", to="ct2", dtype="fp32")
-    convert(folder / "ct2", folder / "back.pt", to="openai", dtype="fp32")
-    assert (folder / "back.pt").read_bytes() == (folder / "model.pt").read_bytes()
 
 
 @pytest.mark.usefixtures("no_tokenizer")
@@ -416,18 +384,5 @@ def test_random_damage_is_refused_or_harmless_but_never_a_traceback(folder: Path
             places += range(at, start)
             at = start + len(variable.data)
     places += range(at, len(data))
-    generator = random.Random(0)
-    outcomes = {"refused": 0, "read": 0}
-    for _ in range(100):
-        damaged = bytearray(data)
-        for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
-            replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
-            damaged[place : place + 1] = replacement
-        (folder / "model.bin").write_bytes(damaged)
-        try:
-            read_checkpoint(folder)
-            outcomes["read"] += 1
-        except UserError as error:
-            assert str(error).isprintable()
-            outcomes["refused"] += 1
+    outcomes = read_damaged(data, places, 100, folder / "model.bin", folder)
     assert outcomes["refused"] > 50

@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import make_whisper, results_of
 
+from whisper_quran.config import TrainingConfig
 from whisper_quran.data.encoder_cache import FrozenEncoder, Known, encoder_digest, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.runtime.device import Precision
 
-CPU, FP32 = torch.device("cpu"), Precision("fp32", "")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def clips() -> list[np.ndarray]:
 
 def open_cache(folder, model, setting="auto", dtype="fp32") -> FrozenEncoder:
     encoder = FrozenEncoder(model, Precision(dtype, "").dtype)
-    encoder.cache = open_encoder_cache(setting, folder, model, Precision(dtype, ""), CPU)
+    config = TrainingConfig(cache=folder, encoder_cache=setting)
+    encoder.cache = open_encoder_cache(config, model, Precision(dtype, ""), CPU)
     return encoder
 
 
@@ -114,7 +116,7 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path, clips):
     assert len(entries(tmp_path)) == 4
     assert torch.equal(encode(encoder, clips), whole)
     assert encoder.encoded == 6 + 2
-    assert open_encoder_cache("off", tmp_path, model, FP32, CPU) is None
+    assert open_cache(tmp_path, model, setting="off").cache is None
     assert open_cache(tmp_path, model, setting=str(2 * size / 1e9)).cache.room < 0
 
 
@@ -141,18 +143,8 @@ def test_a_batch_cut_in_half_keeps_what_is_known_beside_its_clips():
     assert (second.keys, second.rows, second.features.flatten().tolist()) == (("c", "d"), (0, 1), [1.0, 2.0])
 
 
-def test_a_run_is_the_same_with_it_and_without(run, tmp_path, monkeypatch):
+def test_a_run_is_the_same_with_it_and_without(run, tmp_path, encoded):
     """Off; filled by this run; found there; some entries damaged; room for a few clips only: one result."""
-    encoded: list[int] = []
-    call = FrozenEncoder.__call__
-
-    def counting(self, audio, known=None):
-        before = self.encoded
-        features = call(self, audio, known)
-        encoded.append(self.encoded - before)
-        return features
-
-    monkeypatch.setattr(FrozenEncoder, "__call__", counting)
     results = []
     for number, (setting, expected) in enumerate(
         [("off", 35), ("auto", 14), ("auto", 0), ("auto", 2), ("0.000001", 35)]

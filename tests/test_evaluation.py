@@ -18,7 +18,6 @@ from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 import evaluate as command
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.data.audio import decode_file
-from whisper_quran.data.encoder_cache import FrozenEncoder
 from whisper_quran.evaluation import evaluate as evaluation
 from whisper_quran.evaluation.predictions import Predictions
 from whisper_quran.evaluation.predictions import read_predictions as predictions_in
@@ -467,28 +466,12 @@ def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop
     assert code == 2 and "--no-fallback False" in err
 
 
-def count_encoded(monkeypatch) -> list[int]:
-    """A list that grows by how many clips each call of an encoder has encoded."""
-    encoded: list[int] = []
-    call = FrozenEncoder.__call__
-
-    def counting(self, audio, known=None):
-        before = self.encoded
-        features = call(self, audio, known)
-        encoded.append(self.encoded - before)
-        return features
-
-    monkeypatch.setattr(FrozenEncoder, "__call__", counting)
-    return encoded
-
-
-def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_path, monkeypatch):
+def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_path, encoded):
     """Two of one size share their encoder's outputs, later evaluations too; the predictions are those without."""
     other = load_checkpoint(workshop / "model0.pt")
     with torch.no_grad():
         other.decoder.token_embedding.weight.normal_(std=0.5)
     save_checkpoint(tmp_path / "other.pt", other)
-    encoded = count_encoded(monkeypatch)
     models = (workshop / "model0.pt", tmp_path / "other.pt")
     cache = tmp_path / "cache"
     found = []
@@ -510,8 +493,7 @@ def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_pat
     assert all(rows == found[0] for rows in found)
 
 
-def test_what_is_decoded_again_is_encoded_once(run, workshop, tmp_path, monkeypatch):
-    encoded = count_encoded(monkeypatch)
+def test_what_is_decoded_again_is_encoded_once(run, workshop, tmp_path, encoded):
     code, _, err = run(workshop / "model0.pt", "--out", tmp_path, "--encoder-cache", "off", fallback=True)
     assert code == 0, err
     assert sum(float(row["fallback"]) > 0 for row in read_predictions(tmp_path)) > 0

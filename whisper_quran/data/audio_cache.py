@@ -19,7 +19,6 @@ import json
 import mmap
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -33,7 +32,7 @@ import numpy as np
 
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
-from ..runtime.files import storage_error
+from ..runtime.files import replacing, storage_error
 from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
 
 DECODER_VERSION = 2
@@ -269,19 +268,14 @@ def _write(path: Path, content: np.ndarray | str) -> None:
 
     There is no fsync, which would take longer than decoding: a file that a power cut left short is decoded again.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(beside, "wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                header = np.lib.format.header_data_from_array_1_0(content)
-                np.lib.format.write_array_header_1_0(file, header)
-                file.write(content.data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, "wb") as file:
+        if isinstance(content, str):
+            file.write(content.encode())
+        else:
+            header = np.lib.format.header_data_from_array_1_0(content)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(content.data)
 
 
 @contextmanager

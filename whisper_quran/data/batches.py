@@ -149,9 +149,8 @@ def make_batch(
     clips = [example.audio(cache) for example in examples]
     known = encoder.find(clips, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
-    if pin:
-        text = tokens.pin_memory(), text[1].pin_memory(), text[2].pin_memory()
-    return Batch(collate(clips, pin), *text, known)
+    given, where, next_tokens = (tensor.pin_memory() if pin else tensor for tensor in text)
+    return Batch(collate(clips, pin), given, where, next_tokens, known)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:

@@ -13,14 +13,12 @@ import hashlib
 import mmap
 import os
 import re
-import secrets
 import shutil
 import struct
 import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +29,11 @@ import torch
 from torch import Tensor, nn
 from whisper.model import AudioEncoder, Whisper
 
+from ..config import EvaluationConfig, TrainingConfig
 from ..runtime.console import Log, no_log
 from ..runtime.device import Precision
-from ..runtime.files import make_folder
+from ..runtime.files import make_folder, replacing
+from .audio_cache import default_cache
 from .features import encode, log_mel
 
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -71,14 +71,14 @@ class EncoderCache:
     Reading and writing take a few threads. A disk that cannot be written stops the writing, nothing else.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, room: int = 0):
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, log: Log = no_log):
         """Open the cache of outputs of ``shape`` (n_audio_ctx, n_audio_state).
 
         Raises:
             UserError: the folder cannot be made.
         """
-        self.folder, self.shape, self.dtype, self.room = make_folder(folder), shape, dtype, room
-        self.log: Log = no_log
+        self.folder, self.shape, self.dtype, self.log = make_folder(folder), shape, dtype, log
+        self.room = 0
         self.bytes = shape[0] * shape[1] * dtype.itemsize
         self.keys = {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
         self._checked: set[str] = set()
@@ -87,7 +87,7 @@ class EncoderCache:
 
     def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known:
         """Look up int16 clips (each (n,)); ``pin`` puts what is found into page-locked memory."""
-        keys = tuple(hashlib.blake2b(clip.tobytes(), digest_size=16).hexdigest() for clip in clips)
+        keys = tuple(_digest(clip) for clip in clips)
         rows = [row for row, key in enumerate(keys) if key in self.keys]
         features = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=pin)
         outputs = features.view(torch.uint8).view(len(rows), self.bytes).numpy()
@@ -134,19 +134,19 @@ class EncoderCache:
     def _write(self, key: str, features: Tensor) -> None:
         """Write an entry under another name and rename it. There is no fsync: what a power cut damages is noticed."""
         content = features.contiguous().view(torch.uint8).numpy()
-        beside = self.folder / f".{key}.{secrets.token_hex(4)}.tmp"
         try:
-            with open(beside, "wb") as file:
+            with replacing(self.folder / key, "wb") as file:
                 file.write(content.data)
                 file.write(_checksum(content))
-            os.replace(beside, self.folder / key)
             self.keys.add(key)
         except OSError as error:
             if self.room > 0:
                 self.log(f"warning    {self.folder} takes no more ({error.strerror}): the rest is encoded every time")
             self.room = 0
-            with suppress(OSError):
-                beside.unlink()
+
+
+def _digest(clip: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(clip).data, digest_size=16).hexdigest()
 
 
 def _checksum(content: np.ndarray) -> bytes:
@@ -179,11 +179,9 @@ class FrozenEncoder:
         self.encoded += len(missing)
         some = audio[missing] if rows else audio
         computed = encode(self._on(audio.device), log_mel(some, self.model.dims.n_mels), self.dtype)
-        if not known:
-            return computed
-        if self.cache and known.keys:
+        if self.cache and known and known.keys:
             self.cache.add([known.keys[row] for row in missing], computed)
-        if not rows:
+        if not known or not rows:
             return computed
         features = computed.new_empty((len(audio), *computed.shape[1:]))
         features[missing], features[list(rows)] = computed, known.features
@@ -213,21 +211,27 @@ class FrozenEncoder:
 
 
 def open_encoder_cache(
-    setting: str, folder: Path, model: Whisper, precision: Precision, device: torch.device
+    config: TrainingConfig | EvaluationConfig,
+    model: Whisper,
+    precision: Precision,
+    device: torch.device,
+    log: Log = no_log,
 ) -> EncoderCache | None:
-    """Open the cache of ``model``'s encoder under ``folder`` as ``setting`` says: off, auto, or at most so many GB.
+    """Open the cache of ``model``'s encoder as ``config`` says: none, or with room for auto or at most so many GB.
 
     ``auto`` takes up to half of what is free on the disk, beside what it has.
 
     Raises:
         UserError: the folder cannot be made.
     """
+    setting = config.encoder_cache
     if setting == "off":
         return None
-    place = make_folder(folder / f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}")
-    cache = EncoderCache(place, (model.dims.n_audio_ctx, model.dims.n_audio_state), precision.dtype)
+    name = f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}"
+    shape = model.dims.n_audio_ctx, model.dims.n_audio_state
+    cache = EncoderCache((config.cache or default_cache()) / name, shape, precision.dtype, log)
     if setting == "auto":
-        cache.room = shutil.disk_usage(place).free // 2 // cache.bytes
+        cache.room = shutil.disk_usage(cache.folder).free // 2 // cache.bytes
     else:
         cache.room = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
     return cache

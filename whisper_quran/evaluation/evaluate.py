@@ -19,7 +19,7 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import AudioCache, default_cache
+from ..data.audio_cache import AudioCache
 from ..data.corpus import Ayah, Corpus, Skipped
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.prepare import prepare_ayat, summary
@@ -150,11 +150,9 @@ class Evaluation:
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use."""
-        encoder, setting = FrozenEncoder(model, precision.dtype), self.config.encoder_cache
-        folder = self.config.cache or default_cache()
-        cache = open_encoder_cache(setting, folder, model, precision, device)
-        if cache and (setting != "auto" or alike or cache.keys):
-            cache.log = self.log
+        encoder = FrozenEncoder(model, precision.dtype)
+        cache = open_encoder_cache(self.config, model, precision, device, self.log)
+        if cache and (self.config.encoder_cache != "auto" or alike or cache.keys):
             encoder.cache = cache
         return encoder
 
@@ -274,9 +272,9 @@ def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensi
     Return the dimensions of each.
     """
     found = {}
+    named = named_dims()  # it has not all names of the large ones, which are multilingual
     for name in names:
         try:
-            named = named_dims()  # it has not all names of the large ones, which are multilingual
             found[name] = named.get(name, named["large-v3"]) if name in WHISPER_NAMES else read_checkpoint(name).dims
             tokenizer_for(found[name], language)
         except UserError as error:

@@ -17,12 +17,29 @@ _MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETO
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """Open a new file beside ``path``; when the block ends well, flush it to disk and rename it over ``path``.
-
-    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is as it was and the new file is gone.
+    """:func:`replacing`, with the file flushed to disk before it is renamed.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        with replacing(path, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+    """Open a new file beside ``path``; when the block ends well, rename it over ``path``.
+
+    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is as it was and the new file is gone. A
+    power cut may leave what was renamed short: :func:`atomic_write` is safe from that, and slower.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -31,11 +48,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     try:
         with open(beside, mode, **({} if "b" in mode else text)) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        raise storage_error(error, path) from error
     finally:
         with suppress(OSError):  # it is not there, or may not be removed: what went wrong before says more
             beside.unlink()

@@ -18,7 +18,6 @@ from whisper.model import ModelDimensions, Whisper
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
 from ..config import TrainingConfig
-from ..data.audio_cache import default_cache
 from ..data.batches import Example
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
@@ -151,11 +150,9 @@ def open_cache(trainer: Trainer) -> None:
     config, encoder = trainer.config, trainer.encoder
     if not encoder or (config.encoder_cache == "auto" and trainer.epochs == 1):
         return
-    folder = config.cache or default_cache()
-    cache = open_encoder_cache(config.encoder_cache, folder, trainer.model, trainer.precision, trainer.device)
-    if cache:
-        cache.log, cache.room = trainer.log, cache.room // trainer.world.size
-    encoder.cache = cache
+    encoder.cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, trainer.log)
+    if encoder.cache:
+        encoder.cache.room //= trainer.world.size
 
 
 def check_agreement(digest: str, first: str) -> None:
