@@ -3,21 +3,24 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_whisper
 from whisper.model import Whisper
 
+from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.batches import Batch
+from whisper_quran.data.batches import Batch, Example
+from whisper_quran.data.corpus import Ayah
 from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
-from whisper_quran.training.loss import Objective
+from whisper_quran.training.loss import Objective, attend_to_audio
 from whisper_quran.training.optimizer import parameter_groups, schedule
 from whisper_quran.training.setup import Setup
-from whisper_quran.training.trainer import Trainer, checkpoint_activations
+from whisper_quran.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 PROMPT = 4
@@ -133,13 +136,56 @@ def test_checkpointed_activations_give_the_same_gradients():
     gradients = []
     for recompute in (False, True):
         model = make_whisper(layers=2)
-        objective = Objective(model, train_encoder=True)
-        if recompute:
-            checkpoint_activations([*model.encoder.blocks, *model.decoder.blocks])
+        objective = Objective(model, train_encoder=True, grad_checkpoint=recompute)
         objective(mel, batch.tokens, batch.positions, batch.targets).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("length", [1, 20, 64, 65])
+def test_attention_to_the_audio_is_whispers_own_in_values_and_gradients(length):
+    attention = make_whisper().decoder.blocks[0].cross_attn
+    state = attention.query.in_features
+    results = []
+    for attend in (lambda _, x, audio: attention(x, audio)[0], attend_to_audio):
+        torch.manual_seed(0)
+        x, audio = torch.randn(2, length, state, requires_grad=True), torch.randn(2, 1500, state, requires_grad=True)
+        attention.zero_grad()
+        attended = attend(attention, x, audio)
+        (attended * torch.randn_like(attended)).sum().backward()
+        results.append([attended, x.grad, audio.grad, *(parameter.grad for parameter in attention.parameters())])
+    for own, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_to_the_audio_is_about_as_near_fp32_in_bf16_as_whispers_own(base_weights):
+    """On real weights, whose audio features have a few large dimensions."""
+    model = load_checkpoint(base_weights / "base.pt", CPU)
+    audio = model.encoder(torch.randn(2, 80, 3000)).detach()
+    x = torch.randn(2, 20, 512)
+    for block in model.decoder.blocks:
+        exact = block.cross_attn(x, audio)[0]
+        with Precision("bf16", "").autocast(CPU):
+            own = block.cross_attn(x, audio.bfloat16())[0]
+            ours = attend_to_audio(block.cross_attn, x, audio.bfloat16())
+        assert (ours - exact).norm() < 1.5 * (own - exact).norm()
+
+
+def test_a_steps_micro_batches_have_texts_of_one_length(tmp_path):
+    tokens = [tuple(range(3 + (7 * n) % 16)) for n in range(16)]
+    examples = [Example((Ayah("r", tmp_path / f"{n}.mp3", ""),), 8000, taken, 1) for n, taken in enumerate(tokens)]
+
+    class Silence:
+        def read(self, audio):
+            return np.zeros(8000, np.int16)
+
+    model = make_whisper()
+    config = TrainingConfig(batch_size=8, accumulate=2)
+    trainer = Trainer(config, TrainingData(examples, {}, Silence(), []), model, Setup(CPU))
+    (taken,) = trainer.steps()
+    assert [batch.tokens.shape for batch in taken.batches] == [(4, 5), (4, 9), (4, 13), (4, 17)]
+    assert taken.clips == 16
 
 
 def test_the_schedule_warms_up_then_falls_to_nothing():

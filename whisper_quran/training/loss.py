@@ -4,23 +4,32 @@ Summed, not averaged: a mean of micro-batch means is not the mean over the step 
 training step divides by the target tokens of the whole step, whatever it was cut into.
 """
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.model import Whisper
+from torch.utils.checkpoint import checkpoint
+from whisper.model import MultiHeadAttention, ResidualAttentionBlock, Whisper
 
 
 class Objective(nn.Module):
     """Audio and tokens in, summed cross-entropy out.
 
     The audio is mel spectrograms if the encoder is trained. A frozen encoder has no part in it: its parameters ask for
-    no gradient, and its outputs come in (:class:`..data.encoder_cache.FrozenEncoder`).
+    no gradient, and its outputs come in (:class:`..data.encoder_cache.FrozenEncoder`). With ``grad_checkpoint`` every
+    block recomputes its activations in the backward pass in place of keeping them.
     """
 
-    def __init__(self, whisper: Whisper, train_encoder: bool):
+    def __init__(self, whisper: Whisper, train_encoder: bool, grad_checkpoint: bool = False):
         super().__init__()
         self.whisper = whisper
         self.train_encoder = train_encoder
+        self.grad_checkpoint = grad_checkpoint
         whisper.encoder.requires_grad_(train_encoder)
+        if grad_checkpoint and train_encoder:
+            for block in whisper.encoder.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     def loss(self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats, summed over ``targets``; the arguments are those of :class:`..data.batches.Batch`.
@@ -31,7 +40,10 @@ class Objective(nn.Module):
         x = decoder.token_embedding(tokens) + decoder.positional_embedding[: tokens.shape[1]]
         x = x.to(audio_features.dtype)
         for block in decoder.blocks:
-            x = block(x, audio_features, mask=decoder.mask)
+            if self.grad_checkpoint:
+                x = checkpoint(decode_block, block, x, audio_features, decoder.mask, use_reentrant=False)
+            else:
+                x = decode_block(block, x, audio_features, decoder.mask)
         x = decoder.ln(x).flatten(0, 1)[positions]
         logits = F.linear(x, decoder.token_embedding.weight.to(x.dtype))
         return F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -40,3 +52,31 @@ class Objective(nn.Module):
         """Compute :meth:`loss` of mel spectrograms (batch, n_mels, 3000), or of a frozen encoder's audio features."""
         features = self.whisper.encoder(audio) if self.train_encoder else audio
         return self.loss(features, tokens, positions, targets)
+
+
+def decode_block(block: ResidualAttentionBlock, x: Tensor, audio_features: Tensor, mask: Tensor) -> Tensor:
+    """Apply a block of the decoder to x (batch, length, n_text_state), as its own ``forward`` does."""
+    x = x + block.attn(block.attn_ln(x), mask=mask)[0]
+    x = x + attend_to_audio(block.cross_attn, block.cross_attn_ln(x), audio_features)
+    return x + block.mlp(block.mlp_ln(x))
+
+
+def attend_to_audio(attention: MultiHeadAttention, x: Tensor, audio_features: Tensor) -> Tensor:
+    """Cross-attention of x (batch, length, n_text_state) to audio features (batch, n_audio_ctx, n_audio_state).
+
+    Whisper projects 1,500 frames of audio to keys and values, for an ayah of some twenty tokens. The products can be
+    taken in another order: q · (W k) = (Wᵀ q) · k, and the mean of projected values is the projected mean of values. So
+    the few queries are projected instead, into every head's view of the audio, which is less work as long as there are
+    fewer tokens than a head has dimensions. Same numbers but for rounding.
+    """
+    batch, length, state = x.shape
+    heads, size = attention.n_head, state // attention.n_head
+    if length > size:
+        return attention(x, audio_features)[0]
+    queries = (attention.query(x) * size**-0.5).view(batch * length, heads, size).transpose(0, 1)
+    queries = (queries @ attention.key.weight.view(heads, size, state)).view(heads, batch, length, state)
+    scores = queries.transpose(0, 1).flatten(1, 2) @ audio_features.mT  # (batch, heads * length, n_audio_ctx)
+    weights = torch.softmax(scores.float(), dim=-1).to(audio_features.dtype)
+    means = (weights @ audio_features).view(batch, heads, length, state).transpose(0, 1)
+    values = means.flatten(1, 2) @ attention.value.weight.view(heads, size, state).mT
+    return attention.out(values.transpose(0, 1).reshape(batch, length, state) + attention.value.bias)

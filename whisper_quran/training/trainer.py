@@ -7,16 +7,15 @@ anywhere goes on from its last saved step to the weights it would have had.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from signal import SIGTERM
 from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
 from ..checkpoints.average import average_weights
@@ -39,6 +38,7 @@ from .validation import Validation, validate
 
 SAVE_SECONDS = 600.0  # between two saves, unless --save-every says otherwise
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
+CPU_BATCH = 4  # clips at a time: a CPU gains nothing by more, and with few of one length there is little padding
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trainer:
         self.config, self.data, self.model, self.setup = config, data, model, setup
         self.device, self.precision, self.world = setup.device, setup.precision, setup.world
         self.interrupts, self.log = setup.interrupts, setup.log
-        self.objective = Objective(model, config.train_encoder)
+        self.objective = Objective(model, config.train_encoder, config.grad_checkpoint)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
         # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
@@ -66,8 +66,6 @@ class Trainer:
             # What it needs on the device is a copy in the run's precision, and not even that once all is in the cache.
             model.encoder.to("cpu")
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
-        if config.grad_checkpoint:
-            checkpoint_activations([*(model.encoder.blocks if config.train_encoder else ()), *model.decoder.blocks])
         self.forward = torch.compile(self.objective) if config.compile else self.objective
         self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
@@ -79,6 +77,8 @@ class Trainer:
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
         # Clips at a time, in training and in validation: fewer once a GPU's memory has run out.
         self.micro_batch = self.valid_batch = config.batch_size
+        if self.device.type == "cpu":
+            self.micro_batch = min(config.batch_size, CPU_BATCH)
         self.last_save = time.monotonic()
 
         self.clips_per_step = clips_per_step(config, self.world.size)
@@ -187,13 +187,13 @@ class Trainer:
         return clips // 2
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps that remain of the epoch."""
+        """Yield the steps that remain of the epoch, each with texts of one length in a micro-batch."""
         order = epoch_order(len(self.data.train), self.config.seed, self.epoch)
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
-            examples = [self.data.train[i] for i in clips]
-            mine = shard(examples, self.config.batch_size, self.world.rank, self.world.size)
+            examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
+            mine = shard(examples, self.micro_batch, self.world.rank, self.world.size)
             batches = [make_batch(part, self.data.cache, pin, self.encoder) for part in mine]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
@@ -452,9 +452,3 @@ class Trainer:
 def is_finite(loss: float, norm: float) -> bool:
     """Return True if a step with this loss and this norm of the gradient was taken."""
     return math.isfinite(loss) and math.isfinite(norm)
-
-
-def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
-    """Make every block recompute its activations in the backward pass in place of keeping them."""
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
