@@ -2,6 +2,8 @@
 
   python benchmarks/train.py --data DIR                          a tiny-sized Whisper on this CPU
   python benchmarks/train.py --data DIR --size small --device cuda --batch-size 16 32 64
+  python benchmarks/train.py --data DIR --profile                the operators that one step spends its time in
+  python benchmarks/train.py --data DIR --peers --model base.pt  other projects on the same clips (benchmarks/peers.py)
 
 The weights are random, since speed does not depend on them; the recordings are real, through the real cache, loader
 and loop. Utilisation counts the arithmetic that the model needs (2 operations a multiply-add; a frozen encoder once, a
@@ -12,11 +14,17 @@ matrix product in the same dtype, in the same run.
 import argparse
 import copy
 import resource
+import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # after this folder: there is a train.py there, too
 
 import torch
+from torch import Tensor
 from whisper.audio import N_FRAMES
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
@@ -28,19 +36,66 @@ from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import choose_device, choose_precision
 from whisper_quran.training.setup import Setup
-from whisper_quran.training.trainer import Trainer
+from whisper_quran.training.trainer import Step, Trainer
 
-SIZES = {"tiny": (384, 6, 4), "base": (512, 8, 6), "small": (768, 12, 12), "medium": (1024, 16, 24)}
-PROMPT = 4
+SIZES = {
+    "nano": (64, 1, 1),  # smaller than any Whisper: to try a script
+    "tiny": (384, 6, 4),
+    "base": (512, 8, 6),
+    "small": (768, 12, 12),
+    "medium": (1024, 16, 24),
+    "large-v3": (1280, 20, 32),
+}
+WARM_UP = 3  # steps
 
 
-def make_model(size: str) -> Whisper:
+@dataclass(frozen=True)
+class Clips:
+    """Real ayat of at most 30 s, and where their decoded recordings are."""
+
+    examples: list[Example]
+    recordings: AudioCache
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a few steps took. ``memory`` is the peak in bytes: the GPU's, or without one this process's."""
+
+    clips_per_s: float
+    step_ms: float
+    utilisation: float
+    data_wait: float
+    memory: int
+    micro_batch: int  # clips at a time in the end: fewer than the batch if the GPU's memory ran out
+
+
+def make_model(size: str, device: torch.device | str = "cpu") -> Whisper:
+    """A Whisper with the dimensions of ``size`` and random weights, made on ``device``."""
     state, heads, layers = SIZES[size]
+    n_mels, n_vocab = (128, 51866) if size == "large-v3" else (80, 51865)
     torch.manual_seed(0)
-    model = Whisper(ModelDimensions(80, 1500, state, heads, layers, 51865, 448, state, heads, layers))
+    with torch.device(device):
+        model = Whisper(ModelDimensions(n_mels, 1500, state, heads, layers, n_vocab, 448, state, heads, layers))
     torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)
     torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.02)
     return model
+
+
+def open_clips(data: Path, cache: Path, limit: int | None = None) -> Clips:
+    """Decode the ayat under ``data``, of every reciter at most ``limit``, and pair them with their tokens."""
+    corpus = open_corpus(data)
+    ayat, _ = corpus.select(corpus.reciters)
+    ayat = [ayah for name in corpus.reciters for ayah in [ayah for ayah in ayat if ayah.reciter == name][:limit]]
+    sources = {name: [ayah.audio for ayah in ayat if ayah.reciter == name] for name in corpus.reciters}
+    recordings = prepare_audio(sources, cache, workers=4)
+    tokenizer = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
+    return Clips(build_examples(ayat, recordings, tokenizer, 30, 448)[0], recordings)
+
+
+def make_trainer(model: Whisper, clips: Clips, setup: Setup, **options: Any) -> Trainer:
+    """The trainer of a run on all ``clips``, without validation."""
+    config = TrainingConfig(**{"lr": 1e-5, **options})
+    return Trainer(config, TrainingData(clips.examples, {}, clips.recordings, []), model, setup)
 
 
 def step_flops(model: Whisper, batch: Batch, train_encoder: bool) -> float:
@@ -77,62 +132,135 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(
-    model: Whisper, examples: list[Example], recordings: AudioCache, args: argparse.Namespace, setup: Setup, rate: float
-) -> str:
-    """Train a few steps of ``args.batch_size`` clips; return the table's row."""
-    batch_size, device = args.batch_size, setup.device
-    config = TrainingConfig(lr=1e-5, train_encoder=args.train_encoder, compile=args.compile)
-    trainer = Trainer(config, TrainingData(examples, {}, recordings, []), model, setup)
-    order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * (args.steps + 3)]
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors took on the GPU, or without one that this process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(trainer: Trainer, steps: int, rate: float) -> Throughput:
+    """Train ``steps`` steps of the trainer's batch size, after a few to warm up; ``rate`` is :func:`matmul_rate`'s."""
+    device, examples, batch_size = trainer.device, trainer.data.train, trainer.config.batch_size
+    count = steps + WARM_UP
+    order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * count]
     pin = device.type == "cuda"
-    feed = prefetch(make_batch([examples[i] for i in part], recordings, pin) for part in split(order, batch_size))
+    feed = prefetch(
+        make_batch([examples[i] for i in part], trainer.data.cache, pin, trainer.encoder)
+        for part in split(order, batch_size)
+    )
     if pin:
         torch.cuda.reset_peak_memory_stats(device)
-    clips = flops = waited = 0.0
-    for number in range(args.steps + 3):
-        if number == 3:  # the first ones warm up
+    for number in range(count):
+        if number == WARM_UP:
             synchronize(device)
-            start, clips, flops, waited = time.perf_counter(), 0.0, 0.0, 0.0
+            start, clips, flops, waited = time.perf_counter(), 0, 0.0, 0.0
         asked = time.perf_counter()
         batch = next(feed)
-        waited += time.perf_counter() - asked
-        trainer.training_step([batch], batch.target_tokens)
-        clips += len(batch)
-        flops += step_flops(model, batch, args.train_encoder)
+        if number >= WARM_UP:
+            waited += time.perf_counter() - asked
+            clips += len(batch)
+            flops += step_flops(trainer.model, batch, trainer.config.train_encoder)
+        trainer.step_within_memory(Step([batch], len(batch), batch.target_tokens))
     synchronize(device)
     seconds = time.perf_counter() - start
-    memory = (
-        torch.cuda.max_memory_allocated(device) if pin else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Throughput(
+        clips_per_s=clips / seconds,
+        step_ms=1000 * seconds / steps,
+        utilisation=flops / seconds / rate,
+        data_wait=waited / seconds,
+        memory=peak_memory(device),
+        micro_batch=trainer.micro_batch,
     )
-    cells = [
-        f"{args.size}{' compiled' if args.compile else ''}",
-        setup.precision.name,
-        batch_size,
-        f"{clips / seconds:.1f}",
-    ]
-    cells += [f"{1000 * seconds / args.steps:.0f}", f"{100 * flops / seconds / rate:.0f} %"]
-    cells += [f"{100 * waited / seconds:.2f} %", f"{memory / 2**30:.2f} GiB"]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
-def accumulation_error(examples: list[Example], recordings: AudioCache) -> tuple[float, float]:
+def gradient_of_step(trainer: Trainer, batches: list[Batch]) -> tuple[float, Tensor]:
+    """Take a step; return its loss and its gradient, of all trained parameters, on the CPU.
+
+    fp16's scaler may skip steps, which change nothing, until it has found its scale.
+    """
+    gradients: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        trained = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+        gradients.append(torch.cat([parameter.grad.flatten().float().cpu() for parameter in trained]))
+
+    hook = trainer.optimizer.register_step_pre_hook(keep)
+    for _ in range(30):
+        loss, _ = trainer.training_step(batches, sum(batch.target_tokens for batch in batches))
+        if gradients:
+            hook.remove()
+            return loss, gradients[0]
+    raise RuntimeError("30 steps in a row were skipped")
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """How far ``value`` is from ``expected``, relative to its norm."""
+    return ((value - expected).norm() / expected.norm()).item()
+
+
+def accumulation_error(clips: Clips) -> tuple[float, float]:
     """How far 4 × 4 accumulated is from a batch of 16, in fp32 on the CPU: gradient and update, relative."""
     original = make_model("tiny")
     gradients, updates = [], []
     for size in (16, 4):
         model = copy.deepcopy(original)
-        config = TrainingConfig(lr=1e-3, warmup_steps=0, clip_grad=0)
-        trainer = Trainer(config, TrainingData(examples, {}, recordings, []), model, Setup(torch.device("cpu")))
-        trainer.optimizer.register_step_pre_hook(
-            lambda *_, model=model: gradients.append(torch.cat([p.grad.flatten() for p in model.decoder.parameters()]))
-        )
-        batches = [make_batch(part, recordings) for part in split(examples[:16], size)]
-        trainer.training_step(batches, sum(batch.target_tokens for batch in batches))
+        trainer = make_trainer(model, clips, Setup(torch.device("cpu")), lr=1e-3, warmup_steps=0, clip_grad=0)
+        batches = [make_batch(part, clips.recordings) for part in split(clips.examples[:16], size)]
+        gradients.append(gradient_of_step(trainer, batches)[1])
         moved = zip(model.decoder.parameters(), original.decoder.parameters(), strict=True)
         updates.append(torch.cat([(new - old).detach().flatten() for new, old in moved]))
-    gradient, step = (((a - b).norm() / a.norm()).item() for a, b in (gradients, updates))
-    return gradient, step
+    return relative(gradients[1], gradients[0]), relative(updates[1], updates[0])
+
+
+def top_operators(trainer: Trainer, count: int) -> list[tuple[str, float, float]]:
+    """Profile one step: the kernels (on a CPU the operators) that take longest, with milliseconds and share of all."""
+    batch = make_batch(trainer.data.train[: trainer.config.batch_size], trainer.data.cache)
+    for _ in range(WARM_UP):
+        trainer.training_step([batch], batch.target_tokens)
+    on_gpu = trainer.device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        trainer.training_step([batch], batch.target_tokens)
+        synchronize(trainer.device)
+    times: dict[str, float] = {}
+    for event in profile.key_averages():
+        if not on_gpu:
+            times[event.key] = event.self_cpu_time_total
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+            times[event.key] = event.self_device_time_total
+    total = sum(times.values())
+    longest = sorted(times, key=lambda name: -times[name])[:count]
+    return [(name, times[name] / 1000, times[name] / total) for name in longest]
+
+
+def print_throughput(clips: Clips, setup: Setup, args: argparse.Namespace) -> None:
+    """The table: a row for every batch size."""
+    rate = matmul_rate(setup.device, setup.precision.dtype)
+    print(f"\n{rate / 1e12:.2f} TFLOP/s on a large {setup.precision.name} matrix product; random weights")
+    print(f"{len(clips.examples)} real ayat, encoder {'trained' if args.train_encoder else 'frozen'}\n")
+    print("| model | precision | batch | clips/s | ms a step | utilisation | waiting for data | memory |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for batch_size in args.batch_size:
+        model = make_model(args.size, setup.device)
+        options = {"batch_size": batch_size, "train_encoder": args.train_encoder, "compile": args.compile}
+        row = measure(make_trainer(model, clips, setup, **options), args.steps, rate)
+        cells = [f"{args.size}{' compiled' if args.compile else ''}", setup.precision.name, str(batch_size)]
+        cells += [f"{row.clips_per_s:.1f}", f"{row.step_ms:.0f}", f"{100 * row.utilisation:.0f} %"]
+        cells += [f"{100 * row.data_wait:.2f} %", f"{row.memory / 2**30:.2f} GiB"]
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_profile(clips: Clips, setup: Setup, args: argparse.Namespace) -> None:
+    """The longest kernels or operators of a step of the first batch size."""
+    options = {"batch_size": args.batch_size[0], "train_encoder": args.train_encoder}
+    trainer = make_trainer(make_model(args.size, setup.device), clips, setup, **options)
+    print(f"\none step of {args.size}, batch {args.batch_size[0]}, {setup.precision.name}\n")
+    print("| operator | ms | share |\n| --- | ---: | ---: |")
+    for name, milliseconds, share in top_operators(trainer, 12):
+        print(f"| `{name[:90]}` | {milliseconds:.1f} | {100 * share:.1f} % |")
 
 
 def main() -> None:
@@ -145,28 +273,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--train-encoder", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print what one step spends its time in")
+    parser.add_argument("--peers", action="store_true", help="compare with other projects, from the weights of --model")
+    parser.add_argument("--model", type=Path, help="with --peers: a Whisper checkpoint")
+    parser.add_argument("--clips", type=int, default=64, help="with --peers: a multiple of the batch size")
+    parser.add_argument("--valid-clips", type=int, default=16, help="with --peers")
+    parser.add_argument("--epochs", type=int, default=5, help="with --peers")
     args = parser.parse_args()
+    if args.peers:
+        from peers import compare  # benchmarks/peers.py
+
+        return compare(args)
 
     device, reason = choose_device(args.device)
-    model = make_model(args.size).to(device)
-    precision = choose_precision(args.precision, device, model)
-    tokenizer = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
-    corpus = open_corpus(args.data)
-    ayat, _ = corpus.select(corpus.reciters)
-    sources = {reciter: [ayah.audio for ayah in ayat if ayah.reciter == reciter] for reciter in corpus.reciters}
+    setup = Setup(device, choose_precision(args.precision, device, make_model(args.size)))
+    print(f"{device}: {reason}")
     with tempfile.TemporaryDirectory() as cache:
-        recordings = prepare_audio(sources, Path(cache), workers=4)
-        examples, _ = build_examples(ayat, recordings, tokenizer, 30, 448)
-        setup = Setup(device, precision)
-        rate = matmul_rate(device, precision.dtype)
-        print(f"\n{device}: {reason}; {rate / 1e12:.2f} TFLOP/s on a large {precision.name} matrix product")
-        print(f"{len(examples)} real ayat, encoder {'trained' if args.train_encoder else 'frozen'}, random weights\n")
-        print("| model | precision | batch | clips/s | ms a step | utilisation | waiting for data | memory |")
-        print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-        for batch_size in args.batch_size:
-            args.batch_size = batch_size
-            print(measure(model, examples, recordings, args, setup, rate))
-        gradient, step = accumulation_error(examples, recordings)
+        clips = open_clips(args.data, Path(cache))
+        if args.profile:
+            return print_profile(clips, setup, args)
+        print_throughput(clips, setup, args)
+        gradient, step = accumulation_error(clips)
         print("\n4 × 4 accumulated against a batch of 16, fp32, relative:")
         print(f"gradients differ by {gradient:.1e}, AdamW's first updates by {step:.1e}")
 
