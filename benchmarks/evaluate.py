@@ -8,10 +8,9 @@ starts from audio decoded beforehand and includes the log-mel. Every row is a pr
 and has the batch size, of ``--batch-sizes``, that it is fastest with. The last lines show that memory does not grow
 with the number of ayat.
 
-  python benchmarks/evaluate.py --data DIR --long small
+  python benchmarks/evaluate.py --data DIR --model base.pt
 
-compares instead, on recordings over 30 s and with a real model, cutting at pauses with ``whisper.transcribe``, which
-moves its window by the timestamps that it decodes: the WER beside the speed.
+compares instead with real weights, with the WER beside the speed: see benchmarks/accuracy.py.
 """
 
 import argparse
@@ -35,15 +34,10 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.audio_cache import AudioCache, Clip, prepare_audio
-from whisper_quran.data.corpus import open_corpus
-from whisper_quran.data.text import normalize
 from whisper_quran.decoding.batch_decoder import BatchDecoder
-from whisper_quran.decoding.long_audio import decode_clips, transcribe_clips
-from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.runtime.console import percent
+from whisper_quran.decoding.long_audio import decode_clips
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51865, 448, 384, 6, 4)
 SMALL = ModelDimensions(80, 1500, 768, 12, 12, 51865, 448, 768, 12, 12)
@@ -283,36 +277,6 @@ def run(row: Row) -> Measured:
     return measured
 
 
-def compare_long(args: argparse.Namespace) -> None:
-    """Transcribe the ayat over 30 s in both ways, each with its fallback and in the same precision."""
-    corpus = open_corpus(args.data)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = {name: [ayah.audio for ayah in corpus.select([name])[0]] for name in corpus.reciters}
-        cache = prepare_audio(sources, Path(folder), os.cpu_count() or 1)
-        ayat = [ayah for ayah in corpus.select(corpus.reciters)[0] if ayah.audio in cache]
-        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) > 30 * RATE][: args.clips]
-        clips = [cache.read(ayah.audio) for ayah in ayat]
-        hours = sum(map(len, clips)) / RATE / 3600
-        model, fp16 = load_checkpoint(args.long, args.device), args.device == "cuda"
-        options = {"batch_size": args.batch_sizes[-1], "dtype": torch.float16 if fp16 else torch.float32}
-        ways: dict[str, Callable[[], list[str]]] = {
-            "whisper.transcribe": lambda: [
-                model.transcribe(as_float(clip), language="ar", fp16=fp16)["text"] for clip in clips
-            ],
-            "ours": lambda: [
-                text for _, text in sorted((t.clip, t.text) for t in transcribe_clips(model, clips, **options))
-            ],
-        }
-        print(f"{len(ayat)} ayat over 30 s, {60 * hours:.1f} min, {args.long}, load {os.getloadavg()[0]:.1f}")
-        for way, transcribe in ways.items():
-            start, errors = time.perf_counter(), ErrorCounts()
-            texts = transcribe()
-            seconds = time.perf_counter() - start
-            for ayah, text in zip(ayat, texts, strict=True):
-                errors += count_errors(normalize(ayah.text, "diacritics"), normalize(text, "diacritics"))
-            print(f"{way:20} WER {percent(errors.wer):>8}  {3600 * hours / seconds:8.1f} × real time", flush=True)
-
-
 def main() -> None:
     if sys.argv[1:] == ["--row"]:
         print(asdict(measure(pickle.load(sys.stdin.buffer))))
@@ -324,10 +288,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=34, help="a clip (default: 34)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=1, help="passes over everything, of which the best counts")
-    parser.add_argument("--long", metavar="MODEL", help="compare on --clips ayat over 30 s instead, with this model")
+    parser.add_argument("--model", help="compare WER and speed with these real weights instead")
+    parser.add_argument("--reciter", help="with --model: of this reciter only")
+    parser.add_argument("--long", action="store_true", help="with --model: on ayat over 30 s")
     args = parser.parse_args()
-    if args.long:
-        return compare_long(args)
+    if args.model:
+        from accuracy import compare  # benchmarks/accuracy.py
+
+        return compare(args)
 
     with tempfile.TemporaryDirectory() as folder:
         sources = {reciter.name: sorted(reciter.iterdir()) for reciter in sorted((args.data / "audio").iterdir())}
