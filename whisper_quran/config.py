@@ -53,6 +53,14 @@ class TrainingConfig:
     valid_limit: int | None = _data(None, "ayat per validation reciter", at_least=1, fixed=True)
     allow_overlap: bool = _data(False, "let a reciter be in both splits", fixed=True)
 
+    pack: float = _data(
+        0.0, "share of windows made of consecutive ayat, joined up to --max-duration", at_least=0, at_most=1, fixed=True
+    )
+    timestamps: float = _data(0.0, "share of windows taught with timestamps", at_least=0, at_most=1, fixed=True)
+    prompt: float = _data(
+        0.0, "share of windows taught after the text that comes before them", at_least=0, at_most=1, fixed=True
+    )
+
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)
     train_encoder: bool = _model(False, "train the encoder too (Experiment 2A froze it)", fixed=True)

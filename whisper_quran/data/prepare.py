@@ -15,6 +15,7 @@ from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
 from .corpus import Ayah, Corpus, Skipped, open_corpus, training_reciters
+from .windows import WindowMaker
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def prepare_data(
             ayat, prepared.cache, tokenizer, config.max_duration, model.dims.n_text_ctx
         )
         skipped = skipped + left_out
-    train = [example for reciter in dict.fromkeys(selection.train) for example in examples[reciter]]
+    maker = WindowMaker(config, tokenizer, prepared.cache, model.dims.n_text_ctx)
+    train = [window for reciter in dict.fromkeys(selection.train) for window in maker.windows(examples[reciter])]
     valid = {name: _evenly(examples[name], config.valid_limit) for name in selection.valid if examples[name]}
     for purpose, reciters, found in (("train", selection.train, train), ("validate", selection.valid, valid)):
         if reciters and not found:

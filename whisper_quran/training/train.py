@@ -248,7 +248,9 @@ def describe_data(data: TrainingData, out: Path, log: Log) -> None:
             reciters = {f"{len(reciters)} reciters": everyone}
         for reciter, examples in reciters.items():
             hours = sum(example.seconds for example in examples) / 3600
-            log(f"{name:<10} {reciter}: {len(examples)} ayat, {hours:.2f} h")
+            ayat = sum(len(example.parts) for example in examples)
+            windows = f" in {len(examples)} windows" if len(examples) < ayat else ""
+            log(f"{name:<10} {reciter}: {ayat} ayat{windows}, {hours:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.cache.damaged:

@@ -47,6 +47,8 @@ class Step:
 
     batches: list[Batch]
     clips: int
+    ayat: int
+    audio_seconds: float
     target_tokens: int
 
 
@@ -195,7 +197,13 @@ class Trainer:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             mine = shard(examples, self.micro_batch, self.world.rank, self.world.size)
             batches = [make_batch(part, self.data.cache, pin, self.encoder) for part in mine]
-            yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
+            yield Step(
+                batches,
+                clips=len(examples),
+                ayat=sum(len(example.parts) for example in examples),
+                audio_seconds=sum(example.seconds for example in examples),
+                target_tokens=sum(example.target_tokens for example in examples),
+            )
 
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or of the run if --max-steps ends it; return False if time was up before."""
@@ -230,6 +238,8 @@ class Trainer:
                         "skipped": not is_finite(loss, norm),
                         "target_tokens": step.target_tokens,
                         "clips_per_s": step.clips / seconds,
+                        "ayat_per_s": step.ayat / seconds,
+                        "times_real_time": step.audio_seconds / seconds,
                         "data_wait": waited / seconds,
                     }
                 )

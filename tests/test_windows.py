@@ -1,0 +1,149 @@
+"""Windows of training: packed, timestamped and prompted ayat of real reciters."""
+
+import csv
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import make_whisper
+from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.tokenizer import get_tokenizer
+
+from whisper_quran.config import TrainingConfig
+from whisper_quran.data.audio_cache import prepare_audio
+from whisper_quran.data.batches import build_examples
+from whisper_quran.data.corpus import open_corpus
+from whisper_quran.data.windows import WindowMaker, spoken
+from whisper_quran.runtime.console import no_log
+
+TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
+RECITER = "Mishary_Rashid_Alafasy"  # surahs 101 to 114
+
+
+@pytest.fixture(scope="module")
+def recited(quran, tmp_path_factory):
+    """A reciter's examples, and their recordings."""
+    ayat, _ = open_corpus(quran).select([RECITER])
+    cache = prepare_audio({RECITER: [ayah.audio for ayah in ayat]}, tmp_path_factory.mktemp("cache"), 2, no_log)
+    return build_examples(ayat, cache, TOKENIZER, 30, 448)[0], cache
+
+
+def windows(recited, n_text_ctx=448, **options):
+    examples, cache = recited
+    return WindowMaker(TrainingConfig(**options), TOKENIZER, cache, n_text_ctx).windows(examples)
+
+
+def test_without_options_every_window_is_an_ayah_as_it_was(recited):
+    assert windows(recited) == recited[0]
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_packed_windows_hold_every_ayah_once_in_the_order_of_the_surah(recited, share):
+    made = windows(recited, pack=share)
+    ayat = [ayah for window in made for ayah in window.parts]
+    assert Counter(ayat) == Counter(example.parts[0] for example in recited[0])
+    assert len(made) < len(ayat)
+    for window in made:
+        assert window.samples <= 30 * 16_000
+        assert len(window.audio(recited[1])) == window.samples
+        for before, after in zip(window.parts, window.parts[1:], strict=False):
+            assert (after.surah, after.number) == (before.surah, before.number + 1)
+    if share == 1:  # and no window could have taken the next ayah, too
+        for window, after in zip(made, made[1:], strict=False):
+            last, following = window.parts[-1], after.parts[0]
+            if following.surah == last.surah:
+                length = next(e.samples for e in recited[0] if e.parts[0] == following)
+                assert window.samples + length > 30 * 16_000
+    alone = sum(len(window.parts) == 1 for window in made)
+    assert alone > 20 if share == 0.3 else alone < 5
+
+
+def test_the_windows_follow_from_the_seed_alone(recited):
+    options = {"pack": 0.5, "timestamps": 0.5, "prompt": 0.5}
+    assert windows(recited, **options) == windows((recited[0][::-1], recited[1]), **options)
+    assert windows(recited, **options) != windows(recited, **options, seed=1)
+
+
+def test_a_windows_text_is_tokenized_as_a_whole_would_be(quran, recited):
+    for window in windows(recited, pack=1.0):
+        assert list(window.tokens[window.taught_from : -1]) == TOKENIZER.encode(" " + window.text)
+    with open(quran / "metadata" / "ayah_text_clear.csv", encoding="utf-8-sig", newline="") as file:
+        texts = [row["text"].strip() for row in csv.DictReader(file)]
+    for one, other in zip(texts, texts[1:], strict=False):
+        assert TOKENIZER.encode(f" {one} {other}") == TOKENIZER.encode(f" {one}") + TOKENIZER.encode(f" {other}")
+
+
+def test_timestamps_are_whispers_at_the_joints(recited):
+    lengths = {example.parts[0]: example.samples for example in recited[0]}
+    for window in windows(recited, pack=1.0, timestamps=1.0):
+        assert window.tokens[:3] == TOKENIZER.sot_sequence
+        assert window.taught_from == 3
+        written, at = "", 0
+        ends = np.cumsum([lengths[ayah] for ayah in window.parts])
+        if len(window.parts) == 1:
+            continue
+        for ayah, end in zip(window.parts, ends, strict=True):
+            written += f"<|{round(at / 320) * 0.02:.2f}|> {ayah.text}<|{round(end / 320) * 0.02:.2f}|>"
+            at = end
+        assert TOKENIZER.decode_with_timestamps(window.tokens[3:-1]) == written
+        assert window.tokens[-1] == TOKENIZER.eot
+
+
+def test_a_single_ayahs_timestamps_are_where_it_is_spoken(recited):
+    example = recited[0][0]
+    (window, *_) = windows(recited, timestamps=1.0)
+    start, end = spoken(example.audio(recited[1]))
+    assert 0 <= start < end <= example.samples
+    text = f"<|{round(start / 320) * 0.02:.2f}|> {example.text}<|{round(end / 320) * 0.02:.2f}|>"
+    assert TOKENIZER.decode_with_timestamps(window.tokens[3:-1]) == text
+
+
+def test_silence_around_a_recitation_is_not_spoken(recited):
+    samples = recited[0][0].audio(recited[1])
+    start, end = spoken(samples)
+    silent = np.zeros(16_000, np.int16)
+    assert spoken(np.concatenate([silent, samples, silent])) == (start + 16_000, end + 16_000)
+    assert spoken(silent) == (0, 16_000)
+    assert spoken(silent[:100]) == (0, 100)
+
+
+@pytest.mark.parametrize("n_text_ctx", [448, 64])
+def test_the_prompt_is_that_of_whispers_decoding_after_the_ayat_before(recited, n_text_ctx):
+    model = make_whisper()
+    model.dims.n_text_ctx = n_text_ctx
+    prompted = 0
+    for window in windows(recited, n_text_ctx, prompt=1.0):
+        (ayah,) = window.parts
+        before = [e for e in recited[0] if e.parts[0].surah == ayah.surah and e.parts[0].number < ayah.number]
+        text = " ".join(example.text for example in before)
+        assert len(window.tokens) - 1 <= n_text_ctx
+        start = window.tokens[: window.taught_from]
+        if not text:
+            assert start == TOKENIZER.sot_sequence_including_notimestamps
+            continue
+        prompted += 1
+        options = DecodingOptions(language="ar", without_timestamps=True, prompt=text)
+        expected = DecodingTask(model, options).initial_tokens
+        if len(expected) + len(window.tokens) - len(start) - 1 <= n_text_ctx:
+            assert start == expected
+        else:  # the ayah leaves less room than whisper takes
+            assert start[0] == TOKENIZER.sot_prev
+            assert expected[1:][-len(start) + 1 :] == start[1:]
+            assert len(window.tokens) - 1 == n_text_ctx
+    assert prompted > 50
+
+
+def test_an_ayah_that_leaves_no_room_for_timestamps_has_none(recited):
+    longest = max(recited[0], key=lambda example: len(example.tokens))
+    context = len(longest.tokens) - 1
+    made = {window.parts[0]: window for window in windows(recited, context, timestamps=1.0)}
+    assert made[longest.parts[0]].tokens == longest.tokens
+    assert any(window.taught_from == 3 for window in made.values())
+    assert all(len(window.tokens) - 1 <= context for window in made.values())
+
+
+def test_training_on_all_kinds_of_windows(run, tmp_path):
+    options = ("--pack", 0.5, "--timestamps", 0.5, "--prompt", 0.5, "--epochs", 1)
+    code, out, err = run("--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert " windows, " in out
