@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,10 +47,10 @@ def test_packed_windows_hold_every_ayah_once_in_the_order_of_the_surah(recited, 
     for window in made:
         assert window.samples <= 30 * 16_000
         assert len(window.audio(recited[1])) == window.samples
-        for before, after in zip(window.parts, window.parts[1:], strict=False):
+        for before, after in pairwise(window.parts):
             assert (after.surah, after.number) == (before.surah, before.number + 1)
     if share == 1:  # and no window could have taken the next ayah, too
-        for window, after in zip(made, made[1:], strict=False):
+        for window, after in pairwise(made):
             last, following = window.parts[-1], after.parts[0]
             if following.surah == last.surah:
                 length = next(e.samples for e in recited[0] if e.parts[0] == following)
@@ -69,7 +70,7 @@ def test_a_windows_text_is_tokenized_as_a_whole_would_be(quran, recited):
         assert list(window.tokens[window.taught_from : -1]) == TOKENIZER.encode(" " + window.text)
     with open(quran / "metadata" / "ayah_text_clear.csv", encoding="utf-8-sig", newline="") as file:
         texts = [row["text"].strip() for row in csv.DictReader(file)]
-    for one, other in zip(texts, texts[1:], strict=False):
+    for one, other in pairwise(texts):
         assert TOKENIZER.encode(f" {one} {other}") == TOKENIZER.encode(f" {one}") + TOKENIZER.encode(f" {other}")
 
 

@@ -64,6 +64,10 @@ class TrainingConfig:
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)
     train_encoder: bool = _model(False, "train the encoder too (Experiment 2A froze it)", fixed=True)
+    lora: int | None = _model(
+        None, "train low-rank adapters of this rank in place of the weights: less memory", at_least=1, fixed=True,
+        metavar="RANK",
+    )  # fmt: skip
 
     epochs: int = _training(10, "passes over the training ayat", at_least=1, fixed=True)
     batch_size: int = _training(16, "clips a micro-batch, on each process", at_least=1)

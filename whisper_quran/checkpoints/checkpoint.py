@@ -20,6 +20,8 @@ from types import ModuleType
 
 import torch
 import whisper
+from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 from whisper.model import ModelDimensions, Whisper
 
 from ..runtime.errors import UserError
@@ -79,7 +81,16 @@ def save_checkpoint(path: str | Path, model: Whisper, dtype: torch.dtype = torch
     Raises:
         UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
     """
-    write_checkpoint(path, model.dims, model.state_dict().items(), dtype)
+    write_checkpoint(path, model.dims, plain_weights(model).items(), dtype)
+
+
+def plain_weights(model: Whisper) -> dict[str, Tensor]:
+    """Return ``model.state_dict()`` with the weights that its layers compute with, where they are parametrized."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            weights |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations}
+    return weights
 
 
 def format_module(name: str) -> ModuleType:

@@ -197,6 +197,8 @@ def describe_run(trainer: Trainer, log: Log) -> None:
     config, world, precision = trainer.config, trainer.world, trainer.precision
     parameters, trained = count_parameters(trainer.model)
     part = "all" if config.train_encoder else "the decoder; the encoder is frozen"
+    if config.lora:
+        part = f"adapters of rank {config.lora} in {'encoder and decoder' if config.train_encoder else 'the decoder'}"
     factors = [f"{config.batch_size} clips"]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} micro-batches")
@@ -214,12 +216,12 @@ def describe_run(trainer: Trainer, log: Log) -> None:
 def advise(trainer: Trainer, log: Log) -> None:
     """Warn if the learning rate is far above what suits the hours of audio: the model would end worse than it began.
 
-    What suits was found for pretrained weights; a model of another size than OpenAI's has none.
+    What suits was found for pretrained weights; a model of another size than OpenAI's has none, and adapters take more.
     """
     config = trainer.config
     hours = sum(example.seconds for example in trainer.data.train) / 3600
     lr = suited_lr(hours)
-    if size_name(trainer.model.dims) is None or config.lr <= 2 * lr:
+    if size_name(trainer.model.dims) is None or config.lora or config.lr <= 2 * lr:
         return
     warmup = max(5, trainer.total_steps // 20)
     log(

@@ -28,6 +28,7 @@ from ..runtime.command_line import to_json
 from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
+from .adapters import add_adapters, merge_adapters
 from .epoch_files import EpochFiles
 from .loss import Objective
 from .metrics_log import History, best_epoch, corpus_wer, write_results
@@ -60,6 +61,8 @@ class Trainer:
         self.device, self.precision, self.world = setup.device, setup.precision, setup.world
         self.interrupts, self.log = setup.interrupts, setup.log
         self.objective = Objective(model, config.train_encoder, config.grad_checkpoint)
+        if config.lora:
+            add_adapters(model, config.lora, config.train_encoder, config.seed)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
         # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
@@ -328,6 +331,7 @@ class Trainer:
             return True
         if not self.time_for_validation():
             return False
+        merge_adapters(self.model)
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         self.world.on_all(lambda: average_weights(map(self.files.path, epochs), trained))
         self.validate(self.epoch, averaged=epochs)

@@ -1,0 +1,48 @@
+"""Low-rank adapters (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models") as parametrizations.
+
+A matrix W of an attention or an MLP becomes W + B A, of which A (rank, in) and B (out, rank) are trained and W is not,
+nor anything else. Optimiser state and checkpoints of the state shrink with what is trained. Whoever asks a layer for
+its weight gets the sum, so validation, decoding and saving see an ordinary Whisper, and the checkpoint is one.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from whisper.model import Whisper
+
+
+class LowRank(nn.Module):
+    """What is added to a weight (out, in): nothing at first, because B is zero."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        rows, columns = weight.shape
+        options = {"device": weight.device, "dtype": weight.dtype}
+        self.a = nn.Parameter(torch.empty(rank, columns, **options))
+        self.b = nn.Parameter(torch.zeros(rows, rank, **options))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
+
+
+def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
+    """Freeze ``model``, and give every matrix of its attentions and MLPs (of the ``encoder``'s, too) an adapter."""
+    model.requires_grad_(False)
+    parts = [model.encoder, model.decoder] if encoder else [model.decoder]
+    linears = [m for part in parts for block in part.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for linear in linears:
+            adapter = LowRank(linear.weight.cpu(), rank).to(linear.weight.device)
+            parametrize.register_parametrization(linear, "weight", adapter)
+
+
+def merge_adapters(model: Whisper) -> None:
+    """Make ``model`` an ordinary Whisper again, with the adapters in its weights, which stay trainable."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+            module.weight.requires_grad_(True)
