@@ -65,8 +65,8 @@ class WindowMaker:
         told: list[int] = []
         if timed and sum(len(_text(part)) + 2 for part in parts) + len(self._start(True)) > self.n_text_ctx:
             timed = False  # an ayah whose text leaves no room for them
-        for part, (start, end) in zip(parts, self._spans(parts) if timed else [(0, 0)] * len(parts), strict=True):
-            told += [self._timestamp(start), *_text(part), self._timestamp(end)] if timed else _text(part)
+        for part, (begin, end) in zip(parts, self._spans(parts) if timed else [(0, 0)] * len(parts), strict=True):
+            told += [self._timestamp(begin), *_text(part), self._timestamp(end)] if timed else _text(part)
         start = self._start(timed)
         prompt = self._prompt(before, parts[0], self.n_text_ctx - len(start) - len(told))
         return Example(
@@ -86,8 +86,9 @@ class WindowMaker:
             text, first = [*_text(example), *text], example
         return [self.tokenizer.sot_prev, *text[-room:]] if text and room > 0 else []
 
-    def _start(self, timed: bool) -> tuple[int, ...]:
-        return self.tokenizer.sot_sequence if timed else self.tokenizer.sot_sequence_including_notimestamps
+    def _start(self, timed: bool) -> list[int]:
+        tokenizer = self.tokenizer
+        return list(tokenizer.sot_sequence if timed else tokenizer.sot_sequence_including_notimestamps)
 
     def _timestamp(self, sample: int) -> int:
         return self.tokenizer.timestamp_begin + round(sample / SAMPLE_RATE / _SECONDS_A_TIMESTAMP)
@@ -102,10 +103,10 @@ class WindowMaker:
 
 def spoken(samples: np.ndarray) -> tuple[int, int]:
     """Return from where to where, in samples, a recording (n,) is more than silence; all of it if it is shorter."""
-    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
+    frames = samples[: len(samples) // _FRAME * _FRAME].reshape((-1, _FRAME))
     energy = np.square(frames, dtype=np.float64).mean(axis=1)
-    loud = np.flatnonzero(energy > _QUIET * energy.max()) if len(energy) else ()
-    return (int(loud[0]) * _FRAME, (int(loud[-1]) + 1) * _FRAME) if len(loud) else (0, len(samples))
+    loud = np.flatnonzero(energy > _QUIET * energy.max(initial=0)).tolist()
+    return (loud[0] * _FRAME, (loud[-1] + 1) * _FRAME) if loud else (0, len(samples))
 
 
 def _text(example: Example) -> tuple[int, ...]:

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask
 from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.features import encode
+from .timestamps import TimestampRules
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
@@ -85,11 +86,12 @@ class _Clip:
 
 
 class BatchDecoder:
-    """Decoding, without timestamps or beams, of any number of clips, up to ``slots`` of them at a time.
+    """Decoding, without beams, of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
-    when they have changed. With ``stop_loops`` a text ends once :func:`is_looping`. ``options`` are fields of
-    :class:`whisper.DecodingOptions`; ``sample_len`` is by default what the context holds.
+    when they have changed. With ``timestamps`` these are among the tokens (:mod:`.timestamps`); with ``stop_loops`` a
+    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``sample_len`` is by
+    default what the context holds.
 
     Raises:
         ValueError: the options ask for a temperature (:meth:`decode` takes one) or for beams.
@@ -104,11 +106,14 @@ class BatchDecoder:
         language: str = "ar",
         dtype: torch.dtype | None = None,
         make_filter: MakeFilter | None = None,
+        timestamps: bool = False,
         stop_loops: bool = False,
         **options: Any,
     ) -> None:
         options = {"sample_len": model.dims.n_text_ctx, **options}
-        self.task = DecodingTask(model, DecodingOptions(language=language, without_timestamps=True, **options))
+        self.task = DecodingTask(
+            model, DecodingOptions(language=language, without_timestamps=not timestamps, **options)
+        )
         if self.task.options.temperature != 0 or self.task.n_group != 1:
             raise ValueError("decoding is greedy here, unless decode is given a temperature: no beams")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
@@ -126,7 +131,9 @@ class BatchDecoder:
         self.prompt = torch.tensor(prompt, device=self.device)
         self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
         self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
-        self.filter = make_filter(slots, self.device) if make_filter else None
+        self.filters: list[LogitFilter] = [make_filter(slots, self.device)] if make_filter else []
+        if timestamps:
+            self.filters.append(TimestampRules(self.task.tokenizer, slots, self.device))
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
@@ -158,11 +165,12 @@ class BatchDecoder:
         self.arange = torch.arange(max(self.slots, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
-        """Return what whisper's filters forbid after ``tokens``. Without timestamps they look at nothing but how many
-        tokens there are, so that one look at a row of zeros tells for all rows and steps."""
+        """Return what whisper's filters forbid after ``tokens``. But for those of timestamps they look at nothing but
+        how many tokens there are, so that one look at a row of zeros tells for all rows and steps."""
         logits = torch.zeros((1, n_vocab))
         for logit_filter in self.task.logit_filters:
-            logit_filter.apply(logits, torch.tensor([tokens]))
+            if not isinstance(logit_filter, ApplyTimestampRules):
+                logit_filter.apply(logits, torch.tensor([tokens]))
         return logits[0].isinf().nonzero().squeeze(1).to(self.device)
 
     @torch.no_grad()
@@ -244,7 +252,7 @@ class BatchDecoder:
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
         states = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.no_speech_probs, self.seeds)
-        for tensor in (*caches, *states, *(self.filter.state if self.filter else ())):
+        for tensor in (*caches, *states, *(tensor for each in self.filters for tensor in each.state)):
             tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
@@ -311,8 +319,8 @@ class BatchDecoder:
             self.positions[slots] = self.begin - 1
             self.sum_logprobs[slots] = 0.0
             logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
-            if self.filter:
-                self.filter(logits, slots, None)
+            for logit_filter in self.filters:
+                logit_filter(logits, slots, None)
             self._choose(logits, slots)
 
     def _step(self, rows: int, length: int) -> None:
@@ -334,8 +342,8 @@ class BatchDecoder:
                 x = x + _join(attended, block.out)
                 x = self._after_self_attention(x, block, self.cross_keys[layer][:rows], self.cross_values[layer][:rows])
             logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
-            if self.filter:
-                self.filter(logits, slots, tokens)
+            for logit_filter in self.filters:
+                logit_filter(logits, slots, tokens)
             self._choose(logits, slots)
 
     def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
 
 from ..data.batches import split
 from ..data.encoder_cache import FrozenEncoder, Known
@@ -24,6 +25,7 @@ from ..data.features import collate
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
+from .timestamps import Segment, read_segments
 
 _FRAME = SAMPLE_RATE // 100  # energy is measured, and cuts are placed, every 10 ms
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
@@ -49,6 +51,7 @@ class Transcript:
     clip: int
     text: str
     temperature: float
+    segments: tuple[Segment, ...] = ()  # if it was decoded with timestamps
 
 
 def decode_clips(
@@ -100,33 +103,54 @@ def transcribe_clips(
     waiting = pieces(clips)
     count = Counter(piece.clip for piece in waiting)
     decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
-    for temperature in _TEMPERATURES if fallback else (0.0,):
-        waiting.sort(key=lambda piece: piece.start - piece.end)
-        again: list[Piece] = []
-        while waiting:
-            slots, done = min(batch_size, len(waiting)), set[int]()
-            try:
-                for index, result in source.decode(waiting, slots, temperature, **options):
-                    done.add(index)
-                    piece = waiting[index]
-                    if fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
-                        again.append(piece)
-                        source.keep(piece, result.audio_features)
-                        continue
-                    parts = decoded[piece.clip]
-                    parts[piece.number] = "" if fallback and is_silent(result) else result.text, temperature
-                    if len(parts) == count[piece.clip]:
-                        yield _joined(piece.clip, decoded.pop(piece.clip))
-            except torch.OutOfMemoryError as error:
-                if slots == 1:
-                    raise UserError(
-                        f"the memory of {model.device} does not hold one clip beside this model: "
-                        "choose a smaller model, --precision fp16, or --device cpu"
-                    ) from error
-                batch_size = slots // 2
-                log(f"out of memory on {model.device}: going on with --batch-size {batch_size}")
-            waiting = [piece for index, piece in enumerate(waiting) if index not in done]
-        waiting = again
+    for piece, result in source.decode_all(waiting, batch_size, fallback, log, **options):
+        parts = decoded[piece.clip]
+        parts[piece.number] = "" if fallback and is_silent(result) else result.text, result.temperature
+        if len(parts) == count[piece.clip]:
+            yield _joined(piece.clip, decoded.pop(piece.clip))
+
+
+def transcribe_by_timestamps(
+    model: Whisper,
+    clips: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    log: Log = print,
+    fallback: bool = True,
+    encoder: FrozenEncoder | None = None,
+    **options: Any,
+) -> Iterator[Transcript]:
+    """Decode recordings as ``whisper.transcribe`` does: each window begins where the last complete text ended.
+
+    That takes a model that was taught timestamps. The windows of all recordings share batches, the first of each, then
+    the second, and so on. The text before a window is not its prompt (``condition_on_previous_text=False``). Arguments
+    and errors are those of :func:`transcribe_clips`; the transcripts have ``segments``.
+    """
+    dtype = options.get("dtype") or model.decoder.token_embedding.weight.dtype
+    source = _Pieces(clips, encoder or FrozenEncoder(model, dtype))
+    tokenizer = get_tokenizer(
+        model.is_multilingual, num_languages=model.num_languages, language=options.get("language", "ar")
+    )
+    said: dict[int, list[Segment]] = defaultdict(list)
+    hottest: dict[int, float] = defaultdict(float)
+    windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
+    while windows:
+        following = []
+        for window, result in source.decode_all(windows, batch_size, fallback, log, timestamps=True, **options):
+            clip, start = window.clip, window.start / SAMPLE_RATE
+            seconds = (window.end - window.start) / SAMPLE_RATE
+            segments, reached = read_segments(result.tokens, tokenizer, seconds)
+            if fallback and is_silent(result):
+                segments, reached = [], seconds
+            said[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
+            hottest[clip] = max(hottest[clip], result.temperature)
+            begin, length = window.start + round(reached * SAMPLE_RATE), len(clips[clip])
+            if begin < length:
+                following.append(Piece(clip, window.number + 1, begin, min(length, begin + N_SAMPLES)))
+            else:
+                heard = said.pop(clip)
+                yield Transcript(clip, " ".join(each.text for each in heard), hottest[clip], tuple(heard))
+        windows = following
 
 
 def _joined(clip: int, parts: dict[int, tuple[str, float]]) -> Transcript:
@@ -158,6 +182,36 @@ class _Pieces:
     def keep(self, piece: Piece, features: Tensor) -> None:
         if not self.encoder.cache and len(self.kept) * features.nbytes < _KEPT_BYTES:
             self.kept[piece] = features.to("cpu", copy=True)
+
+    def decode_all(
+        self, pieces: Sequence[Piece], batch_size: int, fallback: bool, log: Log, **options: Any
+    ) -> Iterator[tuple[Piece, DecodingResult]]:
+        """Decode ``pieces``, the longest first; with ``fallback`` again, hotter, those whose text needs that."""
+        waiting = list(pieces)
+        for temperature in _TEMPERATURES if fallback else (0.0,):
+            waiting.sort(key=lambda piece: piece.start - piece.end)
+            again: list[Piece] = []
+            while waiting:
+                slots, done = min(batch_size, len(waiting)), set[int]()
+                try:
+                    for index, result in self.decode(waiting, slots, temperature, **options):
+                        done.add(index)
+                        piece = waiting[index]
+                        if fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                            again.append(piece)
+                            self.keep(piece, result.audio_features)
+                        else:
+                            yield piece, result
+                except torch.OutOfMemoryError as error:
+                    if slots == 1:
+                        raise UserError(
+                            f"the memory of {self.device} does not hold one clip beside this model: "
+                            "choose a smaller model, --precision fp16, or --device cpu"
+                        ) from error
+                    batch_size = slots // 2
+                    log(f"out of memory on {self.device}: going on with --batch-size {batch_size}")
+                waiting = [piece for index, piece in enumerate(waiting) if index not in done]
+            waiting = again
 
     def decode(
         self, pieces: Sequence[Piece], slots: int, temperature: float, **options: Any

@@ -19,9 +19,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
         rows, columns = weight.shape
-        options = {"device": weight.device, "dtype": weight.dtype}
-        self.a = nn.Parameter(torch.empty(rank, columns, **options))
-        self.b = nn.Parameter(torch.zeros(rows, rank, **options))
+        self.a = nn.Parameter(weight.new_empty(rank, columns))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -43,6 +42,6 @@ def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
 def merge_adapters(model: Whisper) -> None:
     """Make ``model`` an ordinary Whisper again, with the adapters in its weights, which stay trainable."""
     for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):
+        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
             module.weight.requires_grad_(True)

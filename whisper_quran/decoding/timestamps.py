@@ -1,0 +1,85 @@
+"""Decoding with timestamps: which token may follow which, and where the text they enclose begins and ends.
+
+The rules are those of ``whisper.decoding.ApplyTimestampRules`` and the reading that of ``whisper.transcribe``, for all
+slots of a :class:`.batch_decoder.BatchDecoder` at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from whisper.tokenizer import Tokenizer
+
+SECONDS_A_TOKEN = 0.02
+_LATEST_START = 50  # tokens: a window's first text begins in its first second, whisper's max_initial_timestamp
+
+
+class TimestampRules:
+    """A :class:`.batch_decoder.LogitFilter`: timestamps begin a text, come in pairs inside it, and never go back.
+
+    And if the timestamps together are likelier than the likeliest other token, it is one of them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, slots: int, device: torch.device) -> None:
+        self.begin, self.eot, self.none = tokenizer.timestamp_begin, tokenizer.eot, tokenizer.no_timestamps
+        self.after_one = torch.ones(slots, dtype=torch.bool, device=device)  # whether the last token was a timestamp
+        self.latest = torch.zeros(slots, dtype=torch.long, device=device)  # the last timestamp
+        self.state: Sequence[Tensor] = (self.after_one, self.latest)
+
+    def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        logits[:, self.none] = -torch.inf
+        if last is None:
+            logits.masked_fill_((columns < self.begin) | (columns > self.begin + _LATEST_START), -torch.inf)
+            self.after_one[slots] = True  # so that the first timestamp counts as the second of a pair
+            return
+        before, now = self.after_one[slots], last >= self.begin
+        latest = torch.where(now, last, self.latest[slots])
+        self.after_one[slots], self.latest[slots] = now, latest
+        closes = now & ~before  # the last token has ended a text: eot follows, or the timestamp that begins the next
+        lowest = latest + (~closes).long()
+        is_timestamp = columns >= self.begin
+        logits.masked_fill_(closes[:, None] & (columns < self.eot), -torch.inf)
+        logits.masked_fill_((now & before)[:, None] & is_timestamp, -torch.inf)
+        logits.masked_fill_(is_timestamp & (columns < lowest[:, None]), -torch.inf)
+        likelier = logits[:, self.begin :].logsumexp(dim=-1) > logits[:, : self.begin].amax(dim=-1)
+        logits.masked_fill_(likelier[:, None] & ~is_timestamp, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A text, and from when to when it is said, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def read_segments(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> tuple[list[Segment], float]:
+    """Read the segments of a window of ``seconds``, and how far it is decoded: from there on the next window begins.
+
+    A text that has no end is left to the next window, unless it is all there is.
+    """
+    begin = tokenizer.timestamp_begin
+    cuts = [i + 1 for i, pair in enumerate(pairwise(tokens)) if min(pair) >= begin]
+    complete = len(tokens) > 1 and tokens[-1] >= begin > tokens[-2]
+    if not cuts:
+        times = [(token - begin) * SECONDS_A_TOKEN for token in tokens if token >= begin]
+        start, end = (times[0], times[-1]) if len(times) > 1 else (0.0, seconds)
+        text = _text(tokens, tokenizer)
+        return [Segment(min(start, seconds), min(end, seconds), text)] if text else [], seconds
+    segments = []
+    for first, after in pairwise([0, *cuts, *([len(tokens)] if complete else [])]):
+        part = tokens[first:after]
+        start, end = ((token - begin) * SECONDS_A_TOKEN for token in (part[0], part[-1]))
+        text = _text(part, tokenizer)
+        if text:
+            segments.append(Segment(min(start, seconds), min(end, seconds), text))
+    reached = (tokens[cuts[-1] - 1] - begin) * SECONDS_A_TOKEN
+    return segments, seconds if complete or reached == 0 else min(reached, seconds)
+
+
+def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
