@@ -1,6 +1,7 @@
 """`python evaluate.py` on real recordings: what it counts, writes, keeps and refuses."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from conftest import ROOT, make_whisper, talkative
 from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
@@ -18,6 +20,8 @@ from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 import evaluate as command
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.data.audio import decode_file
+from whisper_quran.decoding.long_audio import Transcript
+from whisper_quran.decoding.timestamps import Segment
 from whisper_quran.evaluation import evaluate as evaluation
 from whisper_quran.evaluation.predictions import Predictions
 from whisper_quran.evaluation.predictions import read_predictions as predictions_in
@@ -455,15 +459,58 @@ def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop
     first = read_predictions(tmp_path / "r")
     count = sum(float(row["fallback"]) > 0 for row in first)
     assert count > 3, "random weights are unsure of most"
-    assert list(first[0])[-1] == "fallback"
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert results["rows"][0]["fallback"] == count
-    assert f"{count} of 7 ayat were decoded again" in out
-    assert f"{count} of 7 ayat were decoded again" in (tmp_path / "r" / "results.md").read_text()
+    assert f"{count} of 7 recordings were decoded again" in out
+    assert f"{count} of 7 recordings were decoded again" in (tmp_path / "r" / "results.md").read_text()
     assert run(workshop / "model0.pt", "--out", tmp_path / "s", "--batch-size", "3", fallback=True)[0] == 0
     assert read_predictions(tmp_path / "s") == first
     code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
     assert code == 2 and "--no-fallback False" in err
+
+
+def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r", "--join", 3)
+    assert code == 0, err
+    rows = read_predictions(tmp_path / "r")
+    assert [row["ayah"] for row in rows] == ["1-3", "4-6", "7"]
+    assert run(workshop / "model0.pt", "--out", tmp_path / "s")[0] == 0
+    alone = read_predictions(tmp_path / "s")
+    for row, parts in zip(rows, (alone[:3], alone[3:6], alone[6:]), strict=True):
+        assert row["reference"] == " ".join(part["reference"] for part in parts)
+        assert float(row["duration"]) == pytest.approx(sum(float(part["duration"]) for part in parts), abs=0.01)
+        assert (row["boundaries"], row["boundaries_found"]) == (str(len(parts) - 1), "0")
+    results = json.loads((tmp_path / "r" / "results.json").read_text())["rows"][0]
+    assert (results["ayat"], results["passages"]) == (7, 3)
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 2 and "--join 3" in err
+
+
+@pytest.mark.parametrize(("off", "found"), [(0.4, 4), (0.6, 0)])
+def test_boundaries_near_a_timestamp_are_found(off, found, run, workshop, quran, tmp_path, monkeypatch):
+    lengths = [soundfile.info(quran / f"audio/AbdulWadood_Haneef/00100{n}.mp3").duration for n in range(1, 8)]
+
+    def heard(model, clips, **options):
+        for clip, parts in enumerate((lengths[:3], lengths[3:6], lengths[6:])):
+            ends = list(itertools.accumulate(parts))
+            spans = zip([0.0, *(end + off for end in ends)], [end + off + 2.0 for end in ends], strict=False)
+            yield Transcript(clip, "", 0.0, tuple(Segment(start, end, "") for start, end in spans))
+
+    monkeypatch.setattr(evaluation, "transcribe_by_timestamps", heard)
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path, "--join", 3, "--timestamps")
+    assert code == 0, err
+    assert sum(int(row["boundaries_found"]) for row in read_predictions(tmp_path)) == found
+    assert ("found 100.00 % of 4 within 0.5 s" in out) == (found == 4)
+
+
+def test_evaluating_with_timestamps(run, workshop, tmp_path, monkeypatch):
+    decode = evaluation.transcribe_by_timestamps
+    monkeypatch.setattr(
+        evaluation, "transcribe_by_timestamps", lambda *args, **options: decode(*args, sample_len=LIMIT, **options)
+    )
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path, "--timestamps", "--join", 7)
+    assert code == 0, err
+    assert [row["ayah"] for row in read_predictions(tmp_path)] == ["1-7"]
 
 
 def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_path, encoded):

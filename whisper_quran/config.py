@@ -144,6 +144,9 @@ class EvaluationConfig:
         dataclasses.MISSING, "Whisper names, or any checkpoints that convert.py reads", metavar="MODEL"
     )
     language: str = _model("ar", "language token", fixed=True)
+    timestamps: bool = _model(
+        False, "decode with timestamps, and long recordings from one to the next: for models taught them", fixed=True
+    )
     no_fallback: bool = _model(
         False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True
     )
@@ -157,6 +160,9 @@ class EvaluationConfig:
         metavar="R",
     )
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
+    join: int | None = _data(
+        None, "take this many consecutive ayat as one recording, as people recite", at_least=2, fixed=True, metavar="N"
+    )
     max_duration: float | None = _data(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
     normalize: str = _data(
         "diacritics",

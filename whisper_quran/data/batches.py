@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import N_SAMPLES
@@ -25,44 +24,25 @@ from .audio_cache import AudioCache
 from .corpus import Ayah, Skipped
 from .encoder_cache import FrozenEncoder, Known
 from .features import collate
+from .passages import Passage
 from .text import target_tokens
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Example:
-    """One window of training: consecutive ayat of a reciter (today always one) and what the decoder is taught.
+class Example(Passage):
+    """A window of training and what the decoder is taught.
 
-    ``samples`` is its length at 16 kHz. ``tokens`` run from the prompt to eot; those from ``taught_from`` on are
-    targets of the loss, those before are given.
+    ``tokens`` run from the prompt to eot; those from ``taught_from`` on are targets of the loss, the others are given.
     """
 
-    parts: tuple[Ayah, ...]
-    samples: int
     tokens: tuple[int, ...]
     taught_from: int
 
     @property
-    def reciter(self) -> str:
-        return self.parts[0].reciter
-
-    @property
-    def text(self) -> str:
-        return " ".join(ayah.text for ayah in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        return self.samples / SAMPLE_RATE
-
-    @property
     def target_tokens(self) -> int:
         return len(self.tokens) - self.taught_from
-
-    def audio(self, cache: AudioCache) -> np.ndarray:
-        """Read the samples from ``cache``: int16 (samples,) at 16 kHz."""
-        clips = [cache.read(ayah.audio) for ayah in self.parts]
-        return clips[0] if len(clips) == 1 else np.concatenate(clips)
 
 
 def build_examples(

@@ -16,7 +16,7 @@ from ..config import TrainingConfig
 from .audio import SAMPLE_RATE
 from .audio_cache import AudioCache
 from .batches import Example
-from .corpus import Ayah
+from .passages import follows
 
 _SECONDS_A_TIMESTAMP = 0.02  # whisper's
 _FRAME = SAMPLE_RATE // 100
@@ -34,7 +34,7 @@ class WindowMaker:
 
     def windows(self, examples: Iterable[Example]) -> list[Example]:
         """Make windows of one reciter's ``examples``, each of one ayah: every ayah is in one of them."""
-        ordered = sorted(examples, key=lambda example: _place(example.parts[0]))
+        ordered = sorted(examples, key=lambda example: (example.parts[0].surah or 0, example.parts[0].number or 0))
         draw = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
         windows, position = [], 0
         while position < len(ordered):
@@ -52,10 +52,10 @@ class WindowMaker:
         samples = int(self.config.max_duration * SAMPLE_RATE)
         tokens = self.n_text_ctx + 1 - len(self._start(timed)) - 1
         count = 0
-        for before, example in zip((None, *examples), examples, strict=False):
+        for before, example in zip((examples[0], *examples), examples, strict=False):
             samples -= example.samples
             tokens -= len(_text(example)) + 2 * timed
-            if count and (not _follows(before, example) or samples < 0 or tokens < 0):
+            if count and (not follows(before.parts[-1], example.parts[0]) or samples < 0 or tokens < 0):
                 break
             count += 1
         return count
@@ -81,7 +81,7 @@ class WindowMaker:
         room = min(room - 1, self.n_text_ctx // 2 - 1)
         text: list[int] = []
         for example in reversed(before):
-            if not _follows(example, first) or len(text) >= room:
+            if not follows(example.parts[-1], first.parts[0]) or len(text) >= room:
                 break
             text, first = [*_text(example), *text], example
         return [self.tokenizer.sot_prev, *text[-room:]] if text and room > 0 else []
@@ -112,16 +112,3 @@ def spoken(samples: np.ndarray) -> tuple[int, int]:
 def _text(example: Example) -> tuple[int, ...]:
     """The tokens of an ayah's text. Those of joined texts are these, joined: a token never spans a space before it."""
     return example.tokens[example.taught_from : -1]
-
-
-def _place(ayah: Ayah) -> tuple[int, int]:
-    """Where an ayah stands in the Qur'an; of a manifest's rows nothing is known, and they stay in their order."""
-    return ayah.surah or 0, ayah.number or 0
-
-
-def _follows(before: Example | None, after: Example) -> bool:
-    """Return whether one ayah comes right after another: the next of a surah, or the next row of a manifest."""
-    if before is None:
-        return False
-    one, other = before.parts[-1], after.parts[0]
-    return (one.surah, (one.number or 0) + (one.surah is not None)) == (other.surah, other.number or 0)

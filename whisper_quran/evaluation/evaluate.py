@@ -20,11 +20,12 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Ayah, Corpus, Skipped
+from ..data.corpus import Corpus, Skipped
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
+from ..data.passages import Passage, join
 from ..data.prepare import prepare_ayat, summary
 from ..data.text import normalize
-from ..decoding.long_audio import transcribe_clips
+from ..decoding.long_audio import Transcript, transcribe_by_timestamps, transcribe_clips
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
@@ -34,6 +35,8 @@ from .inputs import check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts
+
+BOUNDARY_SECONDS = 0.5  # how near a timestamp must be to where one ayah ends and the next begins
 
 Row = dict[str, Any]
 
@@ -65,15 +68,12 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What is evaluated, the same for every model: ayat by reciter, their recordings, and what was left out."""
+    """What is evaluated, the same for every model: passages by reciter, their recordings, and what was left out."""
 
-    ayat: dict[str, list[Ayah]]
+    passages: dict[str, list[Passage]]
     cache: AudioCache
     undecodable: dict[str, int]
     skipped: list[Skipped]
-
-    def seconds(self, ayah: Ayah) -> float:
-        return self.cache.length(ayah.audio) / SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,16 @@ class LoadedModel:
 
 
 class _Clips(Sequence[np.ndarray]):
-    """The recordings of ``ayat`` by number, read when they are asked for."""
+    """The recordings of ``passages`` by number, read when they are asked for."""
 
-    def __init__(self, ayat: Sequence[Ayah], cache: AudioCache):
-        self.ayat, self.cache = ayat, cache
+    def __init__(self, passages: Sequence[Passage], cache: AudioCache):
+        self.passages, self.cache = passages, cache
 
     def __len__(self) -> int:
-        return len(self.ayat)
+        return len(self.passages)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.cache.read(self.ayat[index].audio)
+        return self.passages[index].audio(self.cache)
 
 
 class Evaluation:
@@ -141,7 +141,7 @@ class Evaluation:
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
         with closing(encoder):
-            for reciter in self.data.ayat:
+            for reciter in self.data.passages:
                 try:
                     self._predict(model, reciter)
                 finally:
@@ -164,7 +164,7 @@ class Evaluation:
         table = results_table(rows)
         with atomic_write(out / "results.md") as file:
             file.write(table)
-        asked = {key_of(row["model"], ayah) for row in rows for ayah in self.data.ayat[row["reciter"]]}
+        asked = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in asked]
         write_report(out / "report.html", reported, self.results)
         took = format_duration(time.perf_counter() - self.started)
@@ -172,19 +172,20 @@ class Evaluation:
         return rows
 
     def _predict(self, model: LoadedModel, reciter: str) -> None:
-        """Predict the ayat of ``reciter`` that have no current prediction."""
-        ayat, errors = [], ErrorCounts()
-        for ayah in self.data.ayat[reciter]:
-            key = key_of(model.name, ayah)
-            if self.predictions.is_current(key, self.data.seconds(ayah), self._normalized(ayah.text)):
+        """Predict the passages of ``reciter`` that have no current prediction."""
+        passages, errors = [], ErrorCounts()
+        for passage in self.data.passages[reciter]:
+            key = key_of(model.name, passage)
+            if self.predictions.is_current(key, passage.seconds, self._normalized(passage.text)):
                 errors += self.predictions.rows[key].alignment.errors
             else:
-                ayat.append(ayah)
-        if not ayat:
+                passages.append(passage)
+        if not passages:
             return
-        decoded = transcribe_clips(
+        transcribe = transcribe_by_timestamps if self.config.timestamps else transcribe_clips
+        decoded = transcribe(
             model.whisper,
-            _Clips(ayat, self.data.cache),
+            _Clips(passages, self.data.cache),
             batch_size=self.config.batch_size or _default_batch(model.whisper),
             language=self.config.language,
             dtype=model.precision.dtype,
@@ -194,14 +195,11 @@ class Evaluation:
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
-        total = len(self.data.ayat[reciter])
-        with progress_bar(total, "ayah", reciter, initial=total - len(ayat), disable=self.config.quiet) as bar:
+        total, unit = len(self.data.passages[reciter]), "passage" if self.config.join else "ayah"
+        with progress_bar(total, unit, reciter, initial=total - len(passages), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
-                    ayah = ayat[transcript.clip]
-                    texts = self._normalized(ayah.text), self._normalized(transcript.text)
-                    seconds = round(self.data.seconds(ayah), 3)
-                    row = Prediction(*key_of(model.name, ayah), seconds, *texts, transcript.temperature)
+                    row = self._prediction(model.name, passages[transcript.clip], transcript)
                     self.predictions.append(row)
                     audio += row.duration
                     errors += row.alignment.errors
@@ -210,12 +208,22 @@ class Evaluation:
             finally:
                 self.predictions.add_time(model.name, reciter, time.perf_counter() - start, audio)
 
+    def _prediction(self, model: str, passage: Passage, transcript: Transcript) -> Prediction:
+        """Make a row of what ``model`` heard, with how many of the boundaries between its ayat it found."""
+        texts = self._normalized(passage.text), self._normalized(transcript.text)
+        joints = passage.joints(self.data.cache)
+        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
+        found = sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
+        seconds = round(passage.seconds, 3)
+        return Prediction(*key_of(model, passage), seconds, *texts, transcript.temperature, len(joints), found)
+
     def _normalized(self, text: str) -> str:
         return normalize(text, self.config.normalize)  # type: ignore[arg-type]
 
     def _row(self, model: LoadedModel, parameters: int, reciter: str) -> Row:
         """Make a row of the table: sums over the ayat, and rates of those sums."""
-        rows = [self.predictions.rows[key_of(model.name, ayah)] for ayah in self.data.ayat[reciter]]
+        passages = self.data.passages[reciter]
+        rows = [self.predictions.rows[key_of(model.name, passage)] for passage in passages]
         errors = sum((row.alignment.errors for row in rows), ErrorCounts())
         wall, audio = self.predictions.made["models"][model.name]["seconds"].get(reciter, (0.0, 0.0))
         counts = ("words", "hits", "substitutions", "deletions", "insertions")
@@ -223,12 +231,15 @@ class Evaluation:
             "model": model.name,
             "parameters": parameters,
             "reciter": reciter,
-            "ayat": len(rows),
+            "ayat": sum(len(passage.parts) for passage in passages),
+            "passages": len(passages),
             "skipped": self.data.undecodable[reciter],
             **{name: getattr(errors, name) for name in counts},
             "wer": errors.wer if errors.words else None,
             "cer": errors.cer if errors.characters else None,
             "fallback": sum(row.fallback > 0 for row in rows),
+            "boundaries": sum(row.boundaries for row in rows),
+            "boundaries_found": sum(row.boundaries_found for row in rows),
             "audio_s": sum(row.duration for row in rows),
             "wall_s": wall,
             "rtf": wall / audio if audio else None,
@@ -263,7 +274,8 @@ def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], 
     log(f"left out: {summary(account)}")
     # That there is no audio for a text is no news where a reciter has a few surahs: counted above, not listed.
     listed = [item for item in account if item.reason != "text without audio"]
-    return EvaluationData(ayat, cache, undecodable, listed)
+    passages = {reciter: join(its_ayat, cache, config.join or 1) for reciter, its_ayat in ayat.items()}
+    return EvaluationData(passages, cache, undecodable, listed)
 
 
 def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensions]:
@@ -306,9 +318,17 @@ def results_table(rows: Sequence[Row]) -> str:
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
         speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
         lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
-    again = sum(row["fallback"] for row in rows)
-    foot = f"\nfallback: {again} of {sum(row['ayat'] for row in rows)} ayat were decoded again at higher temperatures\n"
-    return markdown_table(header, lines) + (foot if again else "")
+    table = markdown_table(header, lines)
+    if again := sum(row["fallback"] for row in rows):
+        recordings = sum(row["passages"] for row in rows)
+        table += f"\nfallback: {again} of {recordings} recordings were decoded again at higher temperatures\n"
+    for model in dict.fromkeys(row["model"] for row in rows):
+        counts = [(row["boundaries_found"], row["boundaries"]) for row in rows if row["model"] == model]
+        found, boundaries = map(sum, zip(*counts, strict=True))
+        if found:
+            share = percent(found / boundaries)
+            table += f"\nboundaries: {model} found {share} of {boundaries} within {BOUNDARY_SECONDS} s\n"
+    return table
 
 
 def _identity(source: str) -> list[list[Any]]:

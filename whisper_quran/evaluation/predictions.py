@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from ..data.corpus import Ayah
+from ..data.passages import Passage
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder, storage_error
@@ -21,14 +21,14 @@ from .word_errors import Alignment, align
 
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
-    *("hits", "substitutions", "deletions", "insertions", "wer", "fallback"),
+    *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One ayah as one model heard it: a row of the file. Both texts are normalised, as they are compared.
+    """One ayah, or passage, as one model heard it: a row of the file. Both texts are normalised, as they are compared.
 
     A recording from a manifest has no surah; the path of its audio is then its ``ayah``.
     """
@@ -41,6 +41,8 @@ class Prediction:
     reference: str
     hypothesis: str
     fallback: float = 0.0  # the temperature it was decoded at: 0 unless the greedy text failed whisper's tests
+    boundaries: int = 0  # between its ayat
+    boundaries_found: int = 0  # those near which a decoded timestamp is
 
     @property
     def key(self) -> Key:
@@ -56,13 +58,17 @@ class Prediction:
         errors = self.alignment.errors
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
         texts = map(_to_cell, (self.reference, self.hypothesis))
-        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback]
+        found = (self.boundaries, self.boundaries_found)
+        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback, *found]
 
 
-def key_of(model: str, ayah: Ayah) -> Key:
-    """Return the key of the prediction of ``ayah`` by ``model`` (a :func:`printable` name)."""
-    place = (str(ayah.surah), str(ayah.number)) if ayah.surah is not None else ("", printable(str(ayah.audio)))
-    return model, ayah.reciter, *place
+def key_of(model: str, passage: Passage) -> Key:
+    """Return the key of the prediction of ``passage`` by ``model`` (a :func:`printable` name)."""
+    first, last = passage.parts[0], passage.parts[-1]
+    if first.surah is None:
+        return model, passage.reciter, "", printable(str(first.audio))
+    numbers = str(first.number) if first == last else f"{first.number}-{last.number}"
+    return model, passage.reciter, str(first.surah), numbers
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
@@ -86,7 +92,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         try:
             cells = next(csv.reader([line.decode()]))
             model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
-            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, float(cells[-1]))
+            rest = (float(cells[-3]), int(cells[-2]), int(cells[-1]))
+            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, *rest)
         except (ValueError, StopIteration, csv.Error):
             continue
         if [str(cell) for cell in row.cells()] == cells:
@@ -173,8 +180,12 @@ class Predictions:
     def finish(self) -> None:
         """Put the rows in the order of models, reciters and ayat."""
         models = list(self.made["models"])
-        place = {key: (models.index(key[0]), key[1], *(number.zfill(3) for number in key[2:])) for key in self.rows}
-        self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place.__getitem__)}
+
+        def place(key: Key) -> tuple[Any, ...]:
+            model, reciter, sorah, ayah = key
+            return models.index(model), reciter, sorah.zfill(3), ayah.partition("-")[0].zfill(3), ayah
+
+        self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place)}
         self._rewrite()
 
     def _rewrite(self) -> None:

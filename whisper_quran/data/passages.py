@@ -1,0 +1,56 @@
+"""Passages: consecutive ayat of a reciter as one recording."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from .audio import SAMPLE_RATE
+from .audio_cache import AudioCache
+from .corpus import Ayah
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Consecutive ayat of a reciter as one recording of so many ``samples`` at 16 kHz; most often it is one ayah."""
+
+    parts: tuple[Ayah, ...]
+    samples: int
+
+    @property
+    def reciter(self) -> str:
+        return self.parts[0].reciter
+
+    @property
+    def text(self) -> str:
+        return " ".join(ayah.text for ayah in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+    def audio(self, cache: AudioCache) -> np.ndarray:
+        """Read the samples from ``cache``: int16 (samples,) at 16 kHz."""
+        clips = [cache.read(ayah.audio) for ayah in self.parts]
+        return clips[0] if len(clips) == 1 else np.concatenate(clips)
+
+    def joints(self, cache: AudioCache) -> list[float]:
+        """Return where one ayah ends and the next begins, in seconds: one time less than there are ayat."""
+        return [end / SAMPLE_RATE for end in accumulate(cache.length(ayah.audio) for ayah in self.parts[:-1])]
+
+
+def follows(before: Ayah, after: Ayah) -> bool:
+    """Return whether one ayah comes right after another: the next of a surah, or of a manifest any."""
+    return before.surah == after.surah and (before.number or 0) + (before.surah is not None) == (after.number or 0)
+
+
+def join(ayat: Iterable[Ayah], cache: AudioCache, count: int = 1) -> list[Passage]:
+    """Make passages of up to ``count`` consecutive ayat of one reciter; every ayah is in one of them."""
+    runs: list[list[Ayah]] = []
+    for ayah in sorted(ayat, key=lambda ayah: (ayah.surah or 0, ayah.number or 0)):
+        if runs and len(runs[-1]) < count and follows(runs[-1][-1], ayah):
+            runs[-1].append(ayah)
+        else:
+            runs.append([ayah])
+    return [Passage(tuple(run), sum(cache.length(ayah.audio) for ayah in run)) for run in runs]
