@@ -60,6 +60,9 @@ class TrainingConfig:
     prompt: float = _data(
         0.0, "share of windows taught after the text that comes before them", at_least=0, at_most=1, fixed=True
     )
+    augment: bool = _data(
+        False, "change speed, room, band, noise and loudness of each clip, and mask its spectrogram", fixed=True
+    )
 
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)

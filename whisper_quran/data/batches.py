@@ -8,6 +8,7 @@ Shuffling depends on the seed and the epoch alone, and a step's clips are one sl
 cuts the slice into micro-batches, so that 4 × 4 sees exactly the clips that a batch of 16 sees.
 """
 
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,6 +85,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
+    clips: tuple[int, ...] = ()  # a number for each clip, that follows from its samples
     known: Known | None = None  # what an encoder cache has of the clips
 
     def __len__(self) -> int:
@@ -97,7 +99,7 @@ class Batch:
         audio, tokens, positions, targets = (
             tensor.to(device, non_blocking=True) for tensor in (self.audio, self.tokens, self.positions, self.targets)
         )
-        return Batch(audio, tokens, positions, targets, self.known.to(device) if self.known else None)
+        return Batch(audio, tokens, positions, targets, self.clips, self.known.to(device) if self.known else None)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
         """Return the same clips as two batches, for a GPU that has no room for one."""
@@ -106,8 +108,8 @@ class Batch:
         known = self.known.split(half) if self.known else (None, None)
         before, after = self.positions[first], self.positions[~first] - half * length
         return (
-            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], known[0]),
-            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], known[1]),
+            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], self.clips[:half], known[0]),
+            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], self.clips[half:], known[1]),
         )
 
 
@@ -130,7 +132,8 @@ def make_batch(
     known = encoder.find(clips, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     given, where, next_tokens = (tensor.pin_memory() if pin else tensor for tensor in text)
-    return Batch(collate(clips, pin), given, where, next_tokens, known)
+    numbers = tuple(zlib.crc32(clip.tobytes()) for clip in clips)
+    return Batch(collate(clips, pin), given, where, next_tokens, numbers, known)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:

@@ -176,9 +176,8 @@ class FrozenEncoder:
         missing = [row for row in range(len(audio)) if row not in rows]
         if known and not missing:
             return known.features
-        self.encoded += len(missing)
         some = audio[missing] if rows else audio
-        computed = encode(self._on(audio.device), log_mel(some, self.model.dims.n_mels), self.dtype)
+        computed = self.encode(log_mel(some, self.model.dims.n_mels))
         if self.cache and known and known.keys:
             self.cache.add([known.keys[row] for row in missing], computed)
         if not known or not rows:
@@ -186,6 +185,11 @@ class FrozenEncoder:
         features = computed.new_empty((len(audio), *computed.shape[1:]))
         features[missing], features[list(rows)] = computed, known.features
         return features
+
+    def encode(self, mel: Tensor) -> Tensor:
+        """Encode log-mel spectrograms (batch, n_mels, 3000)."""
+        self.encoded += len(mel)
+        return encode(self._on(mel.device), mel, self.dtype)
 
     def release(self) -> None:
         """Free the encoder's memory if nothing had to be encoded since the last call."""

@@ -148,7 +148,7 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
 def open_cache(trainer: Trainer) -> None:
     """Give a frozen encoder its cache, unless that is off, or one epoch is all there is."""
     config, encoder = trainer.config, trainer.encoder
-    if not encoder or (config.encoder_cache == "auto" and trainer.epochs == 1):
+    if not encoder or (config.encoder_cache == "auto" and (trainer.epochs == 1 or config.augment)):
         return
     encoder.cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, trainer.log)
     if encoder.cache:
@@ -210,6 +210,8 @@ def describe_run(trainer: Trainer, log: Log) -> None:
     if trainer.encoder and (cache := trainer.encoder.cache):
         clips = len(trainer.data.train) + sum(map(len, trainer.data.valid.values()))
         log(f"encoder    {describe_cache(cache, clips, world.size)}")
+    elif trainer.encoder and config.augment:
+        log("encoder    runs in every epoch: --augment changes each clip every time")
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
 
 

@@ -29,6 +29,7 @@ from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
 from .adapters import add_adapters, merge_adapters
+from .augment import Augmentation
 from .epoch_files import EpochFiles
 from .loss import Objective
 from .metrics_log import History, best_epoch, corpus_wer, write_results
@@ -71,6 +72,7 @@ class Trainer:
             # What it needs on the device is a copy in the run's precision, and not even that once all is in the cache.
             model.encoder.to("cpu")
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
+        self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
         self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
@@ -164,9 +166,15 @@ class Trainer:
 
     def audio(self, batch: Batch) -> Tensor:
         """Return what the objective takes: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
-        if self.encoder:
-            return self.encoder(batch.audio, batch.known)
-        return log_mel(batch.audio, self.model.dims.n_mels)
+        if not self.augmentation:
+            return self.encoder(batch.audio, batch.known) if self.encoder else self.log_mel(batch.audio)
+        changes = self.augmentation.changes(self.epoch, batch.clips)
+        audio, lengths = self.augmentation.sound(batch.audio, changes)
+        mel = self.augmentation.mask(self.log_mel(audio), changes, lengths)
+        return self.encoder.encode(mel) if self.encoder else mel
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        return log_mel(audio, self.model.dims.n_mels)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
         """Take the step; if a GPU's memory runs out, take it in smaller micro-batches: the same step."""

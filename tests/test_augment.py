@@ -1,0 +1,113 @@
+"""Augmentation: what it does to a sound, and that it is the same however a step is cut."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import RUN, results_of
+
+from whisper_quran.data.features import log_mel
+from whisper_quran.training.augment import Augmentation, Change
+
+CPU = torch.device("cpu")
+NOTHING = Change(10, 1.0, None, 0.0, None, 0.0, None, (), 0)
+
+
+def tone(hertz: float, seconds: float = 2.0) -> torch.Tensor:
+    times = torch.arange(int(16_000 * seconds)) / 16_000
+    return (8000 * torch.sin(2 * torch.pi * hertz * times)).to(torch.int16)
+
+
+def changed(clip: torch.Tensor, **change) -> torch.Tensor:
+    return Augmentation(0, CPU).sound(clip[None], [replace(NOTHING, **change)])[0][0]
+
+
+def level(x: torch.Tensor) -> float:
+    """In dB."""
+    return 10 * float(x.double().square().mean().log10())
+
+
+def loudest(x: torch.Tensor) -> float:
+    """The loudest frequency, in Hz."""
+    return float(torch.fft.rfft(x).abs().argmax()) * 16_000 / len(x)
+
+
+def test_nothing_is_nothing():
+    clip = tone(440)
+    assert torch.equal(changed(clip), clip.float() / 32768)
+
+
+def test_speed_moves_length_and_pitch_and_never_makes_a_clip_too_long():
+    assert len(changed(tone(440), speed=11)) == pytest.approx(32_000 / 1.1, abs=2)
+    assert loudest(changed(tone(440), speed=11)) == pytest.approx(484, abs=1)
+    assert loudest(changed(tone(440), speed=9)) == pytest.approx(396, abs=1)
+    assert len(changed(tone(440, 29), speed=9)) == 29 * 16_000
+
+
+def test_noise_has_the_level_asked_for_and_gain_is_gain():
+    clip = tone(440)
+    for tilt in (0.0, 1.0):
+        noise = changed(clip, snr=10.0, tilt=tilt) - clip.float() / 32768
+        assert level(clip.float() / 32768) - level(noise) == pytest.approx(10, abs=0.1)
+    assert level(changed(clip, gain=0.5)) - level(changed(clip)) == pytest.approx(-6.02, abs=0.1)
+    assert changed(clip, gain=100.0).abs().max() == 1
+
+
+def test_a_narrow_band_has_nothing_above_it():
+    assert level(changed(tone(2000), cutoff=4000.0)) == pytest.approx(level(changed(tone(2000))), abs=0.5)
+    assert level(changed(tone(6000), cutoff=4000.0)) < level(changed(tone(6000))) - 30
+
+
+def test_an_echo_lasts_after_the_sound_and_dies_away():
+    clip = torch.cat([tone(440, 0.5), torch.zeros(16_000, dtype=torch.int16), torch.ones(1, dtype=torch.int16)])
+    heard = changed(clip, decay=0.4, echo=0.0)
+    after = [level(heard[8000 + at : 8000 + at + 1600]) for at in (800, 4000, 7200)]
+    assert level(changed(clip)[8800:10400]) < -150 < after[0]
+    assert after[0] > after[1] + 10 > after[2] + 20
+
+
+def test_masks_silence_bands_and_gaps_and_nothing_else():
+    mel = log_mel(torch.randint(-9000, 9000, (2, 80_000), dtype=torch.int16), 80)
+    masks = ((0.5, 1.0, 0.25, 1.0),)
+    masked = Augmentation(0, CPU).mask(mel.clone(), [NOTHING, replace(NOTHING, masks=masks)], [80_000, 80_000])
+    assert torch.equal(masked[0], mel[0])
+    bands = (masked[1] == mel[1].amin()).all(dim=1).nonzero().flatten().tolist()
+    gaps = (masked[1, :, :500] == mel[1].amin()).all(dim=0).nonzero().flatten().tolist()
+    assert bands == list(range(30, 50))
+    assert gaps == list(range(110, 170))
+
+
+def test_what_is_done_follows_from_seed_epoch_and_clip_and_not_from_the_batch():
+    augmentation = Augmentation(3, CPU)
+    clips = torch.randint(-9000, 9000, (6, 40_000), dtype=torch.int16)
+    numbers = [7, 8, 9, 10, 11, 2**32 - 1]
+    together, lengths = augmentation.sound(clips, augmentation.changes(1, numbers))
+    assert len(set(lengths)) > 1
+    for row, number in enumerate(numbers):
+        (alone,), (length,) = augmentation.sound(clips[row : row + 1], augmentation.changes(1, [number]))
+        assert length == lengths[row]
+        assert torch.equal(together[row, : len(alone)], alone)
+        assert not together[row, len(alone) :].any()
+    assert augmentation.changes(1, numbers) != augmentation.changes(2, numbers)
+    assert augmentation.changes(1, numbers) != Augmentation(4, CPU).changes(1, numbers)
+    drawn = Augmentation(0, CPU).changes(0, range(1000))
+    assert {change.speed for change in drawn} == {9, 10, 11}
+    for share, count in ((0.5, sum(c.snr is not None for c in drawn)), (0.3, sum(c.decay is not None for c in drawn))):
+        assert count == pytest.approx(1000 * share, abs=60)
+
+
+def test_a_run_that_is_resumed_hears_the_same(run, tmp_path):
+    options = (*RUN, "--augment")
+    assert run("--out", tmp_path / "whole", *options)[0] == 0
+    assert run("--out", tmp_path / "cut", *options, "--max-time", 1e-9)[0] == 0
+    code, out, err = run("--out", tmp_path / "cut", *options, "--resume", "--batch-size", 1, "--accumulate", 2)
+    assert code == 0, err
+    whole, cut = (
+        [row["loss"] for row in results_of(tmp_path / name)[0] if row["event"] == "train"] for name in ("whole", "cut")
+    )
+    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+    assert "runs in every epoch" in out
+    assert run("--out", tmp_path / "plain", *RUN)[0] == 0
+    plain = [row["loss"] for row in results_of(tmp_path / "plain")[0] if row["event"] == "train"]
+    assert max(abs(np.array(plain) - whole)) > 1e-3
