@@ -90,8 +90,8 @@ class BatchDecoder:
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
     when they have changed. With ``timestamps`` these are among the tokens (:mod:`.timestamps`); with ``stop_loops`` a
-    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``sample_len`` is by
-    default what the context holds.
+    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``language`` is by
+    default Arabic, and ``sample_len`` what the context holds.
 
     Raises:
         ValueError: the options ask for a temperature (:meth:`decode` takes one) or for beams.
@@ -103,7 +103,6 @@ class BatchDecoder:
         model: Whisper,
         slots: int,
         *,
-        language: str = "ar",
         dtype: torch.dtype | None = None,
         make_filter: MakeFilter | None = None,
         timestamps: bool = False,
