@@ -109,10 +109,8 @@ class BatchDecoder:
         stop_loops: bool = False,
         **options: Any,
     ) -> None:
-        options = {"sample_len": model.dims.n_text_ctx, **options}
-        self.task = DecodingTask(
-            model, DecodingOptions(language=language, without_timestamps=not timestamps, **options)
-        )
+        options = {"language": "ar", "sample_len": model.dims.n_text_ctx, **options}
+        self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
         if self.task.options.temperature != 0 or self.task.n_group != 1:
             raise ValueError("decoding is greedy here, unless decode is given a temperature: no beams")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
