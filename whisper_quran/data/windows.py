@@ -7,7 +7,7 @@ once: the windows are the same in every epoch, as their order is not, so that a 
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from whisper.tokenizer import Tokenizer
@@ -41,50 +41,54 @@ class WindowMaker:
             packed, timed, prompted = (
                 draw.random() < share for share in (self.config.pack, self.config.timestamps, self.config.prompt)
             )
-            count = self._fitting(ordered[position:], timed) if packed else 1
-            parts, before = ordered[position : position + count], ordered[:position] if prompted else []
-            windows.append(self._window(parts, before, timed))
-            position += count
+            end = self._end(ordered, position, timed) if packed else position + 1
+            window = self._window(ordered[position:end], timed)
+            windows.append(self._prompted(window, ordered, position) if prompted else window)
+            position = end
         return windows
 
-    def _fitting(self, examples: Sequence[Example], timed: bool) -> int:
-        """Return how many of ``examples``, from the first on, follow one another and fit into one window."""
-        samples = int(self.config.max_duration * SAMPLE_RATE)
-        tokens = self.n_text_ctx + 1 - len(self._start(timed)) - 1
-        count = 0
-        for before, example in zip((examples[0], *examples), examples, strict=False):
-            samples -= example.samples
-            tokens -= len(_text(example)) + 2 * timed
-            if count and (not follows(before.parts[-1], example.parts[0]) or samples < 0 or tokens < 0):
+    def _end(self, ordered: Sequence[Example], position: int, timed: bool) -> int:
+        """Return the end of the examples from ``position`` on that follow one another and fit into one window."""
+        samples = int(self.config.max_duration * SAMPLE_RATE) - ordered[position].samples
+        tokens = self.n_text_ctx - len(self._start(timed)) - self._tokens(ordered[position], timed)
+        end = position + 1
+        while end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0]):
+            samples -= ordered[end].samples
+            tokens -= self._tokens(ordered[end], timed)
+            if samples < 0 or tokens < 0:
                 break
-            count += 1
-        return count
+            end += 1
+        return end
 
-    def _window(self, parts: Sequence[Example], before: Sequence[Example], timed: bool) -> Example:
-        """Join ``parts``, of which each follows the last, after the text of those ``before`` that lead up to them."""
+    def _window(self, parts: Sequence[Example], timed: bool) -> Example:
+        """Join ``parts``; without timestamps if their text leaves no room for them."""
+        timed = timed and len(self._start(True)) + sum(self._tokens(part, True) for part in parts) <= self.n_text_ctx
         told: list[int] = []
-        if timed and sum(len(_text(part)) + 2 for part in parts) + len(self._start(True)) > self.n_text_ctx:
-            timed = False  # an ayah whose text leaves no room for them
         for part, (begin, end) in zip(parts, self._spans(parts) if timed else [(0, 0)] * len(parts), strict=True):
             told += [self._timestamp(begin), *_text(part), self._timestamp(end)] if timed else _text(part)
         start = self._start(timed)
-        prompt = self._prompt(before, parts[0], self.n_text_ctx - len(start) - len(told))
-        return Example(
-            tuple(ayah for part in parts for ayah in part.parts),
-            sum(part.samples for part in parts),
-            (*prompt, *start, *told, self.tokenizer.eot),
-            len(prompt) + len(start),
-        )
+        ayat = tuple(ayah for part in parts for ayah in part.parts)
+        tokens = (*start, *told, self.tokenizer.eot)
+        return Example(ayat, sum(part.samples for part in parts), tokens, len(start))
 
-    def _prompt(self, before: Sequence[Example], first: Example, room: int) -> list[int]:
-        """Return <|startofprev|> and the end of the text that leads up to ``first``, as ``whisper.decode`` has it."""
-        room = min(room - 1, self.n_text_ctx // 2 - 1)
+    def _prompted(self, window: Example, ordered: Sequence[Example], position: int) -> Example:
+        """Put <|startofprev|> and the end of the text that leads up to ``window`` before it, as ``whisper.decode``."""
+        room = min(self.n_text_ctx - len(window.tokens), self.n_text_ctx // 2 - 1)
         text: list[int] = []
-        for example in reversed(before):
-            if not follows(example.parts[-1], first.parts[0]) or len(text) >= room:
-                break
-            text, first = [*_text(example), *text], example
-        return [self.tokenizer.sot_prev, *text[-room:]] if text and room > 0 else []
+        while (
+            position > 0 and len(text) < room and follows(ordered[position - 1].parts[-1], ordered[position].parts[0])
+        ):
+            position -= 1
+            text = [*_text(ordered[position]), *text]
+        if not text or room < 1:
+            return window
+        prompt = (self.tokenizer.sot_prev, *text[-room:])
+        return replace(window, tokens=(*prompt, *window.tokens), taught_from=len(prompt) + window.taught_from)
+
+    @staticmethod
+    def _tokens(example: Example, timed: bool) -> int:
+        """Count the tokens of an ayah's text, and of its two timestamps."""
+        return len(_text(example)) + 2 * timed
 
     def _start(self, timed: bool) -> list[int]:
         tokenizer = self.tokenizer
