@@ -13,10 +13,13 @@ matrix product in the same dtype, in the same run.
 
 import argparse
 import copy
+import itertools
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
-from whisper_quran.data.batches import Batch, Example, build_examples, epoch_order, make_batch, prefetch, split
+from whisper_quran.data.batches import Batch, Example, build_examples, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import choose_device, choose_precision
@@ -139,29 +142,31 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def endless_steps(trainer: Trainer) -> Iterator[Step]:
+    """The trainer's own steps, epoch after epoch, and after its last epoch those of the first again."""
+    for number in itertools.count():
+        trainer.epoch = number % trainer.epochs
+        trainer.step = trainer.epoch * trainer.steps_per_epoch
+        yield from trainer.steps()
+
+
 def measure(trainer: Trainer, steps: int, rate: float) -> Throughput:
-    """Train ``steps`` steps of the trainer's batch size, after a few to warm up; ``rate`` is :func:`matmul_rate`'s."""
-    device, examples, batch_size = trainer.device, trainer.data.train, trainer.config.batch_size
-    count = steps + WARM_UP
-    order = [i for epoch in range(1000) for i in epoch_order(len(examples), 0, epoch)][: batch_size * count]
-    pin = device.type == "cuda"
-    feed = prefetch(
-        make_batch([examples[i] for i in part], trainer.data.cache, pin, trainer.encoder)
-        for part in split(order, batch_size)
-    )
-    if pin:
+    """Train ``steps`` steps as the trainer cuts them, after a few to warm up; ``rate`` is :func:`matmul_rate`'s."""
+    device = trainer.device
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for number in range(count):
-        if number == WARM_UP:
-            synchronize(device)
-            start, clips, flops, waited = time.perf_counter(), 0, 0.0, 0.0
-        asked = time.perf_counter()
-        batch = next(feed)
-        if number >= WARM_UP:
-            waited += time.perf_counter() - asked
-            clips += len(batch)
-            flops += step_flops(trainer.model, batch, trainer.config.train_encoder)
-        trainer.step_within_memory(Step([batch], len(batch), batch.target_tokens))
+    with closing(prefetch(endless_steps(trainer))) as feed:  # type: ignore[type-var]
+        for number in range(WARM_UP + steps):
+            if number == WARM_UP:
+                synchronize(device)
+                start, clips, flops, waited = time.perf_counter(), 0, 0.0, 0.0
+            asked = time.perf_counter()
+            step = next(feed)
+            if number >= WARM_UP:
+                waited += time.perf_counter() - asked
+                clips += step.clips
+                flops += sum(step_flops(trainer.model, batch, trainer.config.train_encoder) for batch in step.batches)
+            trainer.step_within_memory(step)
     synchronize(device)
     seconds = time.perf_counter() - start
     return Throughput(
@@ -172,6 +177,12 @@ def measure(trainer: Trainer, steps: int, rate: float) -> Throughput:
         memory=peak_memory(device),
         micro_batch=trainer.micro_batch,
     )
+
+
+def whole_step(batches: list[Batch]) -> Step:
+    """The step that ``batches`` are all of; the seconds of audio are for the log alone, and left out."""
+    clips = sum(map(len, batches))
+    return Step(batches, clips, ayat=clips, audio_seconds=0.0, target_tokens=sum(b.target_tokens for b in batches))
 
 
 def gradient_of_step(trainer: Trainer, batches: list[Batch]) -> tuple[float, Tensor]:
@@ -187,7 +198,7 @@ def gradient_of_step(trainer: Trainer, batches: list[Batch]) -> tuple[float, Ten
 
     hook = trainer.optimizer.register_step_pre_hook(keep)
     for _ in range(30):
-        loss, _ = trainer.training_step(batches, sum(batch.target_tokens for batch in batches))
+        loss, _ = trainer.step_within_memory(whole_step(batches))
         if gradients:
             hook.remove()
             return loss, gradients[0]
@@ -206,6 +217,7 @@ def accumulation_error(clips: Clips) -> tuple[float, float]:
     for size in (16, 4):
         model = copy.deepcopy(original)
         trainer = make_trainer(model, clips, Setup(torch.device("cpu")), lr=1e-3, warmup_steps=0, clip_grad=0)
+        trainer.micro_batch = size  # on a CPU it is less than 16
         batches = [make_batch(part, clips.recordings) for part in split(clips.examples[:16], size)]
         gradients.append(gradient_of_step(trainer, batches)[1])
         moved = zip(model.decoder.parameters(), original.decoder.parameters(), strict=True)

@@ -1,0 +1,96 @@
+"""benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ["training", "decoding", "throughput", "cache", "evaluation", "scaler", "memory", "attention", "peers", "nccl"]
+# Parts that break, each in its own way, around one that does not.
+BREAKING = """
+import os, signal, sys, time, types
+
+sys.path.insert(0, sys.argv.pop(1))
+import gpu, gpu_parts
+
+def fails(report):
+    report(({"before": 1.5}, "measured"))
+    raise RuntimeError("no such kernel")
+
+units = {
+    "training": gpu_parts.Unit("fails", fails),
+    "decoding": gpu_parts.Unit("dies", lambda report: os.kill(os.getpid(), signal.SIGKILL)),
+    "throughput": gpu_parts.Unit("hangs", lambda report: time.sleep(600), limit=1),
+    "cache": gpu_parts.Unit("works", lambda report: report(({"clips/s": 2.0}, "measured"))),
+    "nccl": gpu_parts.Unit("is left out", "needs two GPUs"),
+}
+gpu_parts.prepare = lambda args, folder: types.SimpleNamespace(about={"device": "none"})
+gpu_parts.PARTS = {part: lambda bench, unit=unit: [unit] for part, unit in units.items()}
+gpu.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def ayat(quran, tmp_path_factory) -> Path:
+    """A folder of recitations with five ayat."""
+    data = tmp_path_factory.mktemp("ayat")
+    shutil.copytree(quran / "metadata", data / "metadata")
+    folder = Path("audio/Yasser_Salama_hadr")
+    (data / folder).mkdir(parents=True)
+    for number in range(1, 6):
+        shutil.copy(quran / folder / f"00100{number}.mp3", data / folder)
+    return data
+
+
+def run(command: list[str], data: Path, out: Path) -> tuple[int, dict, str]:
+    """Run it on ``data`` at ``nano`` dimensions; return the exit code, the JSON and what was printed."""
+    options = ["--data", str(data), "--device", "cpu", "--sizes", "nano", "--json", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *command, *options], capture_output=True, text=True, env=environment)
+    assert out.exists(), done.stderr
+    return done.returncode, json.loads(out.read_text(encoding="utf-8")), done.stdout
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_whole_on_a_cpu(ayat, tmp_path):
+    code, measured, printed = run([str(ROOT / "benchmarks" / "gpu.py")], ayat, tmp_path / "gpu.json")
+    assert list(measured["parts"]) == PARTS
+    rows = [(part, row) for part, rows in measured["parts"].items() for row in rows]
+    assert [(part, row) for part, row in rows if row["result"].startswith("failed")] == []
+    assert code == 0 and "\n0 of " in printed
+    for part, row in rows:
+        assert f"{part}: {row['name']}" in printed, "as it was measured"
+        assert f"\n| {row['name']} | " in printed, "in the table"
+    for part in ("training", "decoding", "cache", "attention"):
+        compared = [row for row in measured["parts"][part] if row["result"] in ("pass", "measured")]
+        assert compared and all("tolerance" in row for row in compared)
+    left_out = {part for part, row in rows if "needs" in row["result"]}
+    assert left_out == {"training", "decoding", "evaluation", "scaler", "memory", "nccl"}
+    assert measured["about"]["torch"] and measured["about"]["TFLOP/s of a matrix product"]
+
+
+def test_a_part_that_breaks_leaves_the_others(tmp_path):
+    code, measured, printed = run(["-c", BREAKING, str(ROOT / "benchmarks")], tmp_path, tmp_path / "gpu.json")
+    results = [(row["name"], row["result"]) for rows in measured["parts"].values() for row in rows]
+    assert results == [
+        ("fails", "measured"),
+        ("fails", "failed: RuntimeError: no such kernel"),
+        ("dies", "failed: died, exit code -9"),
+        ("hangs", "failed: out of time"),
+        ("works", "measured"),
+        ("is left out", "skipped: needs two GPUs"),
+    ]
+    assert code == 1 and "3 of 6 rows failed" in printed
+
+
+def test_without_the_packages_it_says_how_to_bring_them(tmp_path):
+    """A Python that sees no packages at all: -S leaves out site-packages."""
+    script = str(ROOT / "benchmarks" / "gpu.py")
+    done = subprocess.run([sys.executable, "-S", script, "--data", "x"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "pip wheel --no-deps" in done.stderr and "--no-index --find-links wheels" in done.stderr
