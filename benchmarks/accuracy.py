@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from isolated import Report, run_isolated  # benchmarks/isolated.py
 
+from evaluate import RATE, as_float  # benchmarks/evaluate.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.audio_cache import prepare_audio
@@ -35,7 +36,6 @@ from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.console import percent
 
-RATE = 16_000
 LIMIT = 7200.0  # seconds a row
 Transcribe = Callable[[Sequence[np.ndarray]], list[str]]
 
@@ -57,10 +57,6 @@ class Task:
     @property
     def dtype(self) -> torch.dtype:
         return torch.float16 if self.device == "cuda" else torch.float32
-
-
-def as_float(clip: np.ndarray) -> np.ndarray:
-    return clip.astype(np.float32) / 32768
 
 
 def whisper_transcribe(task: Task) -> Transcribe:

@@ -11,7 +11,6 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from whisper.model import Whisper
 import evaluate as decoding_speed  # benchmarks/evaluate.py
 from train import (  # benchmarks/train.py
     Clips,
+    epoch_losses,
     gradient_of_step,
     make_model,
     make_trainer,
@@ -41,7 +41,7 @@ from train import (  # benchmarks/train.py
 )
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.config import EvaluationConfig
-from whisper_quran.data.batches import Batch, make_batch, prefetch
+from whisper_quran.data.batches import Batch, make_batch
 from whisper_quran.data.encoder_cache import FrozenEncoder, Known, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.decoding.batch_decoder import BatchDecoder
@@ -282,15 +282,10 @@ def cache(bench: Bench) -> Iterator[Unit]:
 
 def train_epoch(trainer: Trainer) -> tuple[float, float]:
     """Train the next epoch without validation; return its seconds and its mean loss."""
-    losses, start = [], time.perf_counter()
-    with closing(prefetch(trainer.steps())) as feed:  # type: ignore[type-var]
-        for step in feed:
-            losses.append(trainer.step_within_memory(step)[0])
-            trainer.step += 1
-    synchronize(trainer.device)
+    start = time.perf_counter()
+    losses = list(epoch_losses(trainer))
     if trainer.encoder:
         trainer.encoder.release()
-    trainer.epoch += 1
     return time.perf_counter() - start, sum(losses) / len(losses)
 
 

@@ -25,7 +25,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,16 +38,15 @@ from isolated import Outcome, Report, run_isolated  # benchmarks/isolated.py
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train import Clips, make_trainer, open_clips, peak_memory, synchronize  # benchmarks/train.py
+from train import Clips, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
-from whisper_quran.data.batches import Example, epoch_order, prefetch
+from whisper_quran.data.batches import Example, epoch_order
 from whisper_quran.data.encoder_cache import open_encoder_cache
 from whisper_quran.data.text import normalize
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
 from whisper_quran.training.setup import Setup
-from whisper_quran.training.trainer import Trainer
 
 LR = 5e-5
 EOT = 50257
@@ -133,20 +131,6 @@ class Clock:
         self.start = time.perf_counter()
 
 
-def train_epoch(trainer: Trainer, job: Job, clock: Clock) -> None:
-    """Train our trainer's next epoch and validate."""
-    trainer.objective.train()
-    with closing(prefetch(trainer.steps())) as feed:  # type: ignore[type-var]
-        for step in feed:
-            loss, _ = trainer.step_within_memory(step)
-            trainer.step += 1
-            clock.step(torch.tensor(loss))
-    synchronize(trainer.device)
-    trainer.objective.eval()
-    clock.validated(trainer.measure(job.valid).errors.wer)
-    trainer.epoch += 1
-
-
 def ours(job: Job, encoder_cache: str = "off") -> list[Epoch]:
     setup = job.setup
     model = load_checkpoint(job.folder / "model.pt", setup.device)
@@ -158,7 +142,11 @@ def ours(job: Job, encoder_cache: str = "off") -> list[Epoch]:
         trainer.encoder.cache = open_encoder_cache(trainer.config, model, setup.precision, setup.device)
     clock = Clock(job)
     for _ in range(job.epochs):
-        train_epoch(trainer, job, clock)
+        trainer.objective.train()
+        for loss in epoch_losses(trainer):
+            clock.step(torch.tensor(loss))
+        trainer.objective.eval()
+        clock.validated(trainer.measure(job.valid).errors.wer)
     return clock.epochs
 
 
@@ -198,15 +186,9 @@ def collate(items: list[tuple[Tensor, Example]]) -> dict[str, Tensor]:
     return {"input_features": mels, "decoder_input_ids": tokens, "labels": labels}
 
 
-def loader(job: Job, log_mel: Callable[[np.ndarray], Tensor]) -> DataLoader:
-    """The batches of all epochs; those of ``job.valid`` with :func:`valid_loader`."""
-    data = Recitations(job.order, log_mel)
-    return DataLoader(data, job.batch_size, num_workers=job.workers, collate_fn=collate, pin_memory=job.device != "cpu")
-
-
-def valid_loader(job: Job, log_mel: Callable[[np.ndarray], Tensor]) -> DataLoader:
-    data = Recitations(job.valid, log_mel)
-    return DataLoader(data, job.batch_size, num_workers=job.workers, collate_fn=collate)
+def loader(job: Job, examples: list[Example], log_mel: Callable[[np.ndarray], Tensor]) -> DataLoader:
+    data, pin = Recitations(examples, log_mel), job.device != "cpu"
+    return DataLoader(data, job.batch_size, num_workers=job.workers, collate_fn=collate, pin_memory=pin)
 
 
 def plain_loop(
@@ -252,10 +234,10 @@ def openai_whisper(job: Job) -> list[Epoch]:
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
     def transcribe() -> list[str]:
-        mels = (batch["input_features"].to(job.setup.device) for batch in valid_loader(job, log_mel))
+        mels = (batch["input_features"].to(job.setup.device) for batch in loader(job, job.valid, log_mel))
         return [result.text for mel in mels for result in whisper.decode(model, mel, options)]
 
-    return plain_loop(job, loader(job, log_mel), model, loss_of, transcribe)
+    return plain_loop(job, loader(job, job.order, log_mel), model, loss_of, transcribe)
 
 
 def transformers(job: Job) -> list[Epoch]:
@@ -275,14 +257,14 @@ def transformers(job: Job) -> list[Epoch]:
         return processor.batch_decode(np.where(tokens < 0, EOT, tokens), skip_special_tokens=True)
 
     def transcribe() -> list[str]:
-        mels = (batch["input_features"].to(job.setup.device) for batch in valid_loader(job, log_mel))
+        mels = (batch["input_features"].to(job.setup.device) for batch in loader(job, job.valid, log_mel))
         with torch.no_grad():
             return [text for mel in mels for text in texts(model.generate(mel).cpu().numpy())]
 
-    batches = loader(job, log_mel)
+    batches = loader(job, job.order, log_mel)
     if importlib.util.find_spec("accelerate") is None:
         return plain_loop(job, batches, model, lambda **inputs: model(**inputs).loss, transcribe)
-    return seq2seq_trainer(job, batches, valid_loader(job, log_mel), model, texts)
+    return seq2seq_trainer(job, batches, loader(job, job.valid, log_mel), model, texts)
 
 
 def seq2seq_trainer(

@@ -150,6 +150,17 @@ def endless_steps(trainer: Trainer) -> Iterator[Step]:
         yield from trainer.steps()
 
 
+def epoch_losses(trainer: Trainer) -> Iterator[float]:
+    """Train the trainer's next epoch, without validation; yield the loss of each step."""
+    with closing(prefetch(trainer.steps())) as feed:  # type: ignore[type-var]
+        for step in feed:
+            loss, _ = trainer.step_within_memory(step)
+            trainer.step += 1
+            yield loss
+    synchronize(trainer.device)
+    trainer.epoch += 1
+
+
 def measure(trainer: Trainer, steps: int, rate: float) -> Throughput:
     """Train ``steps`` steps as the trainer cuts them, after a few to warm up; ``rate`` is :func:`matmul_rate`'s."""
     device = trainer.device
@@ -227,15 +238,15 @@ def accumulation_error(clips: Clips) -> tuple[float, float]:
 
 def top_operators(trainer: Trainer, count: int) -> list[tuple[str, float, float]]:
     """Profile one step: the kernels (on a CPU the operators) that take longest, with milliseconds and share of all."""
-    batch = make_batch(trainer.data.train[: trainer.config.batch_size], trainer.data.cache)
+    step = next(trainer.steps())
     for _ in range(WARM_UP):
-        trainer.training_step([batch], batch.target_tokens)
+        trainer.step_within_memory(step)
     on_gpu = trainer.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        trainer.training_step([batch], batch.target_tokens)
+        trainer.step_within_memory(step)
         synchronize(trainer.device)
     times: dict[str, float] = {}
     for event in profile.key_averages():

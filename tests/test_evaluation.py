@@ -490,24 +490,21 @@ def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
 def test_boundaries_near_a_timestamp_are_found(off, found, run, workshop, quran, tmp_path, monkeypatch):
     lengths = [soundfile.info(quran / f"audio/AbdulWadood_Haneef/00100{n}.mp3").duration for n in range(1, 8)]
 
-    def heard(model, clips, **options):
+    def heard(model, clips, *, timestamps, **options):
+        assert timestamps
         for clip, parts in enumerate((lengths[:3], lengths[3:6], lengths[6:])):
             ends = list(itertools.accumulate(parts))
             spans = zip([0.0, *(end + off for end in ends)], [end + off + 2.0 for end in ends], strict=False)
             yield Transcript(clip, "", 0.0, tuple(Segment(start, end, "") for start, end in spans))
 
-    monkeypatch.setattr(evaluation, "transcribe_by_timestamps", heard)
+    monkeypatch.setattr(evaluation, "transcribe_clips", heard)
     code, out, err = run(workshop / "model0.pt", "--out", tmp_path, "--join", 3, "--timestamps")
     assert code == 0, err
     assert sum(int(row["boundaries_found"]) for row in read_predictions(tmp_path)) == found
     assert ("found 100.00 % of 4 within 0.5 s" in out) == (found == 4)
 
 
-def test_evaluating_with_timestamps(run, workshop, tmp_path, monkeypatch):
-    decode = evaluation.transcribe_by_timestamps
-    monkeypatch.setattr(
-        evaluation, "transcribe_by_timestamps", lambda *args, **options: decode(*args, sample_len=LIMIT, **options)
-    )
+def test_evaluating_with_timestamps(run, workshop, tmp_path):
     code, _, err = run(workshop / "model0.pt", "--out", tmp_path, "--timestamps", "--join", 7)
     assert code == 0, err
     assert [row["ayah"] for row in read_predictions(tmp_path)] == ["1-7"]

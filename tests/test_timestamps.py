@@ -13,7 +13,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder
-from whisper_quran.decoding.long_audio import transcribe_by_timestamps
+from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.timestamps import Segment, read_segments
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
@@ -93,7 +93,7 @@ def test_windows_and_segments_are_those_of_whispers_transcribe(monkeypatch):
         "decode",
         lambda self, pieces, *_, **__: [(i, result(piece.number, piece.clip)) for i, piece in enumerate(pieces)],
     )
-    ours = {t.clip: t for t in transcribe_by_timestamps(model, clips, batch_size=4)}
+    ours = {t.clip: t for t in transcribe_clips(model, clips, batch_size=4, timestamps=True)}
     options = {"language": "ar", "fp16": False, "temperature": 0.0, "condition_on_previous_text": False}
     windows = 0
     for index, clip in enumerate(clips):

@@ -85,7 +85,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: tuple[int, ...] = ()  # a number for each clip, that follows from its samples
+    clips: tuple[int, ...] = ()  # if asked for, a number for each clip that follows from its samples
     known: Known | None = None  # what an encoder cache has of the clips
 
     def __len__(self) -> int:
@@ -114,11 +114,16 @@ class Batch:
 
 
 def make_batch(
-    examples: Sequence[Example], cache: AudioCache, pin: bool = False, encoder: FrozenEncoder | None = None
+    examples: Sequence[Example],
+    cache: AudioCache,
+    pin: bool = False,
+    encoder: FrozenEncoder | None = None,
+    numbered: bool = False,
 ) -> Batch:
     """Collate ``examples``, with what the cache of a frozen ``encoder`` has of them.
 
     ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
+    ``numbered`` gives the batch its ``clips``.
     """
     length = max(len(example.tokens) for example in examples) - 1
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
@@ -132,7 +137,7 @@ def make_batch(
     known = encoder.find(clips, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     given, where, next_tokens = (tensor.pin_memory() if pin else tensor for tensor in text)
-    numbers = tuple(zlib.crc32(clip.tobytes()) for clip in clips)
+    numbers = tuple(zlib.crc32(clip.tobytes()) for clip in clips) if numbered else ()
     return Batch(collate(clips, pin), given, where, next_tokens, numbers, known)
 
 

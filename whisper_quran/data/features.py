@@ -20,6 +20,8 @@ from whisper.model import AudioEncoder
 _MIN_LOG = -10.0
 _RANGE = 8.0
 
+FRAME = HOP_LENGTH  # samples, 10 ms: how finely the energy of audio is measured
+
 
 def collate(clips: Sequence[np.ndarray], pin: bool = False) -> Tensor:
     """Put int16 clips (each (n,)) into one int16 tensor (batch, longest), zeros on the right.
@@ -32,6 +34,12 @@ def collate(clips: Sequence[np.ndarray], pin: bool = False) -> Tensor:
     for row, clip in zip(rows, clips, strict=True):
         row[: len(clip)] = clip
     return batch
+
+
+def frame_energy(samples: np.ndarray) -> np.ndarray:
+    """Compute the mean square of each whole :data:`FRAME` of ``samples`` (n,): float64 (n // FRAME,)."""
+    frames = samples[: len(samples) // FRAME * FRAME].reshape((-1, FRAME))
+    return np.square(frames, dtype=np.float64).mean(axis=1)
 
 
 def log_mel(audio: Tensor, n_mels: int) -> Tensor:

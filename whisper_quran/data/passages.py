@@ -40,6 +40,11 @@ class Passage:
         return [end / SAMPLE_RATE for end in accumulate(cache.length(ayah.audio) for ayah in self.parts[:-1])]
 
 
+def place(ayah: Ayah) -> tuple[int, int]:
+    """Return where an ayah stands in the Qur'an; a manifest does not say, and its rows keep their order."""
+    return ayah.surah or 0, ayah.number or 0
+
+
 def follows(before: Ayah, after: Ayah) -> bool:
     """Return whether one ayah comes right after another: the next of a surah, or of a manifest any."""
     return before.surah == after.surah and (before.number or 0) + (before.surah is not None) == (after.number or 0)
@@ -48,7 +53,7 @@ def follows(before: Ayah, after: Ayah) -> bool:
 def join(ayat: Iterable[Ayah], cache: AudioCache, count: int = 1) -> list[Passage]:
     """Make passages of up to ``count`` consecutive ayat of one reciter; every ayah is in one of them."""
     runs: list[list[Ayah]] = []
-    for ayah in sorted(ayat, key=lambda ayah: (ayah.surah or 0, ayah.number or 0)):
+    for ayah in sorted(ayat, key=place):
         if runs and len(runs[-1]) < count and follows(runs[-1][-1], ayah):
             runs[-1].append(ayah)
         else:

@@ -8,18 +8,19 @@ once: the windows are the same in every epoch, as their order is not, so that a 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
+from whisper.audio import N_SAMPLES_PER_TOKEN
 from whisper.tokenizer import Tokenizer
 
 from ..config import TrainingConfig
 from .audio import SAMPLE_RATE
 from .audio_cache import AudioCache
 from .batches import Example
-from .passages import follows
+from .features import FRAME, frame_energy
+from .passages import follows, place
 
-_SECONDS_A_TIMESTAMP = 0.02  # whisper's
-_FRAME = SAMPLE_RATE // 100
 _QUIET = 1e-4  # of the loudest 10 ms (−40 dB): before the first and after the last louder ones an ayah is not spoken
 
 
@@ -34,7 +35,7 @@ class WindowMaker:
 
     def windows(self, examples: Iterable[Example]) -> list[Example]:
         """Make windows of one reciter's ``examples``, each of one ayah: every ayah is in one of them."""
-        ordered = sorted(examples, key=lambda example: (example.parts[0].surah or 0, example.parts[0].number or 0))
+        ordered = sorted(examples, key=lambda example: place(example.parts[0]))
         draw = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
         windows, position = [], 0
         while position < len(ordered):
@@ -95,22 +96,21 @@ class WindowMaker:
         return list(tokenizer.sot_sequence if timed else tokenizer.sot_sequence_including_notimestamps)
 
     def _timestamp(self, sample: int) -> int:
-        return self.tokenizer.timestamp_begin + round(sample / SAMPLE_RATE / _SECONDS_A_TIMESTAMP)
+        return self.tokenizer.timestamp_begin + round(sample / N_SAMPLES_PER_TOKEN)
 
     def _spans(self, parts: Sequence[Example]) -> list[tuple[int, int]]:
         """Return where each part begins and ends, in samples: the joints, or of a single ayah where it is spoken."""
         if len(parts) == 1:
             return [spoken(parts[0].audio(self.cache))]
-        ends = np.cumsum([part.samples for part in parts]).tolist()
+        ends = list(accumulate(part.samples for part in parts))
         return list(zip([0, *ends], ends, strict=False))
 
 
 def spoken(samples: np.ndarray) -> tuple[int, int]:
     """Return from where to where, in samples, a recording (n,) is more than silence; all of it if it is shorter."""
-    frames = samples[: len(samples) // _FRAME * _FRAME].reshape((-1, _FRAME))
-    energy = np.square(frames, dtype=np.float64).mean(axis=1)
+    energy = frame_energy(samples)
     loud = np.flatnonzero(energy > _QUIET * energy.max(initial=0)).tolist()
-    return (loud[0] * _FRAME, (loud[-1] + 1) * _FRAME) if loud else (0, len(samples))
+    return (loud[0] * FRAME, (loud[-1] + 1) * FRAME) if loud else (0, len(samples))
 
 
 def _text(example: Example) -> tuple[int, ...]:

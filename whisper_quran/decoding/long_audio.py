@@ -7,8 +7,9 @@ points, and each piece is decoded the way the model was trained, in batches with
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,16 @@ from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
-from whisper.tokenizer import get_tokenizer
+from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
 from ..data.encoder_cache import FrozenEncoder, Known
-from ..data.features import collate
+from ..data.features import FRAME, collate, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
 from .timestamps import Segment, read_segments
 
-_FRAME = SAMPLE_RATE // 100  # energy is measured, and cuts are placed, every 10 ms
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _KEPT_BYTES = 10**9  # of encoded pieces that wait to be decoded again
@@ -42,6 +42,10 @@ class Piece:
     number: int
     start: int
     end: int
+
+
+# Decodes pieces, and yields each with its result as it ends.
+_Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult]]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ def transcribe_clips(
     A recording over 30 s is cut at its quietest points. The pieces of all recordings share batches, and their texts are
     joined in order with a space.
 
+    With ``timestamps`` among the options, each window begins where the last complete text ended, as in
+    ``whisper.transcribe``, and the transcripts have ``segments``; that takes a model that was taught timestamps. The
+    first windows of all recordings share batches, then the second, and so on. The text before a window is not its
+    prompt (``condition_on_previous_text=False``).
+
     Args:
         clips: int16 (n,) at 16 kHz each. Every clip is asked for once beforehand, for its length, and again when its
             turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
@@ -100,43 +109,35 @@ def transcribe_clips(
     """
     dtype = options.get("dtype") or model.decoder.token_embedding.weight.dtype
     source = _Pieces(clips, encoder or FrozenEncoder(model, dtype))
+    decode = partial(source.decode_all, batch_size=batch_size, fallback=fallback, log=log, **options)
+    if not options.get("timestamps"):
+        return _from_pause_to_pause(clips, decode, fallback)
+    tokenizer = get_tokenizer(
+        model.is_multilingual, num_languages=model.num_languages, language=options.get("language", "ar")
+    )
+    return _from_timestamp_to_timestamp(clips, decode, fallback, tokenizer)
+
+
+def _from_pause_to_pause(clips: Sequence[np.ndarray], decode: _Decode, fallback: bool) -> Iterator[Transcript]:
     waiting = pieces(clips)
     count = Counter(piece.clip for piece in waiting)
     decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
-    for piece, result in source.decode_all(waiting, batch_size, fallback, log, **options):
+    for piece, result in decode(waiting):
         parts = decoded[piece.clip]
         parts[piece.number] = "" if fallback and is_silent(result) else result.text, result.temperature
         if len(parts) == count[piece.clip]:
             yield _joined(piece.clip, decoded.pop(piece.clip))
 
 
-def transcribe_by_timestamps(
-    model: Whisper,
-    clips: Sequence[np.ndarray],
-    *,
-    batch_size: int,
-    log: Log = print,
-    fallback: bool = True,
-    encoder: FrozenEncoder | None = None,
-    **options: Any,
+def _from_timestamp_to_timestamp(
+    clips: Sequence[np.ndarray], decode: _Decode, fallback: bool, tokenizer: Tokenizer
 ) -> Iterator[Transcript]:
-    """Decode recordings as ``whisper.transcribe`` does: each window begins where the last complete text ended.
-
-    That takes a model that was taught timestamps. The windows of all recordings share batches, the first of each, then
-    the second, and so on. The text before a window is not its prompt (``condition_on_previous_text=False``). Arguments
-    and errors are those of :func:`transcribe_clips`; the transcripts have ``segments``.
-    """
-    dtype = options.get("dtype") or model.decoder.token_embedding.weight.dtype
-    source = _Pieces(clips, encoder or FrozenEncoder(model, dtype))
-    tokenizer = get_tokenizer(
-        model.is_multilingual, num_languages=model.num_languages, language=options.get("language", "ar")
-    )
     said: dict[int, list[Segment]] = defaultdict(list)
     hottest: dict[int, float] = defaultdict(float)
     windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
     while windows:
         following = []
-        for window, result in source.decode_all(windows, batch_size, fallback, log, timestamps=True, **options):
+        for window, result in decode(windows):
             clip, start = window.clip, window.start / SAMPLE_RATE
             seconds = (window.end - window.start) / SAMPLE_RATE
             segments, reached = read_segments(result.tokens, tokenizer, seconds)
@@ -257,9 +258,9 @@ def segments(samples: np.ndarray) -> list[tuple[int, int]]:
     if len(samples) > N_SAMPLES:
         energy = _smoothed_energy(samples)
     while len(samples) - start > N_SAMPLES:
-        earliest = -(-(start + _SHORTEST) // _FRAME)
-        latest = min(start + N_SAMPLES, len(samples) - _SHORTEST) // _FRAME
-        end = (earliest + int(energy[earliest : latest + 1].argmin())) * _FRAME
+        earliest = -(-(start + _SHORTEST) // FRAME)
+        latest = min(start + N_SAMPLES, len(samples) - _SHORTEST) // FRAME
+        end = (earliest + int(energy[earliest : latest + 1].argmin())) * FRAME
         spans.append((start, end))
         start = end
     return [*spans, (start, len(samples))]
@@ -267,8 +268,7 @@ def segments(samples: np.ndarray) -> list[tuple[int, int]]:
 
 def _smoothed_energy(samples: np.ndarray) -> np.ndarray:
     """The mean square over 300 ms around sample 160 i, for every i. At the ends, over what is there of the 300 ms."""
-    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
-    energy = np.square(frames, dtype=np.float64).mean(axis=1)
+    energy = frame_energy(samples)
     sums = np.concatenate([[0.0], np.cumsum(energy)])
     edges = np.arange(len(sums))
     before, after = (np.clip(edges + shift, 0, len(energy)) for shift in (-_WINDOW // 2, _WINDOW // 2))

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from whisper.audio import TOKENS_PER_SECOND
 from whisper.tokenizer import Tokenizer
 
-SECONDS_A_TOKEN = 0.02
 _LATEST_START = 50  # tokens: a window's first text begins in its first second, whisper's max_initial_timestamp
 
 
@@ -66,18 +66,18 @@ def read_segments(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -
     cuts = [i + 1 for i, pair in enumerate(pairwise(tokens)) if min(pair) >= begin]
     complete = len(tokens) > 1 and tokens[-1] >= begin > tokens[-2]
     if not cuts:
-        times = [(token - begin) * SECONDS_A_TOKEN for token in tokens if token >= begin]
+        times = [(token - begin) / TOKENS_PER_SECOND for token in tokens if token >= begin]
         start, end = (times[0], times[-1]) if len(times) > 1 else (0.0, seconds)
         text = _text(tokens, tokenizer)
         return [Segment(min(start, seconds), min(end, seconds), text)] if text else [], seconds
     segments = []
     for first, after in pairwise([0, *cuts, *([len(tokens)] if complete else [])]):
         part = tokens[first:after]
-        start, end = ((token - begin) * SECONDS_A_TOKEN for token in (part[0], part[-1]))
+        start, end = ((token - begin) / TOKENS_PER_SECOND for token in (part[0], part[-1]))
         text = _text(part, tokenizer)
         if text:
             segments.append(Segment(min(start, seconds), min(end, seconds), text))
-    reached = (tokens[cuts[-1] - 1] - begin) * SECONDS_A_TOKEN
+    reached = (tokens[cuts[-1] - 1] - begin) / TOKENS_PER_SECOND
     return segments, seconds if complete or reached == 0 else min(reached, seconds)
 
 

@@ -25,7 +25,7 @@ from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.passages import Passage, join
 from ..data.prepare import prepare_ayat, summary
 from ..data.text import normalize
-from ..decoding.long_audio import Transcript, transcribe_by_timestamps, transcribe_clips
+from ..decoding.long_audio import Transcript, transcribe_clips
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
@@ -182,8 +182,7 @@ class Evaluation:
                 passages.append(passage)
         if not passages:
             return
-        transcribe = transcribe_by_timestamps if self.config.timestamps else transcribe_clips
-        decoded = transcribe(
+        decoded = transcribe_clips(
             model.whisper,
             _Clips(passages, self.data.cache),
             batch_size=self.config.batch_size or _default_batch(model.whisper),
@@ -192,6 +191,7 @@ class Evaluation:
             log=self.log,
             fallback=not self.config.no_fallback,
             encoder=model.encoder,
+            timestamps=self.config.timestamps,
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0

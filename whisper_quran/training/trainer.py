@@ -207,7 +207,8 @@ class Trainer:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             mine = shard(examples, self.micro_batch, self.world.rank, self.world.size)
-            batches = [make_batch(part, self.data.cache, pin, self.encoder) for part in mine]
+            numbered = self.augmentation is not None
+            batches = [make_batch(part, self.data.cache, pin, self.encoder, numbered) for part in mine]
             yield Step(
                 batches,
                 clips=len(examples),
