@@ -147,14 +147,17 @@ class ClosedTextConstraint:
 
     def __call__(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> None:
         if last is None:
-            self.node[rows] = _ROOT
-            self.intervals[rows] = 0
-            self.intervals[rows, 0, 1] = self.index.length
+            self._begin(rows)
         else:
             self._extend(rows, self.symbols[last.clamp(max=len(self.symbols) - 1)])
         allowed = self._following(rows)
         kept = logits[:, self.columns].masked_fill_(~allowed, -torch.inf)
         logits.fill_(-torch.inf).index_copy_(1, self.columns, kept)
+
+    def _begin(self, rows: Tensor) -> None:
+        self.node[rows] = _ROOT
+        self.intervals[rows] = 0
+        self.intervals[rows, 0, 1] = self.index.length
 
     def _extend(self, rows: Tensor, symbols: Tensor) -> None:
         intervals = self.intervals[rows]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SEPARATOR = 0  # the symbol that stands before, between and after passages
-_BLOCK = 128  # symbols from one stored count to the next; those between are counted when asked for
+_BLOCK = 64  # symbols from one stored count to the next; those between are counted when asked for
 
 
 class TextIndex:
