@@ -20,6 +20,7 @@ from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 import evaluate as command
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.data.audio import decode_file
+from whisper_quran.data.text import normalize
 from whisper_quran.decoding.long_audio import Transcript
 from whisper_quran.decoding.timestamps import Segment
 from whisper_quran.evaluation import evaluate as evaluation
@@ -484,6 +485,33 @@ def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
     assert (results["ayat"], results["passages"]) == (7, 3)
     code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
     assert code == 2 and "--join 3" in err
+
+
+def test_a_vocalised_text_has_a_diacritic_error_rate(run, workshop, quran, tmp_path, monkeypatch):
+    """1:1 is heard without a sukun, the rest of the surah without any diacritic."""
+    vocalised = quran / "metadata" / "ayah_text_diacritics.csv"
+    with open(vocalised, encoding="utf-8-sig", newline="") as file:
+        texts = [row["text"] for row in list(csv.DictReader(file))[:7]]
+    bare = [normalize(text, "diacritics").replace("ٰ", "") for text in texts]
+    heard = [texts[0].replace("سْ", "س"), *bare[1:]]
+
+    def decoded(model, clips, **options):
+        yield from (Transcript(clip, text, 0.0) for clip, text in enumerate(heard))
+
+    monkeypatch.setattr(evaluation, "transcribe_clips", decoded)
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path, "--text", vocalised)
+    assert code == 0, err
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    first, *others = read_predictions(tmp_path)
+    assert (first["letters"], first["diacritic_errors"]) == ("19", "1")
+    assert all(int(each["diacritic_errors"]) > 0.5 * int(each["letters"]) > 0 for each in others)
+    assert row["letters"] == sum(int(each["letters"]) for each in (first, *others))
+    assert "WER (CER, DER)" in out and f"{100 * row['der']:.2f} %" in out
+    # The clear text is another reference, although both are compared without diacritics.
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path)
+    assert code == 0, err
+    assert "DER" not in out
+    assert {each["letters"] for each in read_predictions(tmp_path)} == {"0"}
 
 
 @pytest.mark.parametrize(("off", "found"), [(0.4, 4), (0.6, 0)])
