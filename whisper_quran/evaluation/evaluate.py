@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from .predictions import Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts, count_diacritic_errors
 
+TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
 BOUNDARY_SECONDS = 0.5  # how near a timestamp must be to where one ayah ends and the next begins
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            alike = list(dims.values()).count(dims[source]) > 1
+            alike = config.timestamps or list(dims.values()).count(dims[source]) > 1
             evaluation.evaluate_model(source, device, alike)
         return evaluation.finish()
 
@@ -78,12 +79,13 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model under evaluation; ``name`` is how the files name it."""
+    """A model under evaluation, and whether it decodes with timestamps; ``name`` is how the files name it."""
 
     name: str
     whisper: Whisper
     precision: Precision
     encoder: FrozenEncoder
+    timestamps: bool = False
 
 
 class _Clips(Sequence[np.ndarray]):
@@ -117,9 +119,10 @@ class Evaluation:
         }
 
     def evaluate_model(self, source: str, device: torch.device, alike: bool = False) -> None:
-        """Predict what is not predicted yet, and add the model's rows to the results.
+        """Predict what is not predicted yet, and add the model's rows to the results; with timestamps, others of them.
 
-        If there is a model ``alike``, of the same size, its encoder may be the same: what it makes is kept on disk.
+        What the encoder makes is kept on disk if it will be of use again: to a model ``alike``, of the same size, whose
+        encoder may be the same, or to this one with timestamps.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -130,23 +133,28 @@ class Evaluation:
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
         precision = resume_precision(self.config.precision, before, device, whisper_model)
-        encoder = self._encoder(whisper_model, precision, device, alike)
-        model = LoadedModel(name, whisper_model, precision, encoder)
-        kept = self.predictions.start(name, {"files": files, "precision": precision.name})
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
-        if kept:
-            self.log(f"{name}: {kept} predictions are there already")
+        encoder = self._encoder(whisper_model, precision, device, alike)
+        models = [LoadedModel(name, whisper_model, precision, encoder)]
+        if self.config.timestamps:
+            models.append(replace(models[0], name=name + TIMESTAMPS, timestamps=True))
+        with closing(encoder):
+            for model in models:
+                self._evaluate(model, parameters, {"files": files, "precision": precision.name})
+
+    def _evaluate(self, model: LoadedModel, parameters: int, identity: dict[str, Any]) -> None:
+        if kept := self.predictions.start(model.name, identity):
+            self.log(f"{model.name}: {kept} predictions are there already")
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
-        with closing(encoder):
-            for reciter in self.data.passages:
-                try:
-                    self._predict(model, reciter)
-                finally:
-                    self._write_results()
-                self.results["rows"].append(self._row(model, parameters, reciter))
+        for reciter in self.data.passages:
+            try:
+                self._predict(model, reciter)
+            finally:
+                self._write_results()
+            self.results["rows"].append(self._row(model, parameters, reciter))
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use."""
@@ -192,7 +200,7 @@ class Evaluation:
             log=self.log,
             fallback=not self.config.no_fallback,
             encoder=model.encoder,
-            timestamps=self.config.timestamps,
+            timestamps=model.timestamps,
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
