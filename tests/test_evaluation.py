@@ -20,6 +20,7 @@ from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 import evaluate as command
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.data.audio import decode_file
+from whisper_quran.data.text import normalize
 from whisper_quran.decoding.long_audio import Transcript
 from whisper_quran.decoding.timestamps import Segment
 from whisper_quran.evaluation import evaluate as evaluation
@@ -486,12 +487,41 @@ def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
     assert code == 2 and "--join 3" in err
 
 
+def test_a_vocalised_text_has_a_diacritic_error_rate(run, workshop, quran, tmp_path, monkeypatch):
+    """1:1 is heard without a sukun, the rest of the surah without any diacritic."""
+    vocalised = quran / "metadata" / "ayah_text_diacritics.csv"
+    with open(vocalised, encoding="utf-8-sig", newline="") as file:
+        texts = [row["text"] for row in list(csv.DictReader(file))[:7]]
+    bare = [normalize(text, "diacritics").replace("ٰ", "") for text in texts]
+    heard = [texts[0].replace("سْ", "س"), *bare[1:]]
+
+    def decoded(model, clips, **options):
+        yield from (Transcript(clip, text, 0.0) for clip, text in enumerate(heard))
+
+    monkeypatch.setattr(evaluation, "transcribe_clips", decoded)
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path, "--text", vocalised)
+    assert code == 0, err
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
+    first, *others = read_predictions(tmp_path)
+    assert (first["letters"], first["diacritic_errors"]) == ("19", "1")
+    assert all(int(each["diacritic_errors"]) > 0.5 * int(each["letters"]) > 0 for each in others)
+    assert row["letters"] == sum(int(each["letters"]) for each in (first, *others))
+    assert "WER (CER, DER)" in out and f"{100 * row['der']:.2f} %" in out
+    # The clear text is another reference, although both are compared without diacritics.
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path)
+    assert code == 0, err
+    assert "DER" not in out
+    assert {each["letters"] for each in read_predictions(tmp_path)} == {"0"}
+
+
 @pytest.mark.parametrize(("off", "found"), [(0.4, 4), (0.6, 0)])
 def test_boundaries_near_a_timestamp_are_found(off, found, run, workshop, quran, tmp_path, monkeypatch):
     lengths = [soundfile.info(quran / f"audio/AbdulWadood_Haneef/00100{n}.mp3").duration for n in range(1, 8)]
 
     def heard(model, clips, *, timestamps, **options):
-        assert timestamps
+        if not timestamps:
+            yield from (Transcript(clip, "", 0.0) for clip in range(len(clips)))
+            return
         for clip, parts in enumerate((lengths[:3], lengths[3:6], lengths[6:])):
             ends = list(itertools.accumulate(parts))
             spans = zip([0.0, *(end + off for end in ends)], [end + off + 2.0 for end in ends], strict=False)
@@ -500,14 +530,27 @@ def test_boundaries_near_a_timestamp_are_found(off, found, run, workshop, quran,
     monkeypatch.setattr(evaluation, "transcribe_clips", heard)
     code, out, err = run(workshop / "model0.pt", "--out", tmp_path, "--join", 3, "--timestamps")
     assert code == 0, err
-    assert sum(int(row["boundaries_found"]) for row in read_predictions(tmp_path)) == found
+    counts = {"model0.pt": 0, "model0.pt (timestamps)": 0}
+    for row in read_predictions(tmp_path):
+        counts[Path(row["model"]).name] += int(row["boundaries_found"])
+    assert counts == {"model0.pt": 0, "model0.pt (timestamps)": found}
     assert ("found 100.00 % of 4 within 0.5 s" in out) == (found == 4)
 
 
 def test_evaluating_with_timestamps(run, workshop, tmp_path):
-    code, _, err = run(workshop / "model0.pt", "--out", tmp_path, "--timestamps", "--join", 7)
+    """A model is decoded in both ways, and both are in the table; one that is there already is not decoded again."""
+    alone = ("--out", tmp_path, "--join", 7)
+    assert run(workshop / "model0.pt", *alone)[0] == 0
+    code, out, err = run(workshop / "model0.pt", *alone, "--timestamps")
     assert code == 0, err
-    assert [row["ayah"] for row in read_predictions(tmp_path)] == ["1-7"]
+    assert "1 predictions are there already" in out
+    rows = read_predictions(tmp_path)
+    assert [(Path(row["model"]).name, row["ayah"]) for row in rows] == [
+        ("model0.pt", "1-7"),
+        ("model0.pt (timestamps)", "1-7"),
+    ]
+    table = (tmp_path / "results.md").read_text()
+    assert table.count("model0.pt") == 2 and table.count("model0.pt (timestamps) |") == 1
 
 
 def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_path, encoded):

@@ -1,6 +1,7 @@
 """What is compared when a word error rate is counted, and how it is counted."""
 
 import csv
+import re
 from collections.abc import Iterator
 
 import jiwer
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.data.text import normalize, target_tokens
-from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_errors
+from whisper_quran.data.text import count_diacritics, normalize, target_tokens
+from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_diacritic_errors, count_errors
 
 WORDS = st.lists(st.sampled_from("الله رب الناس قل هو أحد ملك".split()), max_size=8).map(" ".join)
 
@@ -23,6 +24,30 @@ def test_diacritics_turn_the_vocalised_text_into_the_clear_one_but_for_superscri
     clear, vocalised = texts("ayah_text_clear.csv"), texts("ayah_text_diacritics.csv")
     assert [normalize(text, "diacritics").replace("ٰ", "") for text in vocalised] == clear
     assert [normalize(text, "full") for text in vocalised] == [normalize(text, "full") for text in clear]
+
+
+def test_diacritics_are_compared_letter_by_letter_in_the_words_that_are_right():
+    counts = count_diacritic_errors("بِسْمِ اللَّهِ الرَّحْمَٰنِ", "بِسَمِ كلمة الله الرجيم")
+    assert (counts.letters, counts.diacritic_errors, counts.words) == (7, 3, 0)  # ْ as َ, and two of none in الله
+    assert counts.der == 3 / 7
+    assert count_diacritic_errors("بِسْمِ", "").letters == 0
+    # Whichever of two marks on a letter was written first.
+    assert count_diacritic_errors("رَّ", "رَّ").diacritic_errors == 0
+    # Of two ways to align the same letters, the words in their order count.
+    assert count_diacritic_errors("مِن مَن", "مَن").letters == 2
+
+
+def test_every_vocalised_ayah_is_right_against_itself_and_bare_against_the_clear_text(quran):
+    with open(quran / "metadata" / "ayah_text_diacritics.csv", encoding="utf-8-sig", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    for text in texts[::50]:
+        clear = normalize(text, "diacritics").replace("ٰ", "")
+        own, bare = count_diacritic_errors(text, text), count_diacritic_errors(text, clear)
+        assert (own.letters, own.diacritic_errors) == (len(clear.replace(" ", "")), 0)
+        assert bare.letters == own.letters
+        marked = re.findall("[^ \u064b-\u0652\u0670](?=[\u064b-\u0652\u0670])", normalize(text, "none"))
+        assert bare.diacritic_errors == len(marked)
+        assert (count_diacritics(text), count_diacritics(clear)) == (len(text) - len(clear), 0)
 
 
 def test_full_normalisation_folds_letters_and_drops_marks():

@@ -148,7 +148,7 @@ class EvaluationConfig:
     )
     language: str = _model("ar", "language token", fixed=True)
     timestamps: bool = _model(
-        False, "decode with timestamps, and long recordings from one to the next: for models taught them", fixed=True
+        False, "decode with timestamps too, long recordings from one to the next: for models that were taught them"
     )
     no_fallback: bool = _model(
         False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True

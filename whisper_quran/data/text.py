@@ -18,6 +18,8 @@ _MARKS = re.compile(
     "[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
 )
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+_VOCALISATION = re.compile("[\u064b-\u0652\u0670]")  # the diacritics, and the superscript alef
+_LETTER = re.compile(f"([^{_VOCALISATION.pattern[1:-1]}])({_VOCALISATION.pattern}*)")
 _FOLDED = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي", "ی": "ي", "ة": "ه"})
 
 
@@ -36,6 +38,17 @@ def normalize(text: str, normalization: Normalization) -> str:
     elif normalization != "none":
         raise ValueError(f"unknown normalization {normalization!r}: choose from {', '.join(NORMALIZATIONS)}")
     return " ".join(text.split())
+
+
+def count_diacritics(text: str) -> int:
+    """Return how many diacritics (U+064B–U+0652, and superscript alef) ``text`` has: 0 if it is not vocalised."""
+    return len(_VOCALISATION.findall(text))
+
+
+def letters_of(word: str) -> tuple[str, list[str]]:
+    """Split ``word`` into its letters and, one string for each, their diacritics in canonical order."""
+    pairs = _LETTER.findall(unicodedata.normalize("NFC", word))
+    return "".join(letter for letter, _ in pairs), [marks for _, marks in pairs]
 
 
 def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -63,7 +63,11 @@ MakeFilter = Callable[[int, torch.device], LogitFilter]  # from the number of ro
 
 
 class _Block:
-    """A decoder block's weights in the type it computes in. Self-attention's query, key and value are one matrix."""
+    """A decoder block's weights in the type it computes in. Self-attention's query, key and value are one matrix.
+
+    Cross-attention's key and value are one without a bias: the value's, which attention's weights, whose sum is 1, pass
+    on as it is, is part of the bias after it. So the largest products of a clip are stored as they come.
+    """
 
     def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
         attn, cross = block.attn, block.cross_attn
@@ -72,8 +76,10 @@ class _Block:
         self.qkv: Weights = (qkv.to(dtype), qkv_bias.to(dtype))
         self.attn_ln, self.out = _weights(block.attn_ln, dtype), _weights(attn.out, dtype)
         self.cross_attn_ln, self.cross_query = _weights(block.cross_attn_ln, dtype), _weights(cross.query, dtype)
-        self.cross_key, self.cross_value = _weights(cross.key, dtype), _weights(cross.value, dtype)
-        self.cross_out, self.mlp_ln = _weights(cross.out, dtype), _weights(block.mlp_ln, dtype)
+        self.cross_key_value: Weights = (torch.cat([cross.key.weight, cross.value.weight]).to(dtype), None)
+        cross_bias = cross.out.bias + cross.out.weight @ cross.value.bias
+        self.cross_out: Weights = (cross.out.weight.to(dtype), cross_bias.to(dtype))
+        self.mlp_ln = _weights(block.mlp_ln, dtype)
         self.mlp_in, self.mlp_out = _weights(block.mlp[0], dtype), _weights(block.mlp[2], dtype)
 
 
@@ -317,8 +323,7 @@ class BatchDecoder:
                 self.keys[layer][rows, :, : self.begin] = k.repeat_interleave(self.width, dim=0)
                 self.values[layer][rows, :, : self.begin] = v.repeat_interleave(self.width, dim=0)
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                (k,) = self._heads(F.linear(features, *block.cross_key))
-                (v,) = self._heads(F.linear(features, *block.cross_value))
+                k, v = self._heads(F.linear(features, *block.cross_key_value), 2)
                 self.cross_keys[layer][slots] = k
                 self.cross_values[layer][slots] = v
                 x = self._after_self_attention(x, block, k, v)

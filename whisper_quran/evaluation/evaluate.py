@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..data.corpus import Corpus, Skipped
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.passages import Passage, join
 from ..data.prepare import prepare_ayat, summary
-from ..data.text import normalize
+from ..data.text import count_diacritics, normalize
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
@@ -34,8 +34,9 @@ from ..runtime.interrupts import Interrupts
 from .inputs import check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
-from .word_errors import ErrorCounts
+from .word_errors import ErrorCounts, count_diacritic_errors
 
+TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
 BOUNDARY_SECONDS = 0.5  # how near a timestamp must be to where one ayah ends and the next begins
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            alike = list(dims.values()).count(dims[source]) > 1
+            alike = config.timestamps or list(dims.values()).count(dims[source]) > 1
             evaluation.evaluate_model(source, device, alike)
         return evaluation.finish()
 
@@ -78,12 +79,13 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model under evaluation; ``name`` is how the files name it."""
+    """A model under evaluation, and whether it decodes with timestamps; ``name`` is how the files name it."""
 
     name: str
     whisper: Whisper
     precision: Precision
     encoder: FrozenEncoder
+    timestamps: bool = False
 
 
 class _Clips(Sequence[np.ndarray]):
@@ -117,9 +119,10 @@ class Evaluation:
         }
 
     def evaluate_model(self, source: str, device: torch.device, alike: bool = False) -> None:
-        """Predict what is not predicted yet, and add the model's rows to the results.
+        """Predict what is not predicted yet, and add the model's rows to the results; with timestamps, others of them.
 
-        If there is a model ``alike``, of the same size, its encoder may be the same: what it makes is kept on disk.
+        What the encoder makes is kept on disk if it will be of use again: to a model ``alike``, of the same size, whose
+        encoder may be the same, or to this one with timestamps.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -130,23 +133,28 @@ class Evaluation:
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
         precision = resume_precision(self.config.precision, before, device, whisper_model)
-        encoder = self._encoder(whisper_model, precision, device, alike)
-        model = LoadedModel(name, whisper_model, precision, encoder)
-        kept = self.predictions.start(name, {"files": files, "precision": precision.name})
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
-        if kept:
-            self.log(f"{name}: {kept} predictions are there already")
+        encoder = self._encoder(whisper_model, precision, device, alike)
+        models = [LoadedModel(name, whisper_model, precision, encoder)]
+        if self.config.timestamps:
+            models.append(replace(models[0], name=name + TIMESTAMPS, timestamps=True))
+        with closing(encoder):
+            for model in models:
+                self._evaluate(model, parameters, {"files": files, "precision": precision.name})
+
+    def _evaluate(self, model: LoadedModel, parameters: int, identity: dict[str, Any]) -> None:
+        if kept := self.predictions.start(model.name, identity):
+            self.log(f"{model.name}: {kept} predictions are there already")
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
-        with closing(encoder):
-            for reciter in self.data.passages:
-                try:
-                    self._predict(model, reciter)
-                finally:
-                    self._write_results()
-                self.results["rows"].append(self._row(model, parameters, reciter))
+        for reciter in self.data.passages:
+            try:
+                self._predict(model, reciter)
+            finally:
+                self._write_results()
+            self.results["rows"].append(self._row(model, parameters, reciter))
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use."""
@@ -176,7 +184,8 @@ class Evaluation:
         passages, errors = [], ErrorCounts()
         for passage in self.data.passages[reciter]:
             key = key_of(model.name, passage)
-            if self.predictions.is_current(key, passage.seconds, self._normalized(passage.text)):
+            text = self._normalized(passage.text)
+            if self.predictions.is_current(key, passage.seconds, text, count_diacritics(passage.text)):
                 errors += self.predictions.rows[key].alignment.errors
             else:
                 passages.append(passage)
@@ -191,7 +200,7 @@ class Evaluation:
             log=self.log,
             fallback=not self.config.no_fallback,
             encoder=model.encoder,
-            timestamps=self.config.timestamps,
+            timestamps=model.timestamps,
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
@@ -209,13 +218,17 @@ class Evaluation:
                 self.predictions.add_time(model.name, reciter, time.perf_counter() - start, audio)
 
     def _prediction(self, model: str, passage: Passage, transcript: Transcript) -> Prediction:
-        """Make a row of what ``model`` heard, with how many of the boundaries between its ayat it found."""
+        """Make a row of what ``model`` heard: its texts, the boundaries between ayat that it found, its diacritics."""
         texts = self._normalized(passage.text), self._normalized(transcript.text)
         joints = passage.joints(self.data.cache)
         times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
         found = sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
+        diacritics, marks = count_diacritics(passage.text), ErrorCounts()
+        if diacritics:
+            marks = count_diacritic_errors(passage.text, transcript.text)
+        counts = (len(joints), found, diacritics, marks.letters, marks.diacritic_errors)
         seconds = round(passage.seconds, 3)
-        return Prediction(*key_of(model, passage), seconds, *texts, transcript.temperature, len(joints), found)
+        return Prediction(*key_of(model, passage), seconds, *texts, transcript.temperature, *counts)
 
     def _normalized(self, text: str) -> str:
         return normalize(text, self.config.normalize)  # type: ignore[arg-type]
@@ -224,7 +237,7 @@ class Evaluation:
         """Make a row of the table: sums over the ayat, and rates of those sums."""
         passages = self.data.passages[reciter]
         rows = [self.predictions.rows[key_of(model.name, passage)] for passage in passages]
-        errors = sum((row.alignment.errors for row in rows), ErrorCounts())
+        errors = sum((row.errors for row in rows), ErrorCounts())
         wall, audio = self.predictions.made["models"][model.name]["seconds"].get(reciter, (0.0, 0.0))
         counts = ("words", "hits", "substitutions", "deletions", "insertions")
         return {
@@ -237,9 +250,12 @@ class Evaluation:
             **{name: getattr(errors, name) for name in counts},
             "wer": errors.wer if errors.words else None,
             "cer": errors.cer if errors.characters else None,
+            "der": errors.der if errors.letters else None,
             "fallback": sum(row.fallback > 0 for row in rows),
             "boundaries": sum(row.boundaries for row in rows),
             "boundaries_found": sum(row.boundaries_found for row in rows),
+            "letters": errors.letters,
+            "diacritic_errors": errors.diacritic_errors,
             "audio_s": sum(row.duration for row in rows),
             "wall_s": wall,
             "rtf": wall / audio if audio else None,
@@ -304,15 +320,23 @@ def _default_batch(model: Whisper) -> int:
 
 
 def results_table(rows: Sequence[Row]) -> str:
-    """Make a Markdown table of the rows: models down, reciters across, word error rates in percent."""
+    """Make a Markdown table of the rows: models down, reciters across, word error rates in percent.
+
+    Reciters whose text is vocalised have the diacritic error rate (DER) too.
+    """
     reciters = list(dict.fromkeys(row["reciter"] for row in rows))
-    columns = [f"{reciter} WER (CER)".replace("|", "\\|") for reciter in reciters]
+    vocalised = {row["reciter"] for row in rows if row["der"] is not None}
+    columns = [f"{r} WER (CER{', DER' if r in vocalised else ''})".replace("|", "\\|") for r in reciters]
     header = ["model", "parameters", *columns, "real-time factor"]
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         by_reciter = {row["reciter"]: row for row in rows if row["model"] == model}
         parameters = by_reciter[reciters[0]]["parameters"]
-        rates = [f"{percent(by_reciter[r]['wer'])} ({percent(by_reciter[r]['cer'])})" for r in reciters]
+        rates = []
+        for reciter in reciters:
+            names = ("cer", "der") if reciter in vocalised else ("cer",)
+            others = ", ".join(percent(by_reciter[reciter][name]) for name in names)
+            rates.append(f"{percent(by_reciter[reciter]['wer'])} ({others})")
         # wall over rtf is the audio that was timed, which after an interruption may be less than all.
         timed = [row for row in by_reciter.values() if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)

@@ -17,11 +17,12 @@ from ..data.passages import Passage
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder, storage_error
-from .word_errors import Alignment, align
+from .word_errors import Alignment, ErrorCounts, align
 
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
     *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
+    *("diacritics", "letters", "diacritic_errors"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
@@ -43,6 +44,9 @@ class Prediction:
     fallback: float = 0.0  # the temperature it was decoded at: 0 unless the greedy text failed whisper's tests
     boundaries: int = 0  # between its ayat
     boundaries_found: int = 0  # those near which a decoded timestamp is
+    diacritics: int = 0  # of the reference before it was normalised: 0 if it is not vocalised
+    letters: int = 0  # whose diacritics were compared
+    diacritic_errors: int = 0
 
     @property
     def key(self) -> Key:
@@ -53,12 +57,17 @@ class Prediction:
         """The errors, counted when they are first asked for."""
         return align(self.reference, self.hypothesis)
 
+    @property
+    def errors(self) -> ErrorCounts:
+        """All counts of the row: those of the alignment, and of the diacritics."""
+        return self.alignment.errors + ErrorCounts(letters=self.letters, diacritic_errors=self.diacritic_errors)
+
     def cells(self) -> list[Any]:
         """Return the values of the row's columns."""
         errors = self.alignment.errors
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
         texts = map(_to_cell, (self.reference, self.hypothesis))
-        found = (self.boundaries, self.boundaries_found)
+        found = (self.boundaries, self.boundaries_found, self.diacritics, self.letters, self.diacritic_errors)
         return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback, *found]
 
 
@@ -92,7 +101,7 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         try:
             cells = next(csv.reader([line.decode()]))
             model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
-            rest = (float(cells[-3]), int(cells[-2]), int(cells[-1]))
+            rest = (float(cells[12]), *map(int, cells[13:]))
             row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, *rest)
         except (ValueError, StopIteration, csv.Error):
             continue
@@ -158,10 +167,11 @@ class Predictions:
         """Return what the predictions of ``model`` that are there ran in."""
         return self.made["models"].get(model, {}).get("identity", {}).get("precision")
 
-    def is_current(self, key: Key, seconds: float, reference: str) -> bool:
-        """Return whether the prediction ``key`` was made from this audio, against this text."""
+    def is_current(self, key: Key, seconds: float, reference: str, diacritics: int) -> bool:
+        """Return whether the prediction ``key`` was made from this audio, against this text with so many diacritics."""
         row = self.rows.get(key)
-        return row is not None and (row.duration, row.reference) == (round(seconds, 3), reference)
+        asked = (round(seconds, 3), reference, diacritics)
+        return row is not None and (row.duration, row.reference, row.diacritics) == asked
 
     def append(self, row: Prediction) -> None:
         self.rows[row.key] = row

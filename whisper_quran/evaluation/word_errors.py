@@ -11,10 +11,15 @@ from typing import Any
 import jiwer
 from rapidfuzz.distance import Levenshtein
 
+from ..data.text import letters_of
+
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Word and character errors of one ayah, or, added up, of many; ``words`` and ``characters`` of the reference."""
+    """Word and character errors of one ayah, or, added up, of many; ``words`` and ``characters`` of the reference.
+
+    ``letters`` are those whose diacritics were compared (:func:`count_diacritic_errors`).
+    """
 
     words: int = 0
     hits: int = 0
@@ -23,6 +28,8 @@ class ErrorCounts:
     insertions: int = 0
     characters: int = 0
     character_errors: int = 0
+    letters: int = 0
+    diacritic_errors: int = 0
 
     def __add__(self, other: "ErrorCounts") -> "ErrorCounts":
         return ErrorCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -37,6 +44,11 @@ class ErrorCounts:
     def cer(self) -> float:
         """Character error rate as a fraction (spaces between words count); NaN without reference characters."""
         return self.character_errors / self.characters if self.characters else float("nan")
+
+    @property
+    def der(self) -> float:
+        """Diacritic error rate as a fraction of the letters compared; NaN without any."""
+        return self.diacritic_errors / self.letters if self.letters else float("nan")
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,25 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
         characters=characters.hits + characters.substitutions + characters.deletions,
         character_errors=characters.substitutions + characters.deletions + characters.insertions,
     )
+
+
+def count_diacritic_errors(reference: str, hypothesis: str) -> ErrorCounts:
+    """Count the letters whose diacritics are wrong, in the words whose letters are all right.
+
+    Both texts are as they were written and decoded. Words are aligned by their letters alone; a word that was heard as
+    another, or not at all, is a word error and has no part in this. A missing diacritic is an error like a wrong one.
+    """
+    ours, heard = ([letters_of(word) for word in text.split()] for text in (reference, hypothesis))
+    words, said = ([letters for letters, _ in each] for each in (ours, heard))
+    compared, errors, i, j = 0, 0, 0, 0
+    for kind, _ in _nearest(words, said, count_errors(" ".join(words), " ".join(said))):
+        if kind == "=":
+            marks, its_marks = ours[i][1], heard[j][1]
+            compared += len(marks)
+            errors += sum(a != b for a, b in zip(marks, its_marks, strict=True))
+        i += kind != "+"
+        j += kind != "-"
+    return ErrorCounts(letters=compared, diacritic_errors=errors)
 
 
 def _edits(reference: list[str], heard: list[str], counts: ErrorCounts) -> str:

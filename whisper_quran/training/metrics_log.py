@@ -147,12 +147,19 @@ def corpus_wer(rows: Collection[Row]) -> float:
 
 
 def results_table(history: History) -> str:
-    """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER."""
+    """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER.
+
+    If the texts are vocalised there is the diacritic error rate (DER) too.
+    """
     named = {"vanilla" if epoch < 0 else str(epoch): rows for epoch, rows in history.valid().items()}
     if average := history.average():
         named[average_name(average)] = average
     reciters = list(dict.fromkeys(reciter for rows in named.values() for reciter in rows))
-    header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in ("loss", "WER", "CER"))]
+    rates = ["wer", "cer"]
+    if any(row.get("der") is not None for rows in named.values() for row in rows.values()):
+        rates.append("der")
+    columns = ["loss", *map(str.upper, rates)]
+    header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in columns)]
     lines = []
     for name, rows in named.items():
         cells = [name]
@@ -160,7 +167,7 @@ def results_table(history: History) -> str:
             row = rows.get(reciter, {})
             loss = row.get("loss")
             cells.append("–" if loss is None else f"{loss:.4f}")
-            cells += [percent(row.get("wer")), percent(row.get("cer"))]
+            cells += [percent(row.get(rate)) for rate in rates]
         lines.append(cells)
     return markdown_table(header, lines)
 

@@ -40,8 +40,8 @@ def schedule(step: int, warmup_steps: int, total_steps: int) -> float:
 def suited_lr(hours: float) -> float:
     """The peak learning rate that suits ``hours`` of recitation, for a pretrained Whisper and batches of 16.
 
-    1e-4 up to 3 hours (measured up to 1, see the README), Experiment 2A's 5e-4 from 100 hours on, and between them in
-    proportion on logarithmic scales.
+    1e-4 up to 3 hours, Experiment 2A's 5e-4 from 100 hours on, and between them in proportion on logarithmic scales.
+    Measured are 0.5, 1 and, at 1e-4 where this says 1.3e-4, 5 hours (see the README).
     """
     share = math.log(hours / 3) / math.log(100 / 3) if hours > 0 else 0.0
     return 1e-4 * 5 ** min(max(share, 0.0), 1.0)

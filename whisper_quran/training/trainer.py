@@ -376,15 +376,19 @@ class Trainer:
                     "word_errors": errors.substitutions + errors.deletions + errors.insertions,
                     "characters": errors.characters,
                     "character_errors": errors.character_errors,
+                    "der": errors.der,
+                    "letters": errors.letters,
+                    "diacritic_errors": errors.diacritic_errors,
                     "seconds": seconds,
                     **({"epochs": averaged} if averaged else {}),
                 }
             )
             name = "average" if averaged else "vanilla" if epoch < 0 else f"epoch {epoch}"
-            self.log(
-                f"{name:<10} {reciter}: loss {result.loss:.4f}, WER {percent(errors.wer)}, CER {percent(errors.cer)} "
-                f"({len(examples)} ayat in {seconds:.0f} s)"
-            )
+            rates = f"WER {percent(errors.wer)}, CER {percent(errors.cer)}"
+            if errors.letters:
+                rates += f", DER {percent(errors.der)}"
+            took = f"({len(examples)} ayat in {seconds:.0f} s)"
+            self.log(f"{name:<10} {reciter}: loss {result.loss:.4f}, {rates} {took}")
         if self.world.is_main:
             write_results(self.history, self.config.out)
 

@@ -14,9 +14,9 @@ from ..config import TrainingConfig
 from ..data.audio_cache import AudioCache
 from ..data.batches import Example, make_batch, prefetch, split
 from ..data.encoder_cache import FrozenEncoder
-from ..data.text import normalize
+from ..data.text import count_diacritics, normalize
 from ..decoding.batch_decoder import BatchDecoder
-from ..evaluation.word_errors import ErrorCounts, count_errors
+from ..evaluation.word_errors import ErrorCounts, count_diacritic_errors, count_errors
 from ..runtime.console import progress_bar
 from .loss import Objective
 from .setup import Setup
@@ -42,8 +42,8 @@ def validate(
     """Measure loss, WER and CER of ``objective.whisper`` on ``examples``; ``encoder`` is its encoder as it is now.
 
     Each process takes its share of the ayat, each ayah is measured once, and all processes return the sum.
-    Texts are compared without diacritics, as Experiment 2A compared them. The ayat go by length, so that a batch's
-    texts end together.
+    Texts are compared without diacritics, as Experiment 2A compared them, and vocalised ones by their diacritics too.
+    The ayat go by length, so that a batch's texts end together.
     """
     model, device, world, precision = objective.whisper, setup.device, setup.world, setup.precision
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
@@ -67,8 +67,10 @@ def validate(
     )
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for index, result in decoder.decode(encoded()):
-            reference = normalize(ordered[index].text, "diacritics")
-            errors += count_errors(reference, normalize(result.text, "diacritics"))
+            reference = ordered[index].text
+            errors += count_errors(normalize(reference, "diacritics"), normalize(result.text, "diacritics"))
+            if count_diacritics(reference):
+                errors += count_diacritic_errors(reference, result.text)
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
     loss, target_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)
