@@ -171,7 +171,7 @@ class BatchDecoder:
         if self.task.options.beam_size is not None:
             patience, ranker = self.task.options.patience or 1.0, self.task.sequence_ranker
             self.likeliest = BeamSearch(self.hypotheses, self.width, patience, ranker, bool(self.filters))
-        self.search = self.likeliest
+        self.search: Search = self.likeliest
         self.arange = torch.arange(max(rows, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
