@@ -18,8 +18,9 @@ from whisper.utils import compression_ratio
 from whisper_quran.data import encoder_cache
 from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, _gumbel, decode_batch, is_looping
+from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, is_looping
 from whisper_quran.decoding.long_audio import decode_clips, is_silent, needs_fallback, segments, transcribe_clips
+from whisper_quran.decoding.search import _gumbel
 from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
@@ -223,10 +224,11 @@ def test_an_autocast_around_it_changes_nothing(model, features, expected):
     assert_same(results, expected)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"beam_size": 2}])
-def test_what_is_not_greedy_is_refused(model, options):
-    with pytest.raises(ValueError, match="greedy"):
-        BatchDecoder(model, 1, **options)
+def test_a_temperature_is_given_to_decode_and_not_for_beams(model, features):
+    with pytest.raises(ValueError, match="give it to decode"):
+        BatchDecoder(model, 1, temperature=0.5)
+    with pytest.raises(ValueError, match="beams"):
+        list(BatchDecoder(model, 1, beam_size=2).decode([features[:1]], 0.5, [0]))
 
 
 class Watched(Sequence):

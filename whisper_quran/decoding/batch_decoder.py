@@ -1,18 +1,19 @@
-"""Decoding of many clips at once, greedy or at a temperature: the tokens of ``whisper.decode``, several times faster.
+"""Decoding of many clips at once, greedy, at a temperature or with beams: ``whisper.decode``, several times faster.
 
 ``whisper.decode`` grows its key/value cache with ``torch.cat`` at every token, casts the weights at every token, and
 keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast:
 
 - A :class:`BatchDecoder` has a fixed number of *slots*, each with its place in preallocated caches: self-attention is
   written in place, cross-attention keys and values are computed once, when a clip enters.
-- One step samples one token in every slot. Its shapes depend on nothing but (slots, attended length), so that a GPU
+- One step samples one token in every slot, or one for each of its beams, which share the clip's cross-attention keys
+  and values. Its shapes depend on nothing but (slots, attended length), so that a GPU
   replays it as a CUDA graph; a CPU runs the same function as it is.
 - The slot of a clip that has ended goes to the next clip. When no more clips come, the last ones move together into
   half as many slots. So a finished clip costs next to nothing, even beside one that is decoded to the limit.
 
 The prompt, and the tokens that are never sampled, are those of whisper's own ``DecodingTask``; a :class:`LogitFilter`
-can rule out more, slot by slot. A clip's text does not depend on its neighbours, up to the rounding of differently
-shaped matrix products.
+can rule out more, row by row. Which of the others comes next is a :class:`.search.Search`'s choice. A clip's text does
+not depend on its neighbours, up to the rounding of differently shaped matrix products.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,34 +28,38 @@ from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.features import encode
+from .beam_search import BeamSearch
+from .search import GreedySearch, Hypotheses, Sampling, Search
 from .timestamps import TimestampRules
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
 _FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
-_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio
 _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not pay for 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
 
 
 class LogitFilter(Protocol):
-    """A rule on what each slot may sample next, beside Whisper's own; it may differ from slot to slot and step to step.
+    """A rule on what each row may sample next, beside Whisper's own; it may differ from row to row and step to step.
 
-    ``state`` is what it remembers: tensors (slots, ...) on the decoder's device, which move with the clips.
+    A row is a slot, or one of its beams. What a filter rules out does not make what it leaves likelier: the results'
+    log-probabilities are those that the model gives without it.
+
+    ``state`` is what it remembers: tensors (rows, ...) on the decoder's device, which move with the clips.
     """
 
     state: Sequence[Tensor]
 
-    def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
-        """Change ``logits`` (n, n_vocab) in place, and bring the state of ``slots`` (n,) up to date.
+    def __call__(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> None:
+        """Change ``logits`` (n, n_vocab) in place, and bring the state of ``rows`` (n,) up to date.
 
-        ``last`` (n,) are the tokens sampled before; None if clips have just entered. A slot without a clip gets eot.
+        ``last`` (n,) are the tokens sampled before; None if clips have just entered. A row without a clip gets eot.
         After the first token of a clip this runs inside a CUDA graph: only tensor operations, on the same memory.
         """
 
 
-MakeFilter = Callable[[int, torch.device], LogitFilter]  # from the number of slots and the device
+MakeFilter = Callable[[int, torch.device], LogitFilter]  # from the number of rows and the device
 
 
 class _Block:
@@ -92,15 +97,16 @@ class _Clip:
 
 
 class BatchDecoder:
-    """Decoding, without beams, of any number of clips, up to ``slots`` of them at a time.
+    """Decoding of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
     when they have changed. With ``timestamps`` these are among the tokens (:mod:`.timestamps`); with ``stop_loops`` a
-    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``language`` is by
-    default Arabic, and ``sample_len`` what the context holds.
+    text ends once :func:`is_looping` (of beams, the likeliest). ``options`` are fields of
+    :class:`whisper.DecodingOptions`; ``language`` is by default Arabic, and ``sample_len`` what the context holds. With
+    ``beam_size`` it searches with beams.
 
     Raises:
-        ValueError: the options ask for a temperature (:meth:`decode` takes one) or for beams.
+        ValueError: the options ask for a temperature: :meth:`decode` takes one.
     """
 
     @torch.no_grad()
@@ -117,8 +123,8 @@ class BatchDecoder:
     ) -> None:
         options = {"language": "ar", "sample_len": model.dims.n_text_ctx, **options}
         self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
-        if self.task.options.temperature != 0 or self.task.n_group != 1:
-            raise ValueError("decoding is greedy here, unless decode is given a temperature: no beams")
+        if self.task.options.temperature != 0:
+            raise ValueError("the temperature is not an option of the decoder: give it to decode")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.decoder.token_embedding.weight.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
@@ -134,9 +140,12 @@ class BatchDecoder:
         self.prompt = torch.tensor(prompt, device=self.device)
         self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
         self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
-        self.filters: list[LogitFilter] = [make_filter(slots, self.device)] if make_filter else []
+        self.width = self.task.n_group
+        rows = slots * self.width
+        self.rules: list[LogitFilter] = []  # Whisper's own
         if timestamps:
-            self.filters.append(TimestampRules(self.task.tokenizer, slots, self.device))
+            self.rules.append(TimestampRules(self.task.tokenizer, rows, self.device))
+        self.filters: list[LogitFilter] = [make_filter(rows, self.device)] if make_filter else []
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
@@ -148,24 +157,22 @@ class BatchDecoder:
     def _allocate(self, dims: ModelDimensions) -> None:
         """Make the key/value caches, and what is known of each slot."""
 
-        def caches(length: int) -> list[Tensor]:
-            shape = (self.slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
+        def caches(rows: int, length: int) -> list[Tensor]:
+            shape = (rows, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
             return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
 
-        context = _round_up(self.last + 1)
-        self.keys, self.values = caches(context), caches(context)
-        self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
-        # Where each slot is: its next input, the position of that, and what was sampled, in the column of its position.
-        # A slot without a clip goes on sampling eot at position 0.
-        self.tokens = torch.full((self.slots,), self.eot, device=self.device)
-        self.positions = torch.zeros_like(self.tokens)
-        self.sampled = torch.zeros((self.slots, self.last + 2), dtype=torch.long, device=self.device)
-        self.sum_logprobs = torch.zeros(self.slots, device=self.device)
+        rows, context = self.slots * self.width, _round_up(self.last + 1)
+        self.keys, self.values = caches(rows, context), caches(rows, context)
+        self.cross_keys, self.cross_values = caches(self.slots, dims.n_audio_ctx), caches(self.slots, dims.n_audio_ctx)
+        self.hypotheses = Hypotheses(rows, self.begin, self.last, self.eot, self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
-        self.temperature = torch.ones((), device=self.device)
-        self.samples = False  # at self.temperature; otherwise the likeliest token is taken
-        self.seeds = torch.zeros_like(self.tokens)
-        self.arange = torch.arange(max(self.slots, context), device=self.device)
+        self.sampling, self.temperature = Sampling(self.hypotheses), 0.0
+        self.likeliest: Search = GreedySearch(self.hypotheses)
+        if self.task.options.beam_size is not None:
+            patience, ranker = self.task.options.patience or 1.0, self.task.sequence_ranker
+            self.likeliest = BeamSearch(self.hypotheses, self.width, patience, ranker, bool(self.filters))
+        self.search: Search = self.likeliest
+        self.arange = torch.arange(max(rows, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
         """Return what whisper's filters forbid after ``tokens``. But for those of timestamps they look at nothing but
@@ -190,9 +197,14 @@ class BatchDecoder:
                 both the encoder and the slots busy.
             temperature: if not 0, tokens are sampled at it. What is sampled depends on the clip's own seed in ``seeds``
                 (by index), and not on its slot, its neighbours or the device.
+
+        Raises:
+            ValueError: a temperature for beams.
         """
-        self.samples = temperature > 0
-        self.temperature.fill_(temperature or 1.0)
+        if temperature and self.width > 1:
+            raise ValueError("beams are decoded at temperature 0")
+        self.temperature, self.search = temperature, self.sampling if temperature else self.likeliest
+        self.sampling.temperature.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
         rows, count = self.slots, 0
         for features in batches:
@@ -202,8 +214,8 @@ class BatchDecoder:
                 yield from self._advance(active, rows)
             free = [slot for slot in range(self.slots) if slot not in active][: len(features)]
             slots = self._index(free)
-            if self.samples:
-                self.seeds[slots] = self._index([*seeds[count : count + len(features)]])
+            if temperature:
+                self.sampling.seeds[slots] = self._index([*seeds[count : count + len(features)]])
             self._enter(features.to(self.dtype), slots)
             active.update((slot, _Clip(count + i, features[i], self.steps)) for i, slot in enumerate(free))
             count += len(features)
@@ -221,31 +233,23 @@ class BatchDecoder:
             position = min(self.begin + self.steps - oldest, self.last)
             self._run(rows, _round_up(position + 1))
             self.steps += 1
-        at_eot = (self.tokens[:rows] == self.eot).tolist()
+        at_eot = (self.hypotheses.tokens[: rows * self.width : self.width] == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
         if self.stop_loops and self.steps % _STRIDE == 0:
-            ended += self._stop_loops([slot for slot in active if not at_eot[slot]], active)
+            ended += self._stop_loops([slot for slot in active if not at_eot[slot]])
         if not ended:
             return
         index = self._index(ended)
-        states = (self.sampled[index, self.begin :], self.sum_logprobs[index], self.no_speech_probs[index])
-        for slot, *state in zip(ended, *(state.tolist() for state in states), strict=True):
+        no_speech_probs = self.no_speech_probs[index].tolist()
+        for slot, said, no_speech_prob in zip(ended, self.search.results(index), no_speech_probs, strict=True):
             clip = active.pop(slot)
-            yield clip.index, self._result(clip.features, *state)
+            yield clip.index, self._result(clip.features, *said, no_speech_prob)
 
-    def _stop_loops(self, slots: list[int], active: dict[int, _Clip]) -> list[int]:
+    def _stop_loops(self, slots: list[int]) -> list[int]:
         """End the texts that loop, of those in ``slots``, and return their slots."""
-        sampled = self.sampled[self._index(slots), self.begin :].tolist()
-        # One token was sampled when the clip entered, and one in each step since then.
-        looping = [
-            slot
-            for slot, tokens in zip(slots, sampled, strict=True)
-            if is_looping(tokens[: self.steps - active[slot].entered + 1])
-        ]
-        index = self._index(looping)
-        self.sampled[index, self.positions[index] + 1] = self.eot
-        self.tokens[index] = self.eot
-        self.positions[index] = 0
+        sampled = self.hypotheses.sampled[self._index(slots) * self.width].tolist()
+        looping = [s for s, row in zip(slots, sampled, strict=True) if is_looping(self.hypotheses.text(row))]
+        self.hypotheses.end(self._rows(self._index(looping)))
         return looping
 
     def _gather(self, active: dict[int, _Clip], rows: int) -> dict[int, _Clip]:
@@ -254,21 +258,28 @@ class BatchDecoder:
         free = [slot for slot in range(rows) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
-        states = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.no_speech_probs, self.seeds)
-        for tensor in (*caches, *states, *(tensor for each in self.filters for tensor in each.state)):
-            tensor[target] = tensor[source]
+        states = (*self.hypotheses.state, *self.search.state, *self._filter_states(), self.no_speech_probs)
+        for tensor in (*caches, *states):
+            by_slot = tensor.view(self.slots, -1)
+            by_slot[target] = by_slot[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
+
+    def _filter_states(self) -> Iterator[Tensor]:
+        return (tensor for each in (*self.rules, *self.filters) for tensor in each.state)
+
+    def _rows(self, slots: Tensor) -> Tensor:
+        """The rows of ``slots`` (n,): (n * width,)."""
+        return (slots[:, None] * self.width + self.arange[: self.width]).view(-1)
 
     def _index(self, slots: list[int]) -> Tensor:
         """``slots`` on the device, without waiting for what it is doing."""
         index = torch.tensor(slots, dtype=torch.long, pin_memory=self.device.type == "cuda")
         return index.to(self.device, non_blocking=True)
 
-    def _result(self, features: Tensor, sampled: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
+    def _result(self, features: Tensor, tokens: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
         """Make of a clip's tokens what whisper's ``DecodingTask.run`` makes of them, with a text as in its transcript:
         a special token, such as another language's, is not part of it."""
-        tokens = sampled[: sampled.index(self.eot)] if self.eot in sampled else sampled
         text = self.task.tokenizer.decode([token for token in tokens if token < self.eot]).strip()
         return DecodingResult(
             audio_features=features,
@@ -277,16 +288,17 @@ class BatchDecoder:
             text=text,
             avg_logprob=sum_logprob / (len(tokens) + 1),
             no_speech_prob=no_speech,
-            temperature=round(self.temperature.item(), 6) if self.samples else 0.0,
+            temperature=self.temperature,
             compression_ratio=compression_ratio(text),
         )
 
     def _run(self, rows: int, length: int) -> None:
         """:meth:`_step`; on a GPU from the second time on as a CUDA graph."""
+        key = (rows, length, self.search is self.sampling)
         if self.device.type != "cuda":
             self._step(rows, length)
-        elif (rows, length, self.samples) in self.graphs:
-            self.graphs[rows, length, self.samples].replay()
+        elif key in self.graphs:
+            self.graphs[key].replay()
         else:
             # The first time is a step like any other, and the warm-up on a side stream that capturing asks for.
             current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
@@ -298,17 +310,18 @@ class BatchDecoder:
             # thread_local: another thread may be pinning memory meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
                 self._step(rows, length)
-            self.graphs[rows, length, self.samples] = graph
+            self.graphs[key] = graph
 
     def _enter(self, features: Tensor, slots: Tensor) -> None:
         """Give ``slots`` (n,) to clips, ``features`` (n, n_audio_ctx, n_audio_state): read the prompt, sample once."""
+        rows = self._rows(slots)
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
             x = x.expand(len(features), -1, -1)
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
-                self.keys[layer][slots, :, : self.begin] = k
-                self.values[layer][slots, :, : self.begin] = v
+                self.keys[layer][rows, :, : self.begin] = k.repeat_interleave(self.width, dim=0)
+                self.values[layer][rows, :, : self.begin] = v.repeat_interleave(self.width, dim=0)
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
                 k, v = self._heads(F.linear(features, *block.cross_key_value), 2)
                 self.cross_keys[layer][slots] = k
@@ -317,36 +330,38 @@ class BatchDecoder:
             if self.task.tokenizer.no_speech is not None:
                 probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
                 self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
-            self.tokens[slots] = self.prompt[-1]
-            self.positions[slots] = self.begin - 1
-            self.sum_logprobs[slots] = 0.0
+            self.hypotheses.enter(rows, self.prompt[-1])
+            self.search.enter(rows)
             logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
-            for logit_filter in self.filters:
-                logit_filter(logits, slots, None)
-            self._choose(logits, slots)
+            self._choose(logits.repeat_interleave(self.width, dim=0), rows, None)
 
-    def _step(self, rows: int, length: int) -> None:
-        """Sample a token in each of the first ``rows`` slots, which attend to the first ``length`` positions.
+    def _step(self, slots: int, length: int) -> None:
+        """Sample a token for every row of the first ``slots``, which attend to the first ``length`` positions.
 
         Everything is read from and written to the same memory each time: this is what a CUDA graph captures.
         """
+        n = slots * self.width
         with torch.autocast(self.device.type, enabled=False):
-            slots, tokens, positions = self.arange[:rows], self.tokens[:rows], self.positions[:rows]
+            rows, tokens, positions = self.arange[:n], self.hypotheses.tokens[:n], self.hypotheses.positions[:n]
             ahead = self.arange[:length] > positions[:, None]
             mask = torch.zeros_like(ahead, dtype=self.dtype).masked_fill_(ahead, -torch.inf)[:, None, None]
             x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
                 keys, values = self.keys[layer], self.values[layer]
-                keys[slots, :, positions] = k[:, :, 0]
-                values[slots, :, positions] = v[:, :, 0]
-                attended = F.scaled_dot_product_attention(q, keys[:rows, :, :length], values[:rows, :, :length], mask)
+                keys[rows, :, positions] = k[:, :, 0]
+                values[rows, :, positions] = v[:, :, 0]
+                attended = F.scaled_dot_product_attention(q, keys[:n, :, :length], values[:n, :, :length], mask)
                 x = x + _join(attended, block.out)
-                x = self._after_self_attention(x, block, self.cross_keys[layer][:rows], self.cross_values[layer][:rows])
+                # A slot's beams are one query of that length: they hear the same audio.
+                x = x.view(slots, self.width, -1)
+                cross_keys, cross_values = self.cross_keys[layer][:slots], self.cross_values[layer][:slots]
+                x = self._after_self_attention(x, block, cross_keys, cross_values).view(n, 1, -1)
             logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
-            for logit_filter in self.filters:
-                logit_filter(logits, slots, tokens)
-            self._choose(logits, slots)
+            sources = self._choose(logits, rows, tokens)
+            if sources is not None:
+                for cache in (*self.keys, *self.values):
+                    cache[:n, :, :length] = cache[sources, :, :length]
 
     def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
         """What follows self-attention in a block: cross-attention and the MLP."""
@@ -354,23 +369,21 @@ class BatchDecoder:
         x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
         return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
 
-    def _choose(self, logits: Tensor, slots: Tensor) -> None:
-        """Choose a token in each of ``slots`` and note what follows from it (whisper's GreedyDecoder.update).
+    def _choose(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> Tensor | None:
+        """Let the search choose tokens for ``rows`` (n,); ``last`` (n,) are those before. Return as it does.
 
-        masked_fill rather than where: a scalar given to where is copied to the GPU, which a capture forbids.
+        The log-probabilities are those of Whisper and its rules, whatever the filters then rule out.
         """
-        ended, positions = self.tokens[slots] == self.eot, self.positions[slots]
-        scores = logits
-        if self.samples:  # the highest score is then a sample of softmax(logits / temperature)
-            scores = logits / self.temperature + _gumbel(self.seeds[slots], positions, logits.shape[1])
-        chosen = scores.argmax(dim=-1)
-        logprobs = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
-        self.sum_logprobs[slots] += logprobs.masked_fill(ended, 0.0)
-        chosen = chosen.masked_fill(ended, self.eot)
-        self.sampled[slots, positions + 1] = chosen
-        ended = (chosen == self.eot) | (positions >= self.last)
-        self.tokens[slots] = chosen.masked_fill(ended, self.eot)
-        self.positions[slots] = (positions + 1).masked_fill(ended, 0)
+        for rule in self.rules:
+            rule(logits, rows, last)
+        logprobs = F.log_softmax(logits, dim=-1)
+        for logit_filter in self.filters:
+            logit_filter(logits, rows, last)
+        sources = self.search.choose(logits, logprobs, rows)
+        if sources is not None:
+            for state in self._filter_states():
+                state[rows] = state[sources]
+        return sources
 
     def _heads(self, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """(n, length, parts * state) -> as many (n, heads, length, width)."""
@@ -392,15 +405,6 @@ def is_looping(tokens: Sequence[int]) -> bool:
         if not differs and tokens[-length:-period] == tokens[period - length :]:
             return True
     return False
-
-
-def _gumbel(seeds: Tensor, positions: Tensor, n_vocab: int) -> Tensor:
-    """Compute Gumbel noise (n, n_vocab) that is a hash (SplitMix64) of seed, position and token."""
-    x = (seeds + positions * 0x5851F42D4C957F2D)[:, None] + torch.arange(n_vocab, device=seeds.device) * _ODD
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ (x >> shift)) * factor
-    uniform = ((x >> 41) & 0x7FFFFF).float().add_(0.5).div_(2**23)
-    return uniform.log_().neg_().log_().neg_()
 
 
 def _norm(x: Tensor, weights: Weights) -> Tensor:

@@ -101,8 +101,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         try:
             cells = next(csv.reader([line.decode()]))
             model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
-            rest = (float(cells[12]), *map(int, cells[13:]))
-            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, *rest)
+            fallback, counts = float(cells[12]), map(int, cells[13:])
+            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, fallback, *counts)
         except (ValueError, StopIteration, csv.Error):
             continue
         if [str(cell) for cell in row.cells()] == cells:
