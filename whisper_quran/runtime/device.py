@@ -93,7 +93,10 @@ def choose_precision(name: str, device: torch.device, model: Whisper) -> Precisi
 
 @torch.no_grad()
 def _bf16_gain(model: Whisper) -> float:
-    """How many times faster an encoder block of ``model`` is in bf16 than in fp32 on this CPU: the best of six each."""
+    """How many times faster an encoder block of ``model`` is in bf16 than in fp32 on this CPU: the best of six each.
+
+    One of each is enough where bf16 is emulated, and takes seconds: the first fp32 has all that only a first call costs.
+    """
     x = torch.randn(1, model.dims.n_audio_ctx, model.dims.n_audio_state)
     block = model.encoder.blocks[0]
 
@@ -103,6 +106,8 @@ def _bf16_gain(model: Whisper) -> float:
         return time.perf_counter() - start
 
     # Turn by turn, so that other work on the machine disturbs both alike.
-    turns = [(seconds(torch.float32), seconds(torch.bfloat16)) for _ in range(6)]
+    turns = [(seconds(torch.float32), seconds(torch.bfloat16))]
+    while len(turns) < 6 and turns[0][1] < 3 * turns[0][0]:
+        turns.append((seconds(torch.float32), seconds(torch.bfloat16)))
     fp32, bf16 = map(min, zip(*turns, strict=True))
     return fp32 / bf16
