@@ -95,7 +95,7 @@ def choose_precision(name: str, device: torch.device, model: Whisper) -> Precisi
 def _bf16_gain(model: Whisper) -> float:
     """How many times faster an encoder block of ``model`` is in bf16 than in fp32 on this CPU: the best of six each.
 
-    One of each is enough where bf16 is emulated, and takes seconds: the first fp32 has all that only a first call costs.
+    One of each is enough where bf16 is emulated and takes seconds: fp32, the first, has what only a first call costs.
     """
     x = torch.randn(1, model.dims.n_audio_ctx, model.dims.n_audio_state)
     block = model.encoder.blocks[0]
