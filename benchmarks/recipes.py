@@ -24,6 +24,7 @@ from whisper_quran import EvaluationConfig, TrainingConfig, evaluate, train
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.corpus import open_corpus
+from whisper_quran.evaluation.evaluate import TIMESTAMPS
 from whisper_quran.evaluation.predictions import Prediction, read_predictions
 from whisper_quran.evaluation.word_errors import ErrorCounts
 from whisper_quran.runtime.console import markdown_table, percent
@@ -62,7 +63,7 @@ class Result:
 
 
 def is_timestamped(row: Prediction) -> bool:
-    return row.model.endswith("(timestamps)")
+    return row.model.endswith(TIMESTAMPS)
 
 
 def degrade(args: argparse.Namespace, kind: str) -> Path:

@@ -6,8 +6,8 @@ keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast
 - A :class:`BatchDecoder` has a fixed number of *slots*, each with its place in preallocated caches: self-attention is
   written in place, cross-attention keys and values are computed once, when a clip enters.
 - One step samples one token in every slot, or one for each of its beams, which share the clip's cross-attention keys
-  and values. Its shapes depend on nothing but (slots, attended length), so that a GPU
-  replays it as a CUDA graph; a CPU runs the same function as it is.
+  and values. Its shapes depend on nothing but (slots, attended length), so that a GPU replays it as a CUDA graph; a CPU
+  runs the same function as it is.
 - The slot of a clip that has ended goes to the next clip. When no more clips come, the last ones move together into
   half as many slots. So a finished clip costs next to nothing, even beside one that is decoded to the limit.
 
@@ -206,12 +206,12 @@ class BatchDecoder:
         self.temperature, self.search = temperature, self.sampling if temperature else self.likeliest
         self.sampling.temperature.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
-        rows, count = self.slots, 0
+        in_use, count = self.slots, 0
         for features in batches:
             if len(features) > self.slots:
                 raise ValueError(f"a batch of {len(features)} clips for {self.slots} slots")
             while self.slots - len(active) < len(features):
-                yield from self._advance(active, rows)
+                yield from self._advance(active, in_use)
             free = [slot for slot in range(self.slots) if slot not in active][: len(features)]
             slots = self._index(free)
             if temperature:
@@ -220,20 +220,20 @@ class BatchDecoder:
             active.update((slot, _Clip(count + i, features[i], self.steps)) for i, slot in enumerate(free))
             count += len(features)
         while active:
-            while rows // 2 >= max(len(active), self.fewest):
-                rows //= 2
-                active = self._gather(active, rows)
-            yield from self._advance(active, rows)
+            while in_use // 2 >= max(len(active), self.fewest):
+                in_use //= 2
+                active = self._gather(active, in_use)
+            yield from self._advance(active, in_use)
 
-    def _advance(self, active: dict[int, _Clip], rows: int) -> Iterator[tuple[int, DecodingResult]]:
+    def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:
         """Step until the next look at the slots; take the clips that have ended out of ``active`` and yield them."""
         oldest = min(clip.entered for clip in active.values())
         for _ in range(self.stride):
             # A clip may have reached its limit since the last look: its slot is then back at position 0.
             position = min(self.begin + self.steps - oldest, self.last)
-            self._run(rows, _round_up(position + 1))
+            self._run(in_use, _round_up(position + 1))
             self.steps += 1
-        at_eot = (self.hypotheses.tokens[: rows * self.width : self.width] == self.eot).tolist()
+        at_eot = (self.hypotheses.tokens[: in_use * self.width : self.width] == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
         if self.stop_loops and self.steps % _STRIDE == 0:
             ended += self._stop_loops([slot for slot in active if not at_eot[slot]])
@@ -252,10 +252,10 @@ class BatchDecoder:
         self.hypotheses.end(self._rows(self._index(looping)))
         return looping
 
-    def _gather(self, active: dict[int, _Clip], rows: int) -> dict[int, _Clip]:
-        """Move the clips that are beyond the first ``rows`` slots into free ones among these."""
-        outside = [slot for slot in active if slot >= rows]
-        free = [slot for slot in range(rows) if slot not in active][: len(outside)]
+    def _gather(self, active: dict[int, _Clip], in_use: int) -> dict[int, _Clip]:
+        """Move the clips that are beyond the first ``in_use`` slots into free ones among these."""
+        outside = [slot for slot in active if slot >= in_use]
+        free = [slot for slot in range(in_use) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
         states = (*self.hypotheses.state, *self.search.state, *self._filter_states(), self.no_speech_probs)
@@ -292,11 +292,11 @@ class BatchDecoder:
             compression_ratio=compression_ratio(text),
         )
 
-    def _run(self, rows: int, length: int) -> None:
+    def _run(self, in_use: int, length: int) -> None:
         """:meth:`_step`; on a GPU from the second time on as a CUDA graph."""
-        key = (rows, length, self.search is self.sampling)
+        key = (in_use, length, self.search is self.sampling)
         if self.device.type != "cuda":
-            self._step(rows, length)
+            self._step(in_use, length)
         elif key in self.graphs:
             self.graphs[key].replay()
         else:
@@ -304,12 +304,12 @@ class BatchDecoder:
             current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                self._step(rows, length)
+                self._step(in_use, length)
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # thread_local: another thread may be pinning memory meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
-                self._step(rows, length)
+                self._step(in_use, length)
             self.graphs[key] = graph
 
     def _enter(self, features: Tensor, slots: Tensor) -> None:

@@ -11,7 +11,6 @@ it says is left as it is (:class:`.batch_decoder.BatchDecoder` takes log-probabi
 it can be compared with what the model says when it is free.
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
+from ..data.text import normalize
 from ..runtime.errors import UserError
 from .text_index import SEPARATOR, TextIndex
 
@@ -48,8 +48,9 @@ class ClosedText:
 
     def __init__(self, passages: Iterable[str], tokenizer: Tokenizer, prefaces: Iterable[str] = ()) -> None:
         self.passages = [words for text in passages if (words := _words(text))]
+        preface_words = [_words(text) for text in prefaces]
         encoded: dict[str, list[int]] = {}
-        for word in {word for words in [*self.passages, *map(_words, prefaces)] for word in words}:
+        for word in {word for words in [*self.passages, *preface_words] for word in words}:
             encoded[word] = tokenizer.encode(" " + word, disallowed_special=())
         self.eot = tokenizer.eot
         self.tokens = [self.eot, *sorted({token for tokens in encoded.values() for token in tokens})]
@@ -58,7 +59,7 @@ class ClosedText:
         starts = {symbols[0] for symbols in spelled.values()}
         self.begins = torch.tensor([symbol in starts for symbol in range(len(self.tokens))])
         self.prefaces = sorted(
-            ([symbol for word in _words(text) for symbol in spelled[word]] for text in prefaces), key=len
+            ([symbol for word in words for symbol in spelled[word]] for words in preface_words), key=len
         )
         self.index = TextIndex(
             [[symbol for word in words for symbol in spelled[word]] for words in self.passages], len(self.tokens)
@@ -210,4 +211,4 @@ def _preface_tree(prefaces: Sequence[Sequence[int]], n_symbols: int) -> tuple[Te
 
 
 def _words(text: str) -> list[str]:
-    return unicodedata.normalize("NFC", text).split()
+    return normalize(text, "none").split()

@@ -27,7 +27,7 @@ class TextIndex:
     def __init__(self, passages: Sequence[Sequence[int]], n_symbols: int) -> None:
         parts = [[SEPARATOR, *passage] for passage in passages]
         self.text = np.array([*(symbol for part in parts for symbol in part), SEPARATOR], dtype=np.int64)
-        self.length, self.n_symbols = len(self.text), n_symbols
+        self.length = len(self.text)
         reverse = self.text[::-1]
         order = _suffix_array(reverse)
         self.places = self.length - 1 - order  # where in the text each suffix of its reverse begins
@@ -40,8 +40,8 @@ class TextIndex:
         np.add.at(counts, (np.arange(self.length) // _BLOCK, following), 1)
         self.following = torch.from_numpy(padded.reshape(blocks, _BLOCK))
         self.counts = torch.from_numpy(np.cumsum(counts, axis=0, dtype=np.int32) - counts)  # before each block
-        smaller = np.cumsum(np.bincount(self.text, minlength=n_symbols)) - np.bincount(self.text, minlength=n_symbols)
-        self.smaller = torch.from_numpy(smaller)  # how many symbols of the text are smaller than each
+        totals = np.bincount(self.text, minlength=n_symbols)
+        self.smaller = torch.from_numpy(np.cumsum(totals) - totals)  # how many symbols of the text are below each
         self.columns = torch.arange(_BLOCK)
 
     def to(self, device: torch.device) -> "TextIndex":

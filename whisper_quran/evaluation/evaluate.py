@@ -62,7 +62,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            alike = config.timestamps or list(dims.values()).count(dims[source]) > 1
+            alike = list(dims.values()).count(dims[source]) > 1
             evaluation.evaluate_model(source, device, alike)
         return evaluation.finish()
 
@@ -121,8 +121,7 @@ class Evaluation:
     def evaluate_model(self, source: str, device: torch.device, alike: bool = False) -> None:
         """Predict what is not predicted yet, and add the model's rows to the results; with timestamps, others of them.
 
-        What the encoder makes is kept on disk if it will be of use again: to a model ``alike``, of the same size, whose
-        encoder may be the same, or to this one with timestamps.
+        If there is a model ``alike``, of the same size, its encoder may be the same: what it makes is kept on disk.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -157,10 +156,14 @@ class Evaluation:
             self.results["rows"].append(self._row(model, parameters, reciter))
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
-        """Make the model's encoder, with its cache if that is asked for, or of use."""
+        """Make the model's encoder, with its cache if that is asked for, or of use.
+
+        It is of use to a model ``alike``, and to this one, if it is decoded once more with timestamps.
+        """
         encoder = FrozenEncoder(model, precision.dtype)
         cache = open_encoder_cache(self.config, model, precision, device, self.log)
-        if cache and (self.config.encoder_cache != "auto" or alike or cache.keys):
+        of_use = alike or self.config.timestamps
+        if cache and (self.config.encoder_cache != "auto" or of_use or cache.keys):
             encoder.cache = cache
         return encoder
 

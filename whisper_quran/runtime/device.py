@@ -106,8 +106,10 @@ def _bf16_gain(model: Whisper) -> float:
         return time.perf_counter() - start
 
     # Turn by turn, so that other work on the machine disturbs both alike.
-    turns = [(seconds(torch.float32), seconds(torch.bfloat16))]
-    while len(turns) < 6 and turns[0][1] < 3 * turns[0][0]:
+    turns: list[tuple[float, float]] = []
+    for _ in range(6):
         turns.append((seconds(torch.float32), seconds(torch.bfloat16)))
+        if turns[0][1] >= 3 * turns[0][0]:
+            break
     fp32, bf16 = map(min, zip(*turns, strict=True))
     return fp32 / bf16
