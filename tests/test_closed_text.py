@@ -114,7 +114,7 @@ def test_runs_are_accepted_and_what_differs_by_a_word_is_not_unless_it_stands_th
         middle = rng.choice([[rng.choice(vocabulary)], [], [words[at], words[at]]])
         changed.append(words[:at] + middle + words[at + 1 :] or ["ليس"])
     everything = "\n".join(f" {' '.join(words)} " for words in text.passages)
-    prefaces = [" ".join(tokenizer.decode([text.tokens[s] for s in p]).split()) for p in text.prefaces]
+    prefaces = [" ".join(tokenizer.decode([text.tokens[s] for s in p]).split()) for p in text.preface_symbols]
     assert all(accepted(text, [encode(tokenizer, words) for words in runs]))
     found = accepted(text, [encode(tokenizer, words) for words in changed])
     expected = []
@@ -156,7 +156,9 @@ def test_a_place_crosses_ayat_but_not_surahs(indexed, tokenizer):
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_a_preface_may_come_first(texts, indexed, tokenizer, name):
     text = indexed[name]
-    refuge, basmala, both = ([text.tokens[symbol] for symbol in preface] for preface in sorted(text.prefaces, key=len))
+    refuge, basmala, both = (
+        [text.tokens[symbol] for symbol in preface] for preface in sorted(text.preface_symbols, key=len)
+    )
     if tokenizer.decode(refuge).split()[0] == texts[name][1, 1].split()[0]:
         refuge, basmala = basmala, refuge
     assert basmala == encode(tokenizer, texts[name][1, 1].split())

@@ -150,6 +150,11 @@ class EvaluationConfig:
     timestamps: bool = _model(
         False, "decode with timestamps too, long recordings from one to the next: for models that were taught them"
     )
+    constrain: str | None = _model(
+        None,
+        "find which words of a text were said, too: quran, or a file with a passage a line; a row more in the table",
+        metavar="TEXT",
+    )
     no_fallback: bool = _model(
         False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True
     )

@@ -126,8 +126,13 @@ def open_corpus(
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if not reciters:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
-    texts, skipped = read_text(text or data / "metadata" / "ayah_text_clear.csv")
+    texts, skipped = read_text(text or default_text(data))
     return Corpus(data, dict(reciters), texts, chosen, skipped)
+
+
+def default_text(data: Path) -> Path:
+    """Return where the text is in a folder of recitations."""
+    return data / "metadata" / "ayah_text_clear.csv"
 
 
 def training_reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:

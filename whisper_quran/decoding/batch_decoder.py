@@ -150,7 +150,7 @@ class BatchDecoder:
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
-        self.steps = 0
+        self.steps = self.yielded = 0
         self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
@@ -225,6 +225,29 @@ class BatchDecoder:
                 active = self._gather(active, in_use)
             yield from self._advance(active, in_use)
 
+    @torch.no_grad()
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """Return how likely the model finds each of ``texts`` (tokens), and the eot after it, in the clip last yielded.
+
+        They are those of the model alone, without Whisper's rules. The clip's cross-attention keys and values are still
+        in its slot, so that this costs the decoder's pass over the texts, all at once.
+        """
+        rows = [[*self.prompt.tolist(), *text, self.eot] for text in texts]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
+        slot = slice(self.yielded, self.yielded + 1)
+        with torch.autocast(self.device.type, enabled=False):
+            x = self.embedding[tokens[:, :-1]] + self.positional_embedding[: longest - 1]
+            for layer, block in enumerate(self.blocks):
+                q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
+                x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
+                heard = x.view(1, -1, x.shape[-1])  # all texts are about the same audio
+                keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
+                x = self._after_self_attention(heard, block, keys, values).view(x.shape)
+            logprobs = F.log_softmax(self._logits(x[:, self.begin - 1 :]), dim=-1)
+            said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
+        return [float(row[: len(text) + 1].sum()) for row, text in zip(said, texts, strict=True)]
+
     def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:
         """Step until the next look at the slots; take the clips that have ended out of ``active`` and yield them."""
         oldest = min(clip.entered for clip in active.values())
@@ -242,7 +265,7 @@ class BatchDecoder:
         index = self._index(ended)
         no_speech_probs = self.no_speech_probs[index].tolist()
         for slot, said, no_speech_prob in zip(ended, self.search.results(index), no_speech_probs, strict=True):
-            clip = active.pop(slot)
+            clip, self.yielded = active.pop(slot), slot
             yield clip.index, self._result(clip.features, *said, no_speech_prob)
 
     def _stop_loops(self, slots: list[int]) -> list[int]:

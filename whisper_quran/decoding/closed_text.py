@@ -42,23 +42,29 @@ class ClosedText:
 
     Attributes:
         passages: the words of each passage.
+        verses: which verse of its passage each word is of; a passage is one, unless a subclass knows better.
+        spoken: runs that are not spoken as they are written, and the words that are heard in their place.
+        prefaces: what may be said before a run.
         tokens: (n_symbols,) the token of each symbol of the index; that of the separator is eot.
         begins: (n_symbols,) whether a word begins with the symbol.
     """
 
     def __init__(self, passages: Iterable[str], tokenizer: Tokenizer, prefaces: Iterable[str] = ()) -> None:
         self.passages = [words for text in passages if (words := _words(text))]
+        self.spoken: list[tuple[Run, list[str]]] = []
+        self.verses = [[0] * len(words) for words in self.passages]
         preface_words = [_words(text) for text in prefaces]
-        encoded: dict[str, list[int]] = {}
+        self.prefaces = [" ".join(words) for words in preface_words]
+        self.encoded: dict[str, list[int]] = {}  # the tokens of each word
         for word in {word for words in [*self.passages, *preface_words] for word in words}:
-            encoded[word] = tokenizer.encode(" " + word, disallowed_special=())
+            self.encoded[word] = tokenizer.encode(" " + word, disallowed_special=())
         self.eot = tokenizer.eot
-        self.tokens = [self.eot, *sorted({token for tokens in encoded.values() for token in tokens})]
+        self.tokens = [self.eot, *sorted({token for tokens in self.encoded.values() for token in tokens})]
         self.symbols = {token: symbol for symbol, token in enumerate(self.tokens)}
-        spelled = {word: [self.symbols[token] for token in tokens] for word, tokens in encoded.items()}
+        spelled = {word: [self.symbols[token] for token in tokens] for word, tokens in self.encoded.items()}
         starts = {symbols[0] for symbols in spelled.values()}
         self.begins = torch.tensor([symbol in starts for symbol in range(len(self.tokens))])
-        self.prefaces = sorted(
+        self.preface_symbols = sorted(
             ([symbol for word in words for symbol in spelled[word]] for words in preface_words), key=len
         )
         self.index = TextIndex(
@@ -75,7 +81,7 @@ class ClosedText:
         runs that it is a part of come first, and then those that begin after it.
         """
         symbols = [self.symbols.get(token, SEPARATOR) for token in tokens]
-        spoken = [len(preface) for preface in self.prefaces if symbols[: len(preface)] == preface]
+        spoken = [len(preface) for preface in self.preface_symbols if symbols[: len(preface)] == preface]
         return [run for start in dict.fromkeys([0, *spoken]) for run in self._runs(symbols[start:])]
 
     def _runs(self, symbols: Sequence[int]) -> list[Run]:
@@ -90,9 +96,23 @@ class ClosedText:
         offset = self.first_words[passage]
         return [Run(*run) for run in np.stack([passage, first - offset, last - offset], axis=1).tolist()]
 
+    def describe(self, run: Run) -> str:
+        """Say where ``run`` is: its first and its last word, each as passage:word, counted from 1."""
+        return f"{run.passage + 1}:{run.first + 1}-{run.passage + 1}:{run.last + 1}"
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """Return the tokens of ``words`` of the text, or of its prefaces."""
+        return [token for word in words for token in self.encoded[word]]
+
     def words(self, run: Run) -> list[str]:
         """Return the words of ``run``."""
         return self.passages[run.passage][run.first : run.last + 1]
+
+    def breaks(self, run: Run) -> int:
+        """Count the ends of ``run`` that are inside a verse: 0, 1 or 2. People recite whole verses, most often."""
+        verses = self.verses[run.passage]
+        before, after = verses[max(0, run.first - 1) : run.first], verses[run.last + 1 : run.last + 2]
+        return before.count(verses[run.first]) + after.count(verses[run.last])
 
     def decoding_options(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Return the options of Whisper under which nothing of the text is suppressed.
@@ -138,7 +158,7 @@ class ClosedTextConstraint:
         self.ends[SEPARATOR] = True
         self.symbols = torch.full((text.eot + 1,), SEPARATOR, device=device)
         self.symbols[self.columns] = torch.arange(len(text.tokens), device=device)
-        children, readings = _preface_tree(text.prefaces, len(text.tokens))
+        children, readings = _preface_tree(text.preface_symbols, len(text.tokens))
         self.children, self.readings = children.to(device), readings.to(device)
         self.reading = torch.arange(int(readings.max()) + 1, device=device)
 

@@ -26,6 +26,7 @@ from ..data.features import FRAME, collate, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
+from .recognizer import Candidate, Recognizer
 from .timestamps import Segment, read_segments
 
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
@@ -44,8 +45,18 @@ class Piece:
     end: int
 
 
-# Decodes pieces, and yields each with its result as it ends.
-_Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult]]]
+# Decodes pieces, and yields each with its result as it ends, and whether that is its last: it may be decoded again.
+_Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool]]]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none."""
+
+    start: float
+    end: float
+    text: str
+    candidate: Candidate | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Transcript:
     text: str
     temperature: float
     segments: tuple[Segment, ...] = ()  # if it was decoded with timestamps
+    heard: tuple[Heard, ...] = ()  # if there was a recognizer
 
 
 def decode_clips(
@@ -75,13 +87,13 @@ def decode_clips(
 
 
 def transcribe_clips(
-    model: Whisper,
+    model: Whisper | FrozenEncoder,
     clips: Sequence[np.ndarray],
     *,
     batch_size: int,
     log: Log = print,
     fallback: bool = True,
-    encoder: FrozenEncoder | None = None,
+    recognizer: Recognizer | None = None,
     **options: Any,
 ) -> Iterator[Transcript]:
     """Decode any number of recordings of any length; yield their texts as they end, roughly the longest first.
@@ -95,38 +107,56 @@ def transcribe_clips(
     prompt (``condition_on_previous_text=False``).
 
     Args:
+        model: or its encoder in the ``dtype`` of the options, if that has a cache, or is to be used again.
         clips: int16 (n,) at 16 kHz each. Every clip is asked for once beforehand, for its length, and again when its
             turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
         batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, a line is logged, and
             the work goes on with what is not done.
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
-        encoder: the model's, if it has a cache, or is to be used again; in the ``dtype`` of the options.
+        recognizer: find which runs of its text were said, too; not with ``timestamps``.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
     """
-    dtype = options.get("dtype") or model.decoder.token_embedding.weight.dtype
-    source = _Pieces(clips, encoder or FrozenEncoder(model, dtype))
+    if isinstance(model, Whisper):
+        model = FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
+    source, whisper = _Pieces(clips, model), model.model
     decode = partial(source.decode_all, batch_size=batch_size, fallback=fallback, log=log, **options)
     if not options.get("timestamps"):
-        return _from_pause_to_pause(clips, decode, fallback)
+        return _from_pause_to_pause(source, decode, fallback, recognizer)
     tokenizer = get_tokenizer(
-        model.is_multilingual, num_languages=model.num_languages, language=options.get("language", "ar")
+        whisper.is_multilingual, num_languages=whisper.num_languages, language=options.get("language", "ar")
     )
     return _from_timestamp_to_timestamp(clips, decode, fallback, tokenizer)
 
 
-def _from_pause_to_pause(clips: Sequence[np.ndarray], decode: _Decode, fallback: bool) -> Iterator[Transcript]:
-    waiting = pieces(clips)
+def _from_pause_to_pause(
+    source: "_Pieces", decode: _Decode, fallback: bool, recognizer: Recognizer | None
+) -> Iterator[Transcript]:
+    waiting = pieces(source.clips)
     count = Counter(piece.clip for piece in waiting)
-    decoded: dict[int, dict[int, tuple[str, float]]] = defaultdict(dict)  # of each clip, its pieces' texts by number
-    for piece, result in decode(waiting):
+    candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts that a piece was decoded to
+    decoded: dict[int, dict[Piece, tuple[str, float]]] = defaultdict(dict)  # of each clip, pieces' texts, temperatures
+    for piece, result, is_last in decode(waiting):
+        text = "" if fallback and is_silent(result) else result.text
+        if recognizer:
+            candidates[piece] += recognizer.candidates(text, result.tokens, source.log_probabilities)
+        if not is_last:
+            continue
         parts = decoded[piece.clip]
-        parts[piece.number] = "" if fallback and is_silent(result) else result.text, result.temperature
-        if len(parts) == count[piece.clip]:
-            yield _joined(piece.clip, decoded.pop(piece.clip))
+        parts[piece] = text, result.temperature
+        if len(parts) < count[piece.clip]:
+            continue
+        in_order = sorted(decoded.pop(piece.clip), key=lambda each: each.number)
+        texts, temperatures = zip(*(parts[each] for each in in_order), strict=True)
+        heard = []
+        if recognizer:
+            chosen = recognizer.choose([candidates.pop(each) for each in in_order])
+            times = [(each.start / SAMPLE_RATE, each.end / SAMPLE_RATE) for each in in_order]
+            heard = [Heard(*time, *each) for time, *each in zip(times, texts, chosen, strict=True)]
+        yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures), heard=tuple(heard))
 
 
 def _from_timestamp_to_timestamp(
@@ -137,7 +167,9 @@ def _from_timestamp_to_timestamp(
     windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
     while windows:
         following = []
-        for window, result in decode(windows):
+        for window, result, is_last in decode(windows):
+            if not is_last:
+                continue
             clip, start = window.clip, window.start / SAMPLE_RATE
             seconds = (window.end - window.start) / SAMPLE_RATE
             segments, reached = read_segments(result.tokens, tokenizer, seconds)
@@ -152,12 +184,6 @@ def _from_timestamp_to_timestamp(
                 heard = said.pop(clip)
                 yield Transcript(clip, " ".join(each.text for each in heard), hottest[clip], tuple(heard))
         windows = following
-
-
-def _joined(clip: int, parts: dict[int, tuple[str, float]]) -> Transcript:
-    """Make one transcript of the texts and temperatures of a clip's pieces, by their numbers."""
-    texts, temperatures = zip(*(parts[number] for number in sorted(parts)), strict=True)
-    return Transcript(clip, " ".join(filter(None, texts)), max(temperatures))
 
 
 def needs_fallback(result: DecodingResult) -> bool:
@@ -179,6 +205,12 @@ class _Pieces:
         self.clips, self.encoder = clips, encoder
         self.device = encoder.model.device
         self.kept: dict[Piece, Tensor] = {}
+        self.decoder: BatchDecoder | None = None  # while it decodes
+
+    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """Return how likely the model finds ``texts`` in the piece last decoded."""
+        assert self.decoder
+        return self.decoder.log_probabilities(texts)
 
     def keep(self, piece: Piece, features: Tensor) -> None:
         if not self.encoder.cache and len(self.kept) * features.nbytes < _KEPT_BYTES:
@@ -186,8 +218,11 @@ class _Pieces:
 
     def decode_all(
         self, pieces: Sequence[Piece], batch_size: int, fallback: bool, log: Log, **options: Any
-    ) -> Iterator[tuple[Piece, DecodingResult]]:
-        """Decode ``pieces``, the longest first; with ``fallback`` again, hotter, those whose text needs that."""
+    ) -> Iterator[tuple[Piece, DecodingResult, bool]]:
+        """Decode ``pieces``, the longest first; with ``fallback`` again, hotter, those whose text needs that.
+
+        Yield each with its result, and whether that is the last of the piece.
+        """
         waiting = list(pieces)
         for temperature in _TEMPERATURES if fallback else (0.0,):
             waiting.sort(key=lambda piece: piece.start - piece.end)
@@ -198,11 +233,11 @@ class _Pieces:
                     for index, result in self.decode(waiting, slots, temperature, **options):
                         done.add(index)
                         piece = waiting[index]
-                        if fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                        is_last = not fallback or temperature == _TEMPERATURES[-1] or not needs_fallback(result)
+                        if not is_last:
                             again.append(piece)
                             self.keep(piece, result.audio_features)
-                        else:
-                            yield piece, result
+                        yield piece, result, is_last
                 except torch.OutOfMemoryError as error:
                     if slots == 1:
                         raise UserError(
@@ -218,7 +253,7 @@ class _Pieces:
         self, pieces: Sequence[Piece], slots: int, temperature: float, **options: Any
     ) -> Iterator[tuple[int, DecodingResult]]:
         """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is free at the end."""
-        decoder = BatchDecoder(self.encoder.model, slots, **options)
+        self.decoder = BatchDecoder(self.encoder.model, slots, **options)
         seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be had again
 
         def encoded() -> Iterator[Tensor]:
@@ -227,7 +262,10 @@ class _Pieces:
                 seeds.extend(zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips)
                 yield self._encode(batch, clips)
 
-        yield from decoder.decode(encoded(), temperature, seeds)
+        try:
+            yield from self.decoder.decode(encoded(), temperature, seeds)
+        finally:
+            self.decoder = None
 
     def _encode(self, batch: Sequence[Piece], clips: Sequence[np.ndarray]) -> Tensor:
         pin = self.device.type == "cuda"

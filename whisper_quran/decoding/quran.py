@@ -1,7 +1,7 @@
 """The Qur'an as a closed text: a passage is a surah, and a run of words is a place from an ayah to an ayah."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from whisper.tokenizer import Tokenizer
 
@@ -9,6 +9,10 @@ from ..data.text import normalize
 from .closed_text import ClosedText, Run
 
 _ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
+# The letters that stand alone at the beginning of surahs are called by their names.
+_OPENINGS = set("الم المص الر المر كهيعص طه طسم طس يس ص حم عسق ق ن".split())
+_NAMES = dict(zip("المصركهيعطسحقن", "الف لام ميم صاد را كاف ها يا عين طا سين حا قاف نون".split(), strict=True))
+_OPENING_WORDS = 60  # of a surah, within which a run may begin with them
 _WHERE_ISTIADHA_IS_SPELLED = ((16, 98), (113, 1), (114, 1))
 
 
@@ -38,11 +42,32 @@ class Quran(ClosedText):
         ]
         passages = [" ".join(text for _, text in ayat[surah]) for surah in ayat]
         super().__init__(passages, tokenizer, prefaces(texts))
+        self.verses = [[ayah for ayah, _ in numbers] for numbers in self.numbers]
+        for number, words in enumerate(self.passages):
+            opening = [_spoken(word) for word in words[:2]]
+            if opening[0] != words[0]:
+                spoken = [*opening, *words[2:_OPENING_WORDS]]
+                self.spoken.append((Run(number, 0, len(spoken) - 1), spoken))
 
     def place(self, run: Run) -> Place:
         """Return where ``run`` is."""
         numbers = self.numbers[run.passage]
         return Place(self.surahs[run.passage], *numbers[run.first], *numbers[run.last])
+
+    def ayat(self, run: Run) -> list[tuple[int, int]]:
+        """Return the ayat, by surah and number, that ``run`` has words of."""
+        place = self.place(run)
+        return [(place.surah, ayah) for ayah in range(place.first_ayah, place.last_ayah + 1)]
+
+    def describe(self, run: Run) -> str:
+        """Say where ``run`` is: its first and its last word, each as surah:ayah:word."""
+        surah, *first_and_last = astuple(self.place(run))
+        return "{0}:{1}:{2}-{0}:{3}:{4}".format(surah, *first_and_last)
+
+
+def _spoken(word: str) -> str:
+    letters = normalize(word, "full")
+    return "".join(_NAMES[letter] for letter in letters) if letters in _OPENINGS else word
 
 
 def prefaces(texts: Mapping[tuple[int, int], str]) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,27 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Corpus, Skipped
+from ..data.corpus import Corpus, Skipped, default_text, read_text
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.passages import Passage, join
 from ..data.prepare import prepare_ayat, summary
 from ..data.text import count_diacritics, normalize
+from ..decoding.closed_text import ClosedText, read_closed_text
 from ..decoding.long_audio import Transcript, transcribe_clips
+from ..decoding.quran import Quran
+from ..decoding.recognizer import Candidate, Recognizer, joined
 from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
-from .inputs import check_inputs
+from .inputs import QURAN, check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts, count_diacritic_errors
 
 TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
+CONSTRAINED = " (constrained)"  # after the name of a model whose texts are runs of --constrain
 BOUNDARY_SECONDS = 0.5  # how near a timestamp must be to where one ayah ends and the next begins
 
 Row = dict[str, Any]
@@ -79,13 +84,22 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model under evaluation, and whether it decodes with timestamps; ``name`` is how the files name it."""
+    """A model under evaluation, and whether it decodes with timestamps; ``name`` is how the files name it.
+
+    With a ``recognizer`` what it hears has a second name, under which are the runs that this finds.
+    """
 
     name: str
     whisper: Whisper
     precision: Precision
     encoder: FrozenEncoder
     timestamps: bool = False
+    recognizer: Recognizer | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the rows it is given in the table."""
+        return [self.name, self.name + CONSTRAINED] if self.recognizer else [self.name]
 
 
 class _Clips(Sequence[np.ndarray]):
@@ -136,16 +150,19 @@ class Evaluation:
         parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
         encoder = self._encoder(whisper_model, precision, device, alike)
-        models = [LoadedModel(name, whisper_model, precision, encoder)]
+        models = [LoadedModel(name, whisper_model, precision, encoder, recognizer=self._recognizer(whisper_model))]
         if self.config.timestamps:
-            models.append(replace(models[0], name=name + TIMESTAMPS, timestamps=True))
+            models.append(LoadedModel(name + TIMESTAMPS, whisper_model, precision, encoder, timestamps=True))
         with closing(encoder):
             for model in models:
                 self._evaluate(model, parameters, {"files": files, "precision": precision.name})
 
     def _evaluate(self, model: LoadedModel, parameters: int, identity: dict[str, Any]) -> None:
-        if kept := self.predictions.start(model.name, identity):
-            self.log(f"{model.name}: {kept} predictions are there already")
+        for name in model.names:
+            if name != model.name:
+                identity = identity | {"text": _identity_of_text(self.config)}
+            if kept := self.predictions.start(name, identity):
+                self.log(f"{name}: {kept} predictions are there already")
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
         for reciter in self.data.passages:
@@ -153,7 +170,17 @@ class Evaluation:
                 self._predict(model, reciter)
             finally:
                 self._write_results()
-            self.results["rows"].append(self._row(model, parameters, reciter))
+            self.results["rows"] += [self._row(name, model, parameters, reciter) for name in model.names]
+
+    def _recognizer(self, model: Whisper) -> Recognizer | None:
+        if self.config.constrain is None:
+            return None
+        tokenizer = tokenizer_for(model.dims, self.config.language)
+        if self.config.constrain == QURAN:
+            text: ClosedText = Quran(read_text(self.config.text or default_text(self.config.data))[0], tokenizer)
+        else:
+            text = ClosedText(read_closed_text(Path(self.config.constrain)), tokenizer)
+        return Recognizer(text, model.device)
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use.
@@ -186,24 +213,24 @@ class Evaluation:
         """Predict the passages of ``reciter`` that have no current prediction."""
         passages, errors = [], ErrorCounts()
         for passage in self.data.passages[reciter]:
-            key = key_of(model.name, passage)
-            text = self._normalized(passage.text)
-            if self.predictions.is_current(key, passage.seconds, text, count_diacritics(passage.text)):
-                errors += self.predictions.rows[key].alignment.errors
+            asked = passage.seconds, self._normalized(passage.text), count_diacritics(passage.text)
+            keys = [key_of(name, passage) for name in model.names]
+            if all(self.predictions.is_current(key, *asked) for key in keys):
+                errors += self.predictions.rows[keys[0]].alignment.errors
             else:
                 passages.append(passage)
         if not passages:
             return
         decoded = transcribe_clips(
-            model.whisper,
+            model.encoder,
             _Clips(passages, self.data.cache),
             batch_size=self.config.batch_size or _default_batch(model.whisper),
             language=self.config.language,
             dtype=model.precision.dtype,
             log=self.log,
             fallback=not self.config.no_fallback,
-            encoder=model.encoder,
             timestamps=model.timestamps,
+            recognizer=model.recognizer,
             stop_loops=not self.config.no_fallback,
         )
         start, audio = time.perf_counter(), 0.0
@@ -211,17 +238,31 @@ class Evaluation:
         with progress_bar(total, unit, reciter, initial=total - len(passages), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
-                    row = self._prediction(model.name, passages[transcript.clip], transcript)
-                    self.predictions.append(row)
+                    row, *others = self._predictions(model, passages[transcript.clip], transcript)
+                    for each in (row, *others):
+                        self.predictions.append(each)
                     audio += row.duration
                     errors += row.alignment.errors
                     bar.update()
                     bar.set_postfix(wer=f"{100 * errors.wer:.2f}%", refresh=False)
             finally:
-                self.predictions.add_time(model.name, reciter, time.perf_counter() - start, audio)
+                for name in model.names:
+                    self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
+
+    def _predictions(self, model: LoadedModel, passage: Passage, transcript: Transcript) -> list[Prediction]:
+        """Make a row of what ``model`` heard, and one of what it is in the closed text, if there is one."""
+        rows = [self._prediction(model.name, passage, transcript)]
+        if model.recognizer:
+            found = [each.candidate for each in transcript.heard if each.candidate]
+            text = " ".join(word for each in found for word in model.recognizer.words(each))
+            row = self._prediction(model.name + CONSTRAINED, passage, replace(transcript, text=text))
+            place = "; ".join(model.recognizer.text.describe(run) for run in joined(each.run for each in found))
+            located = int(_is_located(passage, found, model.recognizer.text))
+            rows.append(replace(row, fallback=0.0, place=place, located=located))
+        return rows
 
     def _prediction(self, model: str, passage: Passage, transcript: Transcript) -> Prediction:
-        """Make a row of what ``model`` heard: its texts, the boundaries between ayat that it found, its diacritics."""
+        """Make a row of a transcript: its texts, the boundaries between ayat that it found, its diacritics."""
         texts = self._normalized(passage.text), self._normalized(transcript.text)
         joints = passage.joints(self.data.cache)
         times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
@@ -236,27 +277,28 @@ class Evaluation:
     def _normalized(self, text: str) -> str:
         return normalize(text, self.config.normalize)  # type: ignore[arg-type]
 
-    def _row(self, model: LoadedModel, parameters: int, reciter: str) -> Row:
+    def _row(self, name: str, model: LoadedModel, parameters: int, reciter: str) -> Row:
         """Make a row of the table: sums over the ayat, and rates of those sums."""
         passages = self.data.passages[reciter]
-        rows = [self.predictions.rows[key_of(model.name, passage)] for passage in passages]
+        rows = [self.predictions.rows[key_of(name, passage)] for passage in passages]
         errors = sum((row.errors for row in rows), ErrorCounts())
-        wall, audio = self.predictions.made["models"][model.name]["seconds"].get(reciter, (0.0, 0.0))
+        wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
         counts = ("words", "hits", "substitutions", "deletions", "insertions")
         return {
-            "model": model.name,
+            "model": name,
             "parameters": parameters,
             "reciter": reciter,
             "ayat": sum(len(passage.parts) for passage in passages),
             "passages": len(passages),
             "skipped": self.data.undecodable[reciter],
-            **{name: getattr(errors, name) for name in counts},
+            **{count: getattr(errors, count) for count in counts},
             "wer": errors.wer if errors.words else None,
             "cer": errors.cer if errors.characters else None,
             "der": errors.der if errors.letters else None,
             "fallback": sum(row.fallback > 0 for row in rows),
             "boundaries": sum(row.boundaries for row in rows),
             "boundaries_found": sum(row.boundaries_found for row in rows),
+            "located": sum(row.located for row in rows) if name != model.name and passages[0].parts[0].surah else None,
             "letters": errors.letters,
             "diacritic_errors": errors.diacritic_errors,
             "audio_s": sum(row.duration for row in rows),
@@ -347,7 +389,7 @@ def results_table(rows: Sequence[Row]) -> str:
         lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
     table = markdown_table(header, lines)
     if again := sum(row["fallback"] for row in rows):
-        recordings = sum(row["passages"] for row in rows)
+        recordings = sum(row["passages"] for row in rows if row["located"] is None)
         table += f"\nfallback: {again} of {recordings} recordings were decoded again at higher temperatures\n"
     for model in dict.fromkeys(row["model"] for row in rows):
         counts = [(row["boundaries_found"], row["boundaries"]) for row in rows if row["model"] == model]
@@ -355,7 +397,29 @@ def results_table(rows: Sequence[Row]) -> str:
         if found:
             share = percent(found / boundaries)
             table += f"\nboundaries: {model} found {share} of {boundaries} within {BOUNDARY_SECONDS} s\n"
+        located = [row for row in rows if row["model"] == model and row["located"] is not None]
+        if located:
+            passages = sum(row["passages"] for row in located)
+            share = percent(sum(row["located"] for row in located) / passages)
+            table += f"\nlocated: {model} names the ayat that were recited in {share} of {passages} recordings\n"
     return table
+
+
+def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) -> bool:
+    """Return whether the runs ``found`` are of the ayat of ``passage``: of one run, anywhere that its words are."""
+    if not isinstance(text, Quran):
+        return False
+    recited = {(ayah.surah, ayah.number) for ayah in passage.parts}
+    if len(found) == 1:
+        alike = text.locate(text.encode(text.words(found[0].run)))
+        return any(set(text.ayat(run)) == recited for run in alike)
+    return {ayah for each in found for ayah in text.ayat(each.run)} == recited
+
+
+def _identity_of_text(config: EvaluationConfig) -> list[Any]:
+    """Tell the text of ``--constrain`` from another, by its name, size and time."""
+    path = config.text or default_text(config.data) if config.constrain == QURAN else Path(str(config.constrain))
+    return [str(config.constrain), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _identity(source: str) -> list[list[Any]]:

@@ -10,6 +10,8 @@ from ..runtime.command_line import parse
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 
+QURAN = "quran"  # --constrain: the text of the whole Qur'an, of --text or of the data
+
 
 def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
     """Read the command line and check what it names.
@@ -37,6 +39,8 @@ def check_inputs(config: EvaluationConfig) -> tuple[Corpus, list[str]]:
     """
     for source in config.models:
         check_model_source(source)
+    if config.constrain not in (None, QURAN) and not Path(config.constrain).is_file():
+        raise UserError(f"--constrain {config.constrain}: give {QURAN}, or a text file with one passage a line")
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
     chosen = config.reciters
     if chosen is None:

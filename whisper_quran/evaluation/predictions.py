@@ -22,7 +22,7 @@ from .word_errors import Alignment, ErrorCounts, align
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
     *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
-    *("diacritics", "letters", "diacritic_errors"),
+    *("diacritics", "letters", "diacritic_errors", "place", "located"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
@@ -47,6 +47,8 @@ class Prediction:
     diacritics: int = 0  # of the reference before it was normalised: 0 if it is not vocalised
     letters: int = 0  # whose diacritics were compared
     diacritic_errors: int = 0
+    place: str = ""  # of the runs of a closed text that were said, in order, separated by "; "
+    located: int = 0  # 1 if these are the ayat that were recited
 
     @property
     def key(self) -> Key:
@@ -68,7 +70,8 @@ class Prediction:
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
         texts = map(_to_cell, (self.reference, self.hypothesis))
         found = (self.boundaries, self.boundaries_found, self.diacritics, self.letters, self.diacritic_errors)
-        return [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback, *found]
+        row = [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback, *found]
+        return [*row, self.place, self.located]
 
 
 def key_of(model: str, passage: Passage) -> Key:
@@ -101,8 +104,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         try:
             cells = next(csv.reader([line.decode()]))
             model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
-            fallback, counts = float(cells[12]), map(int, cells[13:])
-            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, fallback, *counts)
+            counts: list[Any] = [float(cells[12]), *map(int, cells[13:-2]), cells[-2], int(cells[-1])]
+            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, *counts)
         except (ValueError, StopIteration, csv.Error):
             continue
         if [str(cell) for cell in row.cells()] == cells:

@@ -1,0 +1,106 @@
+"""Which runs of a closed text were said: near to what a model heard when it was free, and likely to the model itself.
+
+A recording over 30 s is heard in pieces, each of which has several candidates (:mod:`.nearest`). Of all ways to choose
+one for each piece the best is taken (Viterbi): the model's log-probability of the words, less a cost for the letters in
+which they differ from those heard and for ends inside verses, and for going on elsewhere in the text than after the
+piece before. So the same words in several places are told apart by what comes before and after them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .closed_text import ClosedText, Run
+from .nearest import LetterIndex, Nearest
+
+# In nats.
+_LETTER = 2.0
+_AWAY, _AWORD, _ELSEWHERE = 6.0, 0.1, 12.0  # going on so many words away, or anywhere: there are 78,000 in the Qur'an
+_MARGIN = 4  # letters: what costs more than the nearest candidate and this is none
+_SCORED = 6  # texts at most whose log-probability the model is asked for
+
+Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as tokens, to how likely the model finds each
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run that may have been said, the ``preface`` before it ("" if none), and the letters that differ from those
+    heard (``distance``).
+
+    ``log_probability`` is how likely the model finds its words, ``free_log_probability`` those it chose when free.
+    """
+
+    run: Run
+    preface: str
+    distance: int
+    log_probability: float
+    free_log_probability: float
+    weight: float
+
+
+class Recognizer:
+    """Finds runs of ``text``, on ``device``."""
+
+    def __init__(self, text: ClosedText, device: torch.device) -> None:
+        self.text, self.letters = text, LetterIndex(text, device)
+
+    def candidates(self, heard: str, tokens: Sequence[int], score: Score) -> list[Candidate]:
+        """Return what may have been said in a piece where a model heard the text ``heard``, of ``tokens``.
+
+        Words that stand in several places are as many candidates. There are none if nothing is near.
+        """
+        nearest = self.letters.nearest(heard, _MARGIN)
+        texts = list(dict.fromkeys(map(self._tokens, nearest)))[:_SCORED]
+        if not texts:
+            return []
+        free, *scores = score([tokens, *texts])
+        scored = dict(zip(texts, scores, strict=True))
+        candidates = []
+        for each in nearest:
+            if (likely := scored.get(self._tokens(each))) is not None:
+                weight = likely - _LETTER * each.cost
+                candidates.append(Candidate(each.run, each.preface, each.distance, likely, free, weight))
+        return candidates
+
+    def choose(self, pieces: Iterable[Sequence[Candidate]]) -> list[Candidate | None]:
+        """Choose a candidate for each of the ``pieces`` of a recording, in order; None for those that have none."""
+        ways: list[tuple[float, list[Candidate | None]]] = [(0.0, [])]  # the best to each candidate of the last piece
+        for candidates in pieces:
+            if not candidates:
+                ways = [(weight, [*way, None]) for weight, way in ways]
+                continue
+            following = []
+            for candidate in candidates:
+                weight, way = max(((w - _step(way, candidate), way) for w, way in ways), key=lambda each: each[0])
+                following.append((weight + candidate.weight, [*way, candidate]))
+            ways = following
+        return max(ways, key=lambda each: each[0])[1]
+
+    def words(self, candidate: Candidate) -> list[str]:
+        """Return the words of ``candidate``, its preface's first."""
+        return [*candidate.preface.split(), *self.text.words(candidate.run)]
+
+    def _tokens(self, nearest: Nearest) -> tuple[int, ...]:
+        return tuple(self.text.encode([*nearest.preface.split(), *self.text.words(nearest.run)]))
+
+
+def joined(runs: Iterable[Run]) -> list[Run]:
+    """Join the runs that go on where the one before ended."""
+    whole: list[Run] = []
+    for run in runs:
+        if whole and (whole[-1].passage, whole[-1].last + 1) == (run.passage, run.first):
+            whole[-1] = replace(whole[-1], last=run.last)
+        else:
+            whole.append(run)
+    return whole
+
+
+def _step(way: Sequence[Candidate | None], candidate: Candidate) -> float:
+    """Return what it costs to go on with ``candidate`` after the last run of ``way``."""
+    before = next((each.run for each in reversed(way) if each), None)
+    if before is None or (before.passage, before.last + 1) == (candidate.run.passage, candidate.run.first):
+        return 0.0
+    if before.passage != candidate.run.passage:
+        return _ELSEWHERE
+    return min(_ELSEWHERE, _AWAY + _AWORD * abs(candidate.run.first - before.last - 1))
