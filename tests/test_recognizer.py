@@ -116,7 +116,8 @@ def test_the_same_words_are_told_apart_by_what_comes_before_them(text):
     pieces = [[candidate(run) for run in refrain], [candidate(before)], [], [candidate(run) for run in refrain]]
     first, second, third, fourth = recognizer.choose(pieces)
     assert third is None
-    assert [text.describe(run) for run in joined([first.run, second.run, fourth.run])] == [
+    places = [text.describe(run) for run in joined([first.run, second.run, fourth.run])]
+    assert places == [
         "55:13:1-55:14:5",
         "55:16:1-55:16:4",
     ]
