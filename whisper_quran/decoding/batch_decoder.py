@@ -245,7 +245,7 @@ class BatchDecoder:
                 keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
                 x = self._after_self_attention(heard, block, keys, values).view(x.shape)
             logprobs = F.log_softmax(self._logits(x[:, self.begin - 1 :]), dim=-1)
-            said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
+        said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
         return [float(row[: len(text) + 1].sum()) for row, text in zip(said, texts, strict=True)]
 
     def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:

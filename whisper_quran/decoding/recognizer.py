@@ -17,7 +17,7 @@ from .nearest import LetterIndex, Nearest
 # In nats.
 _LETTER = 2.0
 _AWAY, _AWORD, _ELSEWHERE = 6.0, 0.1, 12.0  # going on so many words away, or anywhere: there are 78,000 in the Qur'an
-_MARGIN = 4  # letters: what costs more than the nearest candidate and this is none
+_MARGIN = 8  # letters: what costs more than the nearest candidate and this is none
 _SCORED = 6  # texts at most whose log-probability the model is asked for
 
 Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as tokens, to how likely the model finds each
