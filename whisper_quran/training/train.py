@@ -17,6 +17,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
+from ..checkpoints.results import average_name, best_epoch, corpus_wer, results_table
 from ..config import TrainingConfig
 from ..data.batches import Example
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
@@ -28,7 +29,7 @@ from ..runtime.errors import UserError
 from ..runtime.files import lock_folder
 from ..runtime.interrupts import Interrupts
 from .inputs import saved_options
-from .metrics_log import History, average_name, best_epoch, corpus_wer, require_tensorboard, results_table
+from .metrics_log import History, require_tensorboard
 from .optimizer import suited_lr
 from .resume import (
     State,

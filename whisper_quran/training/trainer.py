@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 from ..checkpoints.average import average_weights
+from ..checkpoints.results import best_epoch, corpus_wer
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -32,7 +33,7 @@ from .adapters import add_adapters, merge_adapters
 from .augment import Augmentation
 from .epoch_files import EpochFiles
 from .loss import Objective
-from .metrics_log import History, best_epoch, corpus_wer, write_results
+from .metrics_log import History, write_results
 from .optimizer import build_optimizer, schedule
 from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
