@@ -28,6 +28,20 @@ class PreparedAyat:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How much there is of a reciter."""
+
+    ayat: int
+    windows: int
+    hours: float
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Amount":
+        ayat = sum(len(example.parts) for example in examples)
+        return cls(ayat, len(examples), sum(example.seconds for example in examples) / 3600)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """The examples of both splits (validation by reciter), their recordings, and all that was left out."""
 
@@ -35,6 +49,14 @@ class TrainingData:
     valid: dict[str, list[Example]]
     cache: AudioCache
     skipped: list[Skipped]
+
+    def amounts(self) -> dict[str, dict[str, Amount]]:
+        """Return how much there is of each reciter of the splits "train" and "valid"."""
+        train: dict[str, list[Example]] = {}
+        for example in self.train:
+            train.setdefault(example.reciter, []).append(example)
+        splits = {"train": train, "valid": self.valid}
+        return {split: {name: Amount.of(each) for name, each in found.items()} for split, found in splits.items()}
 
     def digest(self) -> str:
         """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order."""

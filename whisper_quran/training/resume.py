@@ -34,6 +34,7 @@ from ..runtime.console import Log
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, sync
+from ..runtime.version import __version__
 from .inputs import STATES, has_state
 
 State = dict[str, Any]
@@ -201,13 +202,18 @@ def clips_per_step(config: TrainingConfig, world_size: int) -> int:
     return config.batch_size * config.accumulate * world_size
 
 
-def write_config(config: TrainingConfig, world_size: int, chosen: dict[str, Any]) -> None:
-    """Write ``config.json``: the options, what ``auto`` stood for, and the versions that ran."""
+def write_config(config: TrainingConfig, world_size: int, found: dict[str, Any]) -> None:
+    """Write ``config.json``: the options, what was ``found`` (what ``auto`` stood for, the data), and the versions."""
     content = {
         "config": to_json(config),
         "global_batch": clips_per_step(config, world_size),
-        "chosen": chosen,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "whisper": whisper.__version__},
+        **found,
+        "versions": {
+            "whisper_quran": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "whisper": whisper.__version__,
+        },
     }
     with atomic_write(config.out / "config.json") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)

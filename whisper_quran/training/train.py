@@ -9,7 +9,7 @@ import platform
 import shlex
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,8 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
 from ..checkpoints.results import average_name, best_epoch, corpus_wer, results_table
 from ..config import TrainingConfig
-from ..data.batches import Example
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
-from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
+from ..data.prepare import Amount, TrainingData, prepare_data, select_ayat, summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
@@ -183,7 +182,9 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
         write_skipped(out, trainer.data.skipped)
     if new or not saved_options(out):
         chosen = {"device": str(trainer.device), "precision": trainer.precision.name}
-        write_config(config, trainer.world.size, chosen)
+        splits = trainer.data.amounts().items()
+        data = {split: {name: asdict(amount) for name, amount in each.items()} for split, each in splits}
+        write_config(config, trainer.world.size, {"chosen": chosen, "data": data})
     return needed
 
 
@@ -244,18 +245,14 @@ def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
 
 def describe_data(data: TrainingData, out: Path, log: Log) -> None:
     """Log how many ayat and hours of each reciter there are, and what was left out."""
-    train: dict[str, list[Example]] = {}
-    for example in data.train:
-        train.setdefault(example.reciter, []).append(example)
-    for name, reciters in (("train", train), ("valid", data.valid)):
+    for name, reciters in data.amounts().items():
         if len(reciters) > 10:
-            everyone = [example for examples in reciters.values() for example in examples]
-            reciters = {f"{len(reciters)} reciters": everyone}
-        for reciter, examples in reciters.items():
-            hours = sum(example.seconds for example in examples) / 3600
-            ayat = sum(len(example.parts) for example in examples)
-            windows = f" in {len(examples)} windows" if len(examples) < ayat else ""
-            log(f"{name:<10} {reciter}: {ayat} ayat{windows}, {hours:.2f} h")
+            amounts = reciters.values()
+            ayat, windows = sum(each.ayat for each in amounts), sum(each.windows for each in amounts)
+            reciters = {f"{len(reciters)} reciters": Amount(ayat, windows, sum(each.hours for each in amounts))}
+        for reciter, amount in reciters.items():
+            joined = f" in {amount.windows} windows" if amount.windows < amount.ayat else ""
+            log(f"{name:<10} {reciter}: {amount.ayat} ayat{joined}, {amount.hours:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.cache.damaged:
