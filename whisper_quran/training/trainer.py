@@ -75,7 +75,9 @@ class Trainer:
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
         self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
+        self.history = History(
+            config.out / "metrics.jsonl", self.world.is_main and not config.dry_run, config.tensorboard
+        )
         self.writer = StateWriter(config.out)
         self.files = EpochFiles(config, self.history)
 
@@ -449,7 +451,7 @@ class Trainer:
         Raises:
             UserError: the recordings or their texts are not those that the run began with, or ``state`` was edited.
         """
-        if state["data"] != self.data_digest:
+        if self.data_digest and state["data"] != self.data_digest:
             raise UserError(
                 f"the recordings or their texts are not those the run in {self.config.out} began with "
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"
