@@ -5,6 +5,9 @@
   python convert.py runs/experiment-2a/best.pt hf --to hf   transformers opens the folder hf
   python convert.py runs/mine/best.pt ct2 --to ct2          faster-whisper opens the folder ct2
 
+A Hugging Face folder has a model card, README.md: of a checkpoint in its run's folder it says how that was made and
+what was measured.
+
 SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt, a Hugging Face folder,
 model.safetensors, pytorch_model.bin, or the folder of a CTranslate2 model, which faster-whisper takes. Nothing in it is
 executed, and no class of yours is needed to open it.

@@ -26,6 +26,8 @@ A name is imported when it is first used, so that what needs no torch (``python 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .runtime.version import __version__
+
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_checkpoint, save_checkpoint
     from .config import EvaluationConfig, TrainingConfig
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from .runtime.errors import UserError
     from .training.train import train
 
-__version__ = "0.1.0"
 __all__ = [
     "EvaluationConfig",
     "TrainingConfig",

@@ -109,6 +109,9 @@ class TrainingConfig:
         choices=("all", "last", "best"),
     )  # fmt: skip
     tensorboard: bool = _output(False, "write scalars for TensorBoard to OUT/tensorboard")
+    dry_run: bool = _output(
+        False, "say what would be done and estimate how long it takes, from a few steps in memory; write nothing"
+    )
     demo: bool = _output(False, "train a small Whisper from nothing on synthetic reciters: no data, no network")
 
     def __post_init__(self) -> None:

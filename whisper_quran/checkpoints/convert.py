@@ -12,9 +12,11 @@ from pathlib import Path
 from ..runtime.console import format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import make_folder, storage_error
+from ..runtime.files import atomic_write, make_folder, storage_error
 from .checkpoint import Checkpoint, format_module, read_checkpoint
 from .dims import size_name
+from .huggingface import CARD
+from .model_card import model_card
 
 LEFT_BEHIND = 24 * 3600.0  # seconds without a change
 
@@ -45,6 +47,9 @@ def convert(
     tensors = ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
     with _whole_folder(dest) if files else nullcontext(dest) as path:
         format_module(to).write(path, checkpoint.dims, tensors, DTYPES[dtype], language)
+        if to == "hf":
+            with atomic_write(path / CARD) as file:
+                file.write(model_card(checkpoint, language))
     return _report(checkpoint, dest, f"{to}, {dtype}")
 
 

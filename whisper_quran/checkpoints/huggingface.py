@@ -25,8 +25,9 @@ from .stored_tensor import MAX_HEADER, Contents, StoredTensor, at_precision, che
 from .tensor_names import huggingface_name
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-GENERATION, FEATURES = "generation_config.json", "preprocessor_config.json"
-FILES = frozenset({WEIGHTS, CONFIG, GENERATION, FEATURES, *huggingface_tokenizer.FILES})  # all that a folder may hold
+GENERATION, FEATURES, CARD = "generation_config.json", "preprocessor_config.json", "README.md"
+# All that a folder may hold.
+FILES = frozenset({WEIGHTS, CONFIG, GENERATION, FEATURES, CARD, *huggingface_tokenizer.FILES})
 # What a folder's weights may be called, the first choice first.
 READ_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

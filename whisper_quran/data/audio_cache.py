@@ -32,8 +32,18 @@ import numpy as np
 
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
-from ..runtime.files import replacing, storage_error
-from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, WorkerError, decode_files, header_seconds, torchaudio_problem
+from ..runtime.files import nearest_folder, replacing, storage_error
+from .audio import (
+    MAX_SECONDS,
+    SAMPLE_RATE,
+    AudioError,
+    Decoded,
+    WorkerError,
+    decode_file,
+    decode_files,
+    header_seconds,
+    torchaudio_problem,
+)
 
 DECODER_VERSION = 2
 BYTES_PER_SAMPLE = 2
@@ -75,19 +85,36 @@ class AudioCache:
         """Return the digest of the source's bytes."""
         return self.clips[os.fspath(path)].digest
 
+    def is_decoded(self, path: str | os.PathLike[str]) -> bool:
+        """Return False if ``path`` was not to be decoded: its length is then estimated."""
+        return bool(self.clips[os.fspath(path)].file)
+
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Map the samples, int16 (n,), read-only. Memory does not grow, and the file closes with the array.
+
+        What is not in the cache is decoded, and cut or padded to the length that was estimated.
 
         Raises:
             UserError: the file is gone.
         """
         file, length, _ = self.clips[os.fspath(path)]
+        if not file:
+            return _decode_now(path, length)
         try:
             with open(file, "rb") as opened:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             return np.frombuffer(mapped, np.int16, length, _HEADER_BYTES)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} was removed while in use ({error}): run the command again") from error
+
+
+def _decode_now(path: str | os.PathLike[str], length: int) -> np.ndarray:
+    """Decode ``path`` to int16 (length,): silence if it cannot be decoded."""
+    samples = np.zeros(length, np.int16)
+    with suppress(AudioError):
+        decoded = decode_file(path).samples[:length]
+        samples[: len(decoded)] = decoded
+    return samples
 
 
 def default_cache() -> Path:
@@ -119,11 +146,14 @@ class _Source:
         return not self.recording and not self.reason
 
 
-def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print) -> AudioCache:
+def prepare_audio(
+    sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print, decode: bool = True
+) -> AudioCache:
     """Decode what is missing of ``sources`` (reciter -> audio files) into ``cache``, and return where everything is.
 
     Takes up to ``workers`` processes. If another process is decoding into ``cache``, waits for it first. If nothing is
-    missing, nothing is logged or written.
+    missing, nothing is logged or written. Unless it is to ``decode``, nothing is written at all, and how long missing
+    recordings are is estimated from their headers.
 
     Raises:
         UserError: the cache cannot be written or has too little space, or the decoding processes cannot run.
@@ -131,17 +161,23 @@ def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: i
     files = _identify(sources, cache)
     try:
         _look_up(files)
-        if any(file.is_missing for file in files):
+        if not decode:
+            if missing := [file for file in files if file.is_missing]:
+                _announce(missing, cache, log, "Not decoded yet:")
+        elif any(file.is_missing for file in files):
             with _locked(cache, log):
                 _look_up(files, sweep=True)
                 if missing := [file for file in files if file.is_missing]:
-                    _announce(missing, cache, log)
+                    _announce(missing, cache, log, "Decoding")
                     _decode(missing, workers, log)
     except OSError as error:
         raised = storage_error(error, cache)
         raise UserError(f"{raised} (--cache)") if isinstance(raised, UserError) else raised from error
     found = AudioCache({}, [], [])
     for file in files:
+        if file.is_missing:
+            found.clips[file.path] = Clip("", round(_estimate_seconds([file]) * SAMPLE_RATE))
+            continue
         if not file.recording:
             found.skipped.append((Path(file.path), file.reason))
             continue
@@ -207,11 +243,11 @@ def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
     return names
 
 
-def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
+def _announce(missing: Sequence[_Source], cache: Path, log: Log, verb: str) -> None:
     """Log how much there is to decode, and refuse what clearly does not fit on the disk."""
     seconds = _estimate_seconds(missing)
     size = seconds * SAMPLE_RATE * BYTES_PER_SAMPLE
-    free = shutil.disk_usage(cache).free
+    free = shutil.disk_usage(nearest_folder(cache)).free
     if size > 1.2 * free:
         raise UserError(
             f"decoding needs about {format_size(size)} in {cache}, where {format_size(free)} are free: "
@@ -220,7 +256,7 @@ def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
     files = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
     reciters = {file.reciter for file in missing}
     names = missing[0].reciter if len(reciters) == 1 else f"{len(reciters)} reciters"
-    log(f"Decoding {files} of {names}, about {format_duration(seconds)}: {format_size(size)} in {cache}")
+    log(f"{verb} {files} of {names}, about {format_duration(seconds)}: {format_size(size)} in {cache}")
     if problem := torchaudio_problem():
         log(f"{problem}: ffmpeg decodes what is not at {SAMPLE_RATE} Hz")
 

@@ -32,7 +32,7 @@ from whisper.model import AudioEncoder, Whisper
 from ..config import EvaluationConfig, TrainingConfig
 from ..runtime.console import Log, no_log
 from ..runtime.device import Precision
-from ..runtime.files import make_folder, replacing
+from ..runtime.files import check_folder, replacing
 from .audio_cache import default_cache
 from .features import encode, log_mel
 
@@ -72,15 +72,12 @@ class EncoderCache:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, log: Log = no_log):
-        """Open the cache of outputs of ``shape`` (n_audio_ctx, n_audio_state).
-
-        Raises:
-            UserError: the folder cannot be made.
-        """
-        self.folder, self.shape, self.dtype, self.log = make_folder(folder), shape, dtype, log
+        """Open the cache of outputs of ``shape`` (n_audio_ctx, n_audio_state); its folder is made when one is kept."""
+        self.folder, self.shape, self.dtype, self.log = folder, shape, dtype, log
         self.room = 0
         self.bytes = shape[0] * shape[1] * dtype.itemsize
-        self.keys = {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
+        names = os.listdir(folder) if folder.is_dir() else []
+        self.keys = {name for name in names if _NAME.fullmatch(name)}
         self._checked: set[str] = set()
         self._threads = ThreadPoolExecutor(_THREADS)
         self._writing: deque[Future[None]] = deque()
@@ -96,6 +93,10 @@ class EncoderCache:
             features = features[torch.tensor(whole)]
             rows = [row for row, good in zip(rows, whole, strict=True) if good]
         return Known(keys, tuple(rows), features)
+
+    def holds(self, clip: np.ndarray) -> bool:
+        """Return whether there is an entry of an int16 clip (n,), whole or not."""
+        return _digest(clip) in self.keys
 
     def add(self, keys: Sequence[str], features: Tensor) -> None:
         """Write ``features`` (n, n_audio_ctx, n_audio_state) in the background, as far as there is room."""
@@ -135,6 +136,7 @@ class EncoderCache:
         """Write an entry under another name and rename it. There is no fsync: what a power cut damages is noticed."""
         content = features.contiguous().view(torch.uint8).numpy()
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / key, "wb") as file:
                 file.write(content.data)
                 file.write(_checksum(content))
@@ -234,8 +236,9 @@ def open_encoder_cache(
     name = f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}"
     shape = model.dims.n_audio_ctx, model.dims.n_audio_state
     cache = EncoderCache((config.cache or default_cache()) / name, shape, precision.dtype, log)
+    folder = cache.folder if cache.folder.is_dir() else check_folder(cache.folder)
     if setting == "auto":
-        cache.room = shutil.disk_usage(cache.folder).free // 2 // cache.bytes
+        cache.room = shutil.disk_usage(folder).free // 2 // cache.bytes
     else:
         cache.room = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
     return cache

@@ -28,6 +28,20 @@ class PreparedAyat:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How much there is of a reciter."""
+
+    ayat: int
+    windows: int
+    hours: float
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Amount":
+        ayat = sum(len(example.parts) for example in examples)
+        return cls(ayat, len(examples), sum(example.seconds for example in examples) / 3600)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """The examples of both splits (validation by reciter), their recordings, and all that was left out."""
 
@@ -36,8 +50,26 @@ class TrainingData:
     cache: AudioCache
     skipped: list[Skipped]
 
+    def amounts(self) -> dict[str, dict[str, Amount]]:
+        """Return how much there is of each reciter of the splits "train" and "valid"."""
+        train: dict[str, list[Example]] = {}
+        for example in self.train:
+            train.setdefault(example.reciter, []).append(example)
+        splits = {"train": train, "valid": self.valid}
+        return {split: {name: Amount.of(each) for name, each in found.items()} for split, found in splits.items()}
+
+    @property
+    def undecoded(self) -> int:
+        """How many recordings are not decoded yet, in a dry run."""
+        return sum(not clip.file for clip in self.cache.clips.values())
+
     def digest(self) -> str:
-        """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order."""
+        """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order.
+
+        Empty if not all recordings are decoded, in a dry run.
+        """
+        if self.undecoded:
+            return ""
         content = [
             [([self.cache.digest(ayah.audio) for ayah in e.parts], e.samples, e.tokens) for e in examples]
             for examples in (self.train, *self.valid.values())
@@ -51,9 +83,9 @@ def open_data(config: TrainingConfig | EvaluationConfig) -> Corpus:
 
 
 def prepare_ayat(
-    corpus: Corpus, reciters: Iterable[str], config: TrainingConfig | EvaluationConfig, log: Log
+    corpus: Corpus, reciters: Iterable[str], config: TrainingConfig | EvaluationConfig, log: Log, decode: bool = True
 ) -> PreparedAyat:
-    """Decode the ayat of ``reciters`` that are not in the cache yet.
+    """Decode the ayat of ``reciters`` that are not in the cache yet; see :func:`.audio_cache.prepare_audio`.
 
     Raises:
         UserError: a reciter is not in the corpus, or the cache cannot be written.
@@ -64,7 +96,7 @@ def prepare_ayat(
     for ayah in selected:
         ayat[ayah.reciter].append(ayah)
     sources = {reciter: [ayah.audio for ayah in each] for reciter, each in ayat.items()}
-    cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log)
+    cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log, decode)
     skipped = [*corpus.skipped, *skipped]
     for path, reason in cache.skipped:
         skipped.append(Skipped(str(path), reason if reason.startswith(NO_SPEECH) else f"cannot be decoded: {reason}"))
@@ -77,7 +109,8 @@ def _warn_of_identical(cache: AudioCache, log: Log) -> None:
     """Log the recordings that have the same bytes as another: at least one of them is not the ayah it is named for."""
     by_digest: dict[str, list[str]] = {}
     for path, clip in cache.clips.items():
-        by_digest.setdefault(clip.digest, []).append(path)
+        if clip.digest:
+            by_digest.setdefault(clip.digest, []).append(path)
     groups = [paths for paths in by_digest.values() if len(paths) > 1]
     for group in groups[:10]:
         log(f"warning    the same bytes in {' and '.join(printable(path) for path in group)}: check which ayah it is")
@@ -127,7 +160,8 @@ def prepare_data(
     Raises:
         UserError: nothing is left of a split, or the cache cannot be written.
     """
-    prepared = prepare_ayat(selection.corpus, dict.fromkeys([*selection.train, *selection.valid]), config, log)
+    names = dict.fromkeys([*selection.train, *selection.valid])
+    prepared = prepare_ayat(selection.corpus, names, config, log, decode=not config.dry_run)
     skipped = prepared.skipped
     examples: dict[str, list[Example]] = {}
     for reciter, ayat in prepared.ayat.items():
@@ -137,14 +171,14 @@ def prepare_data(
         skipped = skipped + left_out
     maker = WindowMaker(config, tokenizer, prepared.cache, model.dims.n_text_ctx)
     train = [window for reciter in dict.fromkeys(selection.train) for window in maker.windows(examples[reciter])]
-    valid = {name: _evenly(examples[name], config.valid_limit) for name in selection.valid if examples[name]}
+    valid = {name: evenly(examples[name], config.valid_limit) for name in selection.valid if examples[name]}
     for purpose, reciters, found in (("train", selection.train, train), ("validate", selection.valid, valid)):
         if reciters and not found:
             raise UserError(f"nothing left to {purpose} on: {summary(skipped)}")
     return TrainingData(train, valid, prepared.cache, skipped)
 
 
-def _evenly(examples: list[Example], limit: int | None) -> list[Example]:
+def evenly(examples: list[Example], limit: int | None) -> list[Example]:
     """Keep at most ``limit`` of ``examples``, spread evenly: the first ones would all be of the first surahs."""
     if limit is None or limit >= len(examples):
         return examples

@@ -100,7 +100,7 @@ class WindowMaker:
 
     def _spans(self, parts: Sequence[Example]) -> list[tuple[int, int]]:
         """Return where each part begins and ends, in samples: the joints, or of a single ayah where it is spoken."""
-        if len(parts) == 1:
+        if len(parts) == 1 and self.cache.is_decoded(parts[0].parts[0].audio):
             return [spoken(parts[0].audio(self.cache))]
         ends = list(accumulate(part.samples for part in parts))
         return list(zip([0, *ends], ends, strict=False))

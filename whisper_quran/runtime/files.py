@@ -86,12 +86,27 @@ def lock_folder(folder: Path, writer: str) -> IO[str]:
             file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        message = f"another {writer} is writing {folder}: wait for it, or choose another --out"
-        raise UserError(message) from None
+        raise _locked(folder, writer) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise storage_error(error, folder) from error
     return file
+
+
+def check_lock(folder: Path, writer: str) -> None:
+    """Raise what :func:`lock_folder` would; make, write and keep nothing."""
+    check_folder(folder)
+    try:
+        with open(folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _locked(folder, writer) from None
+    except OSError:
+        pass  # it is not there, or the file system has no locks
+
+
+def _locked(folder: Path, writer: str) -> UserError:
+    return UserError(f"another {writer} is writing {folder}: wait for it, or choose another --out")
 
 
 def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
@@ -110,10 +125,37 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         UserError: it cannot be created, or something that is no folder stands in its place.
     """
     path = Path(path)
-    try:
+    with _folder_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    """Return :func:`nearest_folder`, and raise what :func:`make_folder` would; make nothing."""
+    with _folder_errors(path):
+        return nearest_folder(path)
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the folder ``path`` or, if it is not there, the one it would be made in.
+
+    Raises:
+        OSError: that is no folder, or cannot be written.
+    """
+    absolute = Path(os.path.abspath(path))
+    there = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return there
+
+
+@contextmanager
+def _folder_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path} cannot be a folder: a file stands in the way; choose another name") from None
     except OSError as error:
         raise storage_error(error, path) from error
-    return path

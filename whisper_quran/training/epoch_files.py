@@ -6,8 +6,9 @@ from pathlib import Path
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
+from ..checkpoints.results import best_epochs
 from ..config import TrainingConfig
-from .metrics_log import History, best_epochs
+from .metrics_log import History
 
 
 class EpochFiles:

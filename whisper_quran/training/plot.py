@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
+from ..checkpoints.results import Row
 
 COLORS = ("#0067a5", "#c04f00", "#00805c", "#9e4a84", "#7a6400")  # the colour-blind tell these apart
 LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")  # 20 combinations

@@ -33,7 +33,8 @@ from ..runtime.command_line import to_json
 from ..runtime.console import Log
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, sync
+from ..runtime.files import atomic_write, check_folder, sync
+from ..runtime.version import __version__
 from .inputs import STATES, has_state
 
 State = dict[str, Any]
@@ -100,10 +101,10 @@ def to_memory(value: Any) -> Any:
     return value
 
 
-def find_state(folder: Path, log: Log) -> Path:
+def find_state(folder: Path, log: Log, rename: bool = True) -> Path:
     """Return the newest state in ``folder`` that is whole; log it if that is not the last one written.
 
-    A damaged one is renamed then, so that the next save does not put it in the place of the whole one.
+    ``rename`` a damaged one then, so that the next save does not put it in the place of the whole one.
 
     Raises:
         UserError: none is whole.
@@ -120,7 +121,8 @@ def find_state(folder: Path, log: Log) -> Path:
             f"no saved state in {folder} can be used: start again with another --out, from its best.pt or anew"
         )
     with suppress(OSError):
-        newest.replace(folder / f"damaged-{newest.name}")
+        if rename:
+            newest.replace(folder / f"damaged-{newest.name}")
     return previous
 
 
@@ -158,12 +160,26 @@ def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
     Files that a killed run left half-written go.
 
     Raises:
-        UserError: a run is there already that is not to be resumed, or its checkpoints are there without a state.
+        UserError: see :func:`can_resume`.
     """
     torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
     mark = out / ".lock"
     resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
     mark.write_text("")  # once refused, torchrun's next attempt is refused too
+    resuming = can_resume(out, resume)
+    mark.write_text(torchrun)
+    for path in out.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
+    return resuming
+
+
+def can_resume(out: Path, resume: bool) -> bool:
+    """Return True if there is a saved state in ``out`` to go on from.
+
+    Raises:
+        UserError: a run is there already that is not to be resumed, or its checkpoints are there without a state.
+    """
     checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
     if not resume and (checkpoints or has_state(out)):
         raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
@@ -172,10 +188,6 @@ def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
             f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
             f"--model {checkpoints[0]} and another --out"
         )
-    mark.write_text(torchrun)
-    for path in out.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink()
     return has_state(out)
 
 
@@ -201,13 +213,18 @@ def clips_per_step(config: TrainingConfig, world_size: int) -> int:
     return config.batch_size * config.accumulate * world_size
 
 
-def write_config(config: TrainingConfig, world_size: int, chosen: dict[str, Any]) -> None:
-    """Write ``config.json``: the options, what ``auto`` stood for, and the versions that ran."""
+def write_config(config: TrainingConfig, world_size: int, found: dict[str, Any]) -> None:
+    """Write ``config.json``: the options, what was ``found`` (what ``auto`` stood for, the data), and the versions."""
     content = {
         "config": to_json(config),
         "global_batch": clips_per_step(config, world_size),
-        "chosen": chosen,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "whisper": whisper.__version__},
+        **found,
+        "versions": {
+            "whisper_quran": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "whisper": whisper.__version__,
+        },
     }
     with atomic_write(config.out / "config.json") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
@@ -231,7 +248,7 @@ def check_space(folder: Path, state_bytes: int, checkpoint_bytes: int, checkpoin
     """
     needed = 3 * state_bytes + checkpoints * checkpoint_bytes
     written = sum(path.stat().st_size for path in folder.glob("*.pt"))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(check_folder(folder)).free
     if needed - written > free:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free, and this run needs {(needed - written) / 1e9:.1f} GB: "

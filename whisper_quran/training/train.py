@@ -7,31 +7,33 @@ was decided and why, and train. The loop and the arithmetic of a step are :class
 import math
 import platform
 import shlex
+import shutil
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
 from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
+from ..checkpoints.results import average_name, best_epoch, corpus_wer, results_table
 from ..config import TrainingConfig
-from ..data.batches import Example
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
-from ..data.prepare import TrainingData, prepare_data, select_ayat, summary
+from ..data.prepare import Amount, TrainingData, prepare_data, select_ayat, summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
-from ..runtime.files import lock_folder
+from ..runtime.files import check_folder, check_lock, lock_folder
 from ..runtime.interrupts import Interrupts
+from .dry_run import estimate, load_without_download
 from .inputs import saved_options
-from .metrics_log import History, average_name, best_epoch, corpus_wer, require_tensorboard, results_table
+from .metrics_log import History, require_tensorboard
 from .optimizer import suited_lr
 from .resume import (
     State,
+    can_resume,
     check_options,
     check_space,
     enter_folder,
@@ -65,6 +67,9 @@ def train(config: TrainingConfig, log: Log = print) -> History:
         with Interrupts() as interrupts, ExitStack() as lock:
             setup = Setup(device, world=world, interrupts=interrupts, log=log, deadline=deadline)
             trainer = prepare(config, lock, setup)
+            if config.dry_run:
+                estimate(trainer)
+                return trainer.history
             finished = trainer.train()
     finally:
         if connected:
@@ -87,15 +92,18 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
     selection = world.on_main(lambda: select_ayat(config, log))
 
     def enter() -> bool:
+        if config.dry_run:
+            check_lock(config.out, "training")
+            return can_resume(config.out, config.resume)
         lock.enter_context(lock_folder(config.out, "training"))
         return enter_folder(config.out, config.resume, world.restarts)
 
     resuming = world.on_main(enter)
-    state_path = world.on_main(lambda: find_state(config.out, log)) if resuming else None
+    state_path = world.on_main(lambda: find_state(config.out, log, rename=not config.dry_run)) if resuming else None
     state = world.on_all(lambda: load_state(state_path)) if state_path else None
     if state:
         world.on_all(lambda: check_options(config, state, world.size))
-    model = load_model(config.model, state, device, world)
+    model = load_model(config, state, setup)
     tokenizer = world.on_all(lambda: tokenizer_for(model.dims, config.language))
     before = state["precision"] if state else None
     precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
@@ -109,12 +117,13 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
         world.on_all(lambda: trainer.load_state_dict(state))
     world.on_all(lambda: open_cache(trainer))
 
-    describe_data(data, config.out, log)
+    describe_data(data, config, log)
     describe_run(trainer, log)
     if not state:
         advise(trainer, log)
     needed = world.on_main(lambda: begin_folder(trainer, new=state is None))
-    log(f"disk       at most {format_size(needed)} in {config.out}")
+    free = shutil.disk_usage(check_folder(config.out)).free
+    log(f"disk       at most {format_size(needed)} in {config.out}, where {format_size(free)} are free")
     return trainer
 
 
@@ -131,16 +140,19 @@ def own_device(name: str, world: World) -> tuple[torch.device, str]:
         raise
 
 
-def load_model(source: str, state: State | None, device: torch.device, world: World) -> Whisper:
+def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whisper:
     """Load the model to start from; to continue a run, make it by its dimensions: the weights are in ``state``.
 
-    On each machine one process is first, since it may have to download the model.
+    On each machine one process is first, since it may have to download the model. A dry run does not.
     """
+    source, device, world = config.model, setup.device, setup.world
     if state:
         try:
             return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
+    if config.dry_run:
+        return world.on_all(lambda: load_without_download(source, setup.log)).to(device)
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
@@ -165,7 +177,7 @@ def check_agreement(digest: str, first: str) -> None:
 
 
 def begin_folder(trainer: Trainer, new: bool) -> int:
-    """Write the files that describe the run; return the bytes that it will write at most.
+    """Write the files that describe the run, but for a dry one; return the bytes that it will write at most.
 
     Raises:
         UserError: there is less room, or the folder cannot be written.
@@ -177,12 +189,16 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
         checkpoints += config.average + 1
     # fp32 weights and two averages for each trained one; checkpoints are fp16.
     needed = check_space(out, 4 * parameters + 8 * trained, 2 * parameters, checkpoints)
+    if config.dry_run:
+        return needed
     if new:
         trainer.history.clear()  # of a run that ended before it saved anything
         write_skipped(out, trainer.data.skipped)
     if new or not saved_options(out):
         chosen = {"device": str(trainer.device), "precision": trainer.precision.name}
-        write_config(config, trainer.world.size, chosen)
+        splits = trainer.data.amounts().items()
+        data = {split: {name: asdict(amount) for name, amount in each.items()} for split, each in splits}
+        write_config(config, trainer.world.size, {"chosen": chosen, "data": data})
     return needed
 
 
@@ -241,27 +257,23 @@ def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
     return f"each clip is encoded once: {size}{held}{partly}"
 
 
-def describe_data(data: TrainingData, out: Path, log: Log) -> None:
+def describe_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
     """Log how many ayat and hours of each reciter there are, and what was left out."""
-    train: dict[str, list[Example]] = {}
-    for example in data.train:
-        train.setdefault(example.reciter, []).append(example)
-    for name, reciters in (("train", train), ("valid", data.valid)):
+    for name, reciters in data.amounts().items():
         if len(reciters) > 10:
-            everyone = [example for examples in reciters.values() for example in examples]
-            reciters = {f"{len(reciters)} reciters": everyone}
-        for reciter, examples in reciters.items():
-            hours = sum(example.seconds for example in examples) / 3600
-            ayat = sum(len(example.parts) for example in examples)
-            windows = f" in {len(examples)} windows" if len(examples) < ayat else ""
-            log(f"{name:<10} {reciter}: {ayat} ayat{windows}, {hours:.2f} h")
+            amounts = reciters.values()
+            ayat, windows = sum(each.ayat for each in amounts), sum(each.windows for each in amounts)
+            reciters = {f"{len(reciters)} reciters": Amount(ayat, windows, sum(each.hours for each in amounts))}
+        for reciter, amount in reciters.items():
+            joined = f" in {amount.windows} windows" if amount.windows < amount.ayat else ""
+            log(f"{name:<10} {reciter}: {amount.ayat} ayat{joined}, {amount.hours:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.cache.damaged:
         log(f"damaged    {len(data.cache.damaged)} files have damaged frames; they are used")
     if data.cache.mended:
         log(f"mended     {len(data.cache.mended)} files: channels that cancelled out, or samples of another scale")
-    listed = f" (listed in {out / 'skipped.csv'})" if data.skipped else ""
+    listed = f" (listed in {config.out / 'skipped.csv'})" if data.skipped and not config.dry_run else ""
     log(f"left out   {summary(data.skipped)}{listed}")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 from ..checkpoints.average import average_weights
+from ..checkpoints.results import best_epoch, corpus_wer
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -32,7 +33,7 @@ from .adapters import add_adapters, merge_adapters
 from .augment import Augmentation
 from .epoch_files import EpochFiles
 from .loss import Objective
-from .metrics_log import History, best_epoch, corpus_wer, write_results
+from .metrics_log import History, write_results
 from .optimizer import build_optimizer, schedule
 from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
@@ -74,7 +75,9 @@ class Trainer:
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
         self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
+        self.history = History(
+            config.out / "metrics.jsonl", self.world.is_main and not config.dry_run, config.tensorboard
+        )
         self.writer = StateWriter(config.out)
         self.files = EpochFiles(config, self.history)
 
@@ -448,7 +451,7 @@ class Trainer:
         Raises:
             UserError: the recordings or their texts are not those that the run began with, or ``state`` was edited.
         """
-        if state["data"] != self.data_digest:
+        if self.data_digest and state["data"] != self.data_digest:
             raise UserError(
                 f"the recordings or their texts are not those the run in {self.config.out} began with "
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"

@@ -1,0 +1,207 @@
+"""The model card of `convert.py --to hf`: what is known, and nothing that a file beside the checkpoint can break."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_whisper, rows_of
+from test_conversion import run as convert_command
+
+from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.checkpoints.convert import convert
+from whisper_quran.config import TrainingConfig
+from whisper_quran.runtime.command_line import to_json
+
+yaml = pytest.importorskip("yaml")  # of the group `peers`
+pytestmark = pytest.mark.usefixtures("no_tokenizer")
+NASTY = "A\"b: 'c'\n---\n| # [x](y) `z` <b>*\\ \u2028 \ud800 \U0001f54b {d} & \x85 \ufeff"
+
+
+def card_of(checkpoint: Path, dest: Path) -> tuple[dict[str, Any], str]:
+    """Convert, and return the card's front matter and its text."""
+    convert(checkpoint, dest, to="hf", force=True)
+    return parsed((dest / "README.md").read_text(encoding="utf-8"))
+
+
+def parsed(card: str) -> tuple[dict[str, Any], str]:
+    nothing, front_matter, text = card.split("---\n", 2)
+    assert nothing == ""
+    return yaml.safe_load(front_matter), text
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The Markdown tables in ``text``: rows of cells. A pipe after a backslash is text."""
+    found = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    return [[re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()] for table in found]
+
+
+def made_up_run(folder: Path, reciter: str = "R", wers: tuple[float, ...] = (0.5, 0.2, 0.3), **options: Any) -> Path:
+    """A run's folder with a checkpoint, an epoch a WER; the first is the untouched model's."""
+    folder.mkdir(exist_ok=True)
+    save_checkpoint(folder / "best.pt", make_whisper())
+    config = to_json(TrainingConfig(train_reciters=("T",), valid_reciters=(reciter,), **options))
+    data = {"train": {"T": {"ayat": 5, "windows": 5, "hours": 0.5}}}
+    (folder / "config.json").write_text(json.dumps({"config": config, "data": data}))
+    counts = {"words": 1000, "characters": 4000, "character_errors": 50, "step": 1, "seconds": 1.0, "loss": 1.0}
+    rows = [
+        {"event": "valid", "epoch": epoch, "reciter": reciter, "wer": wer, "cer": wer / 4, "word_errors": 1000 * wer}
+        | counts
+        for epoch, wer in enumerate(wers, -1)
+    ]
+    for row in rows:
+        row["word_errors"] = round(row["word_errors"])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "best.pt"
+
+
+def test_the_card_of_a_run_says_what_it_was_made_from_and_measured(run, quran, workshop, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run("--out", folder, "--average", 2, "--lr", 1e-3)
+    assert code == 0, err
+    rows = rows_of(folder)
+    best = min((row for row in rows if row["event"] == "valid" and row["epoch"] >= 0), key=lambda row: row["wer"])
+    (average,) = [row for row in rows if row["event"] == "average"]
+    first = next(row for row in rows if row["event"] == "valid" and row["epoch"] == 0)
+    for name, row, label in (
+        ("best.pt", best, str(best["epoch"])),
+        ("epoch-000.pt", first, "0"),
+        ("average.pt", average, "average of 0, 1"),
+    ):
+        about, text = card_of(folder / name, tmp_path / "hf")
+        assert (about["language"], about["pipeline_tag"]) == (["ar"], "automatic-speech-recognition")
+        ((result,), (wer, cer)) = about["model-index"][0]["results"], about["model-index"][0]["results"][0]["metrics"]
+        assert result["dataset"]["name"] == "AbdulWadood_Haneef"
+        assert (wer["type"], wer["value"]) == ("wer", pytest.approx(100 * row["wer"], abs=0.006))
+        assert (cer["type"], cer["value"]) == ("cer", pytest.approx(100 * row["cer"], abs=0.006))
+        data, measured = tables(text)
+        assert f"row **{label}**" in text and f" **{label}** " in [cells[0] for cells in measured]
+        assert [cells[0].strip(" *") for cells in measured[2:]] == ["vanilla", "0", "1", "average of 0, 1"]
+        said = [
+            re.search(rf"^{split} +(\w+): (\d+) ayat, (\S+) h$", out, re.M).groups() for split in ("train", "valid")
+        ]
+        assert [[cell.strip() for cell in cells] for cells in data[2:]] == [
+            [said[0][0], "training", said[0][1], said[0][2]],
+            [said[1][0], "validation", said[1][1], said[1][2]],
+        ]
+        assert "`--lr 0.001`: peak learning rate" in text and "Clips a step: 4; precision: fp32" in text
+        assert "decoder of `model.pt` was trained" in text
+        for place in (tmp_path, workshop, quran):
+            assert str(place) not in text + str(about)
+
+
+def test_without_a_run_there_is_only_what_is_in_the_weights(tmp_path):
+    best = made_up_run(tmp_path / "run")
+    save_checkpoint(tmp_path / "best.pt", make_whisper())
+    for checkpoint in (tmp_path / "best.pt", best.rename(best.with_name("other.pt"))):
+        about, text = card_of(checkpoint, tmp_path / "hf")
+        assert "This is not known here" in text and "1 encoder and 1 decoder layers, 64 wide" in text
+        assert not {"model-index", "base_model"} & about.keys() and not tables(text)
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ("base", "openai/whisper-base"), ("large", "openai/whisper-large-v3"),
+        ("turbo", "openai/whisper-large-v3-turbo"),
+        ("/home/me/.cache/whisper/small.pt", "openai/whisper-small"), ("/home/me/mine.pt", None),
+    ],
+)  # fmt: skip
+def test_the_base_model_is_named_as_on_the_hub_and_never_by_its_path(tmp_path, model, base):
+    about, text = card_of(made_up_run(tmp_path / "run", model=model), tmp_path / "hf")
+    assert about.get("base_model") == base
+    assert "/home/me" not in text and f"of `{Path(model).name}` was trained" in text
+
+
+def test_best_pt_is_the_row_of_the_lowest_rate_and_not_of_the_untouched_model(tmp_path):
+    checkpoint = made_up_run(tmp_path / "run", wers=(0.1, 0.4, 0.2, 0.3))
+    about, text = card_of(checkpoint, tmp_path / "hf")
+    assert "row **1**" in text and about["model-index"][0]["results"][0]["metrics"][0]["value"] == 20.0
+
+
+def test_what_is_not_the_quran_is_not_called_so(tmp_path):
+    for options in ({"manifest": Path("/home/me/clips.csv")}, {"demo": True}):
+        about, text = card_of(made_up_run(tmp_path / "run", **options), tmp_path / "hf")
+        assert "Qur'an" not in text and "quran" not in about["tags"] and "/home/me" not in text
+
+
+def test_whatever_a_name_holds_the_front_matter_is_yaml_and_the_tables_are_tables(tmp_path):
+    checkpoint = made_up_run(tmp_path / "run", reciter=NASTY, model=NASTY, text=Path(NASTY), surahs=NASTY)
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    described["data"]["valid"] = {NASTY: {"ayat": 1, "windows": 1, "hours": 1}}
+    described |= {"versions": {"torch": NASTY}, "chosen": {"precision": NASTY}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    about, text = card_of(checkpoint, tmp_path / "hf")
+    assert about["model-index"][0]["results"][0]["dataset"]["name"].startswith(
+        "A\"b: 'c'\\n---\\n| # [x](y) `z` <b>*\\ "
+    )
+    assert about.keys() == parsed((tmp_path / "hf" / "README.md").read_text())[0].keys()
+    data, measured = tables(text)
+    assert [len(cells) for cells in data] == [4] * 4 and {len(cells) for cells in measured} == {4}
+    assert "\n---\n" not in text and "\u2028" not in text
+    assert not re.search(r"(?<!\\)<b>", re.sub("`[^`\n]*`", "", text))  # in a code span it is text
+
+
+DAMAGE = {
+    "noise": os.urandom(2000),
+    "empty": b"",
+    "list": b"[1, 2]",
+    "deep": b"[" * 100_000,
+    "null options": b'{"config": null}',
+    "options of other types": b'{"config": {"lr": "x", "model": 3, "train_reciters": 7}}',
+    "data of other types": b'{"config": {}, "data": {"train": {"R": 3}, "valid": [1]}, "chosen": [], "versions": 7}',
+    "huge": b'{"config": {"lr": 1e999, "epochs": 1' + b"0" * 4000 + b'}, "data": {"train": {"R": {"ayat": 1e999}}}}',
+    "rows": b'{"event": "valid", "epoch": 0, "reciter": "R"}\n{"event": []}\n{"event": "average"}\n7\n"x"\n',
+    "rates of other types": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": "x", "wer": {}, '
+    b'"cer": [], "words": null, "word_errors": 1, "seconds": 1}\n',
+    "rates without bounds": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1'
+    + b"0" * 400 + b', "cer": NaN, "words": 0, "word_errors": 1, "seconds": 1}\n',
+    "other numbers": b'{"event": "average", "epochs": 3, "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1, '
+    b'"cer": 1, "words": 1, "word_errors": 1, "seconds": 1, "der": "x"}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "folder", "fifo", "loop"])
+def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, damage):
+    checkpoint = made_up_run(tmp_path / "run")
+    path = checkpoint.with_name(name)
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "fifo":
+        os.mkfifo(path)
+    elif damage == "loop":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(DAMAGE[damage])
+    for which in ("best.pt", "average.pt"):
+        checkpoint = checkpoint.rename(checkpoint.with_name(which))
+        about, _ = card_of(checkpoint, tmp_path / "hf")
+        assert about["library_name"] == "transformers"
+        assert ("model-index" in about) == (name == "config.json" and which == "best.pt")
+
+
+def test_a_card_in_dest_is_replaced_as_the_other_files_are(tmp_path):
+    checkpoint = made_up_run(tmp_path / "run")
+    dest = tmp_path / "hf"
+    dest.mkdir()
+    (dest / "README.md").write_text("mine")
+    assert "is there already" in convert_command(checkpoint, dest, "--to", "hf")
+    assert (dest / "README.md").read_text() == "mine"
+    assert convert_command(checkpoint, dest, "--to", "hf", "--force") is None
+    assert "## What was measured" in (dest / "README.md").read_text()
+    assert convert_command(checkpoint, tmp_path / "ct2", "--to", "ct2") is None
+    assert not (tmp_path / "ct2" / "README.md").exists()
+
+
+@pytest.mark.peers
+def test_the_hub_reads_the_card(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    card_of(made_up_run(tmp_path / "run", reciter=NASTY), tmp_path / "hf")
+    data = hub.ModelCard.load(tmp_path / "hf" / "README.md").data
+    assert data.language == ["ar"] and data.base_model == "openai/whisper-small"
+    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [("wer", 20.0), ("cer", 5.0)]
+    assert {result.task_type for result in data.eval_results} == {"automatic-speech-recognition"}
