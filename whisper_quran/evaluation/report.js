@@ -13,8 +13,6 @@ const SURAHS = `,الفاتحة,البقرة,آل عمران,النساء,الم
 // A model is a colour and a shape, so that it is known without the colour: circle, square, triangles, diamond, plus.
 const SHAPES = ["M5 0a5 5 0 1 0 .01 0z", "M.8 .8h8.4v8.4h-8.4z", "M5 0l5 9.4h-10z", "M5-.6l5.6 5.6-5.6 5.6-5.6-5.6z",
   "M0 .6h10l-5 9.4z", "M3 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z"];
-const WORD_BINS = [1, 4, 7, 11, 16, 21, 31, 51];
-const SECOND_BINS = [0, 5, 10, 15, 20, 30, 60, 120];
 const COMMONEST = 60; // errors listed of each kind
 const CHUNK = 20; // recordings that come into the page together
 
@@ -23,6 +21,9 @@ const sum = numbers => numbers.reduce((a, b) => a + b, 0);
 const count = n => n.toLocaleString("en");
 const plural = (n, noun) => `${count(n)}\u00a0${noun}${n === 1 ? "" : "s"}`;
 const percent = (fraction, digits = 1) => Number.isFinite(fraction) ? `${(100 * fraction).toFixed(digits)} %` : "–";
+/** A rate with half the width of its 95 % interval, if there is one: 52.4 ± 3.1 %. */
+const plusMinus = (rate, half) => half > 0 ? percent(rate).replace(" ", ` ± ${(100 * half).toFixed(1)} `) : percent(rate);
+const halfWidth = interval => interval ? (interval[1] - interval[0]) / 2 : 0;
 const color = model => `var(--model-${model % SHAPES.length})`;
 const shape = model => SHAPES[(model + Math.floor(model / SHAPES.length)) % SHAPES.length];
 const direction = text => /[\u0590-\u08ff\ufb1d-\ufefc]/.test(text) ? "rtl" : "ltr";
@@ -128,23 +129,16 @@ function drawTable() {
     const heard = recordings.filter(recording => recording.runs[number]);
     const total = name => sum(cells.map(cell => cell?.[name] ?? 0));
     const share = name => total(name) / total("words");
-    const rates = cells.map(cell => ({wer: cell?.wer, cer: cell?.cer}));
-    if (all) {
-      // A CER over all reciters weighs each by the characters of its references.
-      const characters = data.reciters.map((_, reciter) => sum(heard.filter(recording => recording.reciter === reciter)
-        .map(recording => [...recording.ayah.words.join(" ")].length)));
-      rates.push({wer: share("substitutions") + share("deletions") + share("insertions"),
-        cer: sum(cells.map((cell, reciter) => (cell?.cer ?? 0) * characters[reciter])) / sum(characters)});
-    }
+    const overall = data.overall.find(row => row.model === model), rates = [...cells, ...(all ? [overall] : [])];
     quality.push({number, rates, share, rtf: total("wall_s") / total("audio_s"),
       parameters: cells.find(cell => cell?.parameters)?.parameters,
       right: heard.filter(recording => !recording.runs[number].errors).length / heard.length});
   }
   const columns = [...data.reciters.map(breakable), ...(all ? ["All reciters"] : [])];
-  const rateOf = (line, column) => line.rates[column].wer ?? NaN;
+  const rateOf = (line, column) => line.rates[column]?.wer ?? NaN;
   const lowest = columns.map((_, column) =>
     Math.min(...quality.map(line => rateOf(line, column)).filter(Number.isFinite)));
-  const highest = Math.max(...quality.flatMap(line => line.rates.map(({wer}) => wer ?? 0)));
+  const highest = Math.max(...quality.flatMap(line => line.rates.map(row => row?.wer ?? 0)));
   const sized = quality.some(line => line.parameters);
   const right = quran ? "Ayat all right" : "All right";
   const heads = [...columns, "Substituted", "Deleted", "Inserted", right, ...(sized ? ["Parameters"] : []), "RTF"];
@@ -152,11 +146,12 @@ function drawTable() {
     h("thead", {}, h("tr", {}, ["Word error rate", ...heads].map(head => h("th", {scope: "col"}, head)))),
     h("tbody", {}, quality.map(line => h("tr", {},
       h("th", {scope: "row"}, named(line.number)),
-      line.rates.map(({wer, cer}, column) => {
-        const best = quality.length > 1 && wer === lowest[column];
+      line.rates.map((row, column) => {
+        const wer = row?.wer, best = quality.length > 1 && wer === lowest[column];
         const width = `${highest ? 100 * (wer ?? 0) / highest : 0}%`;
         return h("td", best ? {class: "best", title: "the lowest of this column"} : {},
-          h("div", {class: "rate"}, percent(wer, 2)), h("small", {}, `CER ${percent(cer, 2)}`),
+          h("div", {class: "rate"}, plusMinus(wer, halfWidth(row?.wer_interval))),
+          h("small", {}, `CER ${plusMinus(row?.cer, halfWidth(row?.cer_interval))}`),
           h("div", {class: "bar"}, h("i", {style: {width, background: color(line.number)}})));
       }),
       ["substitutions", "deletions", "insertions"].map(name => h("td", {}, percent(line.share(name)))),
@@ -242,8 +237,8 @@ function drawCharts(heard, inSurah, models) {
   const pick = surah => update({surah: state.surah === `${surah}` ? "" : `${surah}`});
   const surahs = tallied(heard, ({ayah}) => ayah.surah)
     .map(column => ({...column, tick: `${column.key}`, label: `Surah ${column.key} \u2068${surahName(column.key)}\u2069`}));
-  const words = binned(inSurah, WORD_BINS, "words", recording => recording.words, 1);
-  const seconds = binned(inSurah, SECOND_BINS, "s", recording => recording.seconds, 0);
+  const words = binned(inSurah, data.bins.words, "words", recording => recording.words, 1);
+  const seconds = binned(inSurah, data.bins.seconds, "s", recording => recording.seconds, 0);
   $("charts").replaceChildren(...[
     quran && chart("WER by surah", surahs, models, {wide: true, pick, picked: +state.surah}),
     chart(`${length}, words`, words, models, {}),
@@ -258,16 +253,26 @@ function tallied(list, keyOf) {
     const key = keyOf(recording);
     if (!columns.has(key)) {
       const zeros = () => data.models.map(() => 0);
-      columns.set(key, {key, recordings: 0, errors: zeros(), words: zeros()});
+      columns.set(key, {key, recordings: 0, errors: zeros(), words: zeros(), heard: data.models.map(() => [])});
     }
     const column = columns.get(key);
     column.recordings++;
     recording.runs.forEach((run, model) => {
       column.errors[model] += run.errors;
       column.words[model] += recording.words;
+      column.heard[model].push([run.errors, recording.words]);
     });
   }
   return [...columns.values()].sort((a, b) => a.key - b.key);
+}
+
+const rateIn = ({errors, words}, model) => errors[model] / words[model];
+
+/** Half the width of a rate's 95 % interval, from the spread of its recordings: what the bootstrap comes to. */
+function chanceIn(column, model) {
+  const heard = column.heard[model], rate = rateIn(column, model);
+  const spread = sum(heard.map(([errors, words]) => (errors - rate * words) ** 2));
+  return 1.96 * Math.sqrt(spread * heard.length / (heard.length - 1)) / column.words[model];
 }
 
 /** Columns by length. `step` is 1 where lengths are whole: the bin from 4 to below 7 is then named 4–6. */
@@ -284,7 +289,7 @@ function binned(list, bins, unit, lengthOf, step) {
 function chart(title, columns, models, options) {
   const readout = h("p", {class: "readout small"}), box = h("div");
   const tell = column => readout.replaceChildren(...(column ? [`${column.label} · ${plural(column.recordings, noun)}`,
-    ...models.flatMap(model => [mark(model), percent(column.errors[model] / column.words[model])])]
+    ...models.flatMap(model => [mark(model), plusMinus(rateIn(column, model), chanceIn(column, model))])]
     : options.pick ? [h("span", {class: "hint"}, "Point for figures, click to filter")] : []));
   const figure = h("figure", {class: options.wide ? "card wide" : "card"},
     h("figcaption", {class: "caption"}, h("h3", {}, title), readout), box);
@@ -299,10 +304,10 @@ function chart(title, columns, models, options) {
 function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const height = wide ? 230 : 200, left = 38, top = 14, bottom = height - (wide ? 20 : 44);
   const band = Math.min((width - left - 4) / Math.max(columns.length, 1), 120);
-  const rates = columns.map(column => models.map(model => column.errors[model] / column.words[model]));
-  // Invented words can carry a rate far beyond 100 %: such dots stay on the top line, and the readout has the figure.
-  const highest = Math.min(1, Math.max(.01, ...rates.flat().filter(Number.isFinite)));
-  const step = [.002, .005, .01, .02, .05, .1, .2].find(size => highest / size <= 5);
+  const rates = columns.map(column => models.map(model => rateIn(column, model)));
+  // Invented words can carry a rate far beyond 100 %: from twice that on, dots are on the top line, with the figure.
+  const highest = Math.min(2, Math.max(.01, ...rates.flat().filter(Number.isFinite)));
+  const step = [.002, .005, .01, .02, .05, .1, .2, .4].find(size => highest / size <= 5);
   const lines = Math.ceil(highest / step - 1e-9), limit = lines * step;
   const x = column => left + (column + .5) * band;
   const y = rate => bottom - Math.min(rate, limit) / limit * (bottom - top);
@@ -326,6 +331,12 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const scale = Math.max(3.5, Math.min(wide ? 7 : 9, band * .8)) / 10;
   models.forEach((model, index) => {
     const points = columns.map((_, number) => [x(number), y(rates[number][index])]).filter(([, at]) => Number.isFinite(at));
+    columns.forEach((column, number) => {
+      const rate = rates[number][index], half = chanceIn(column, model);
+      if (half > 0 && band > 12) parts.push(svg("line", {class: "chance", style: {stroke: color(model)},
+        x1: x(number), x2: x(number), y1: y(Math.max(rate - half, 0)), y2: y(rate + half)}));
+      if (rate > limit) parts.push(svg("text", {x: x(number) + 7, y: top + 4}, percent(rate, 0)));
+    });
     if (!wide) parts.push(svg("polyline", {points: points.join(" "), fill: "none", "stroke-width": 1.5,
       style: {stroke: color(model)}}));
     for (const [cx, cy] of points) parts.push(svg("path", {d: shape(model), style: {fill: color(model)},
@@ -339,7 +350,7 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const resting = columns.find(column => column.key === picked);
   const under = event => columns[Math.floor((event.clientX - drawn.getBoundingClientRect().left - left) / band)];
   const said = models.map((model, index) => `${data.models[model]}: ` +
-    columns.map((column, number) => `${column.label} ${percent(rates[number][index])}`).join(", "));
+    columns.map((column, number) => `${column.label} ${plusMinus(rates[number][index], chanceIn(column, model))}`).join(", "));
   const drawn = svg("svg", {
     class: "plot", role: "img", "aria-label": [title, ...said].join(". "), viewBox: `0 0 ${width} ${height}`, height,
     style: {cursor: pick ? "pointer" : ""}, onpointermove: event => point(under(event) ?? resting),
@@ -442,6 +453,13 @@ function drawAyat(list, models) {
 
 // ---- what is drawn once
 
+/** A table that is made when it is first unfolded. */
+function unfolded(summary, rows) {
+  const table = h("table");
+  const fill = () => table.hasChildNodes() || table.append(...rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell)))));
+  return h("details", {class: "small", ontoggle: fill}, h("summary", {}, summary), table);
+}
+
 function drawFrame() {
   const seconds = sum(recordings.map(recording => recording.seconds));
   const audio = seconds < 3600 ? `${(seconds / 60).toFixed(1)} minutes` : `${(seconds / 3600).toFixed(1)} hours`;
@@ -458,14 +476,14 @@ function drawFrame() {
     [deleted([word]), "not heard"],
     [inserted([word]), "heard, not in the reference"],
   ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, sample), meaning)));
-  if (data.skipped.length) {
-    const table = h("table"), number = plural(data.skipped.length, "recording");
-    const fill = () => table.hasChildNodes() || table.append(...data.skipped.map(({file, reason}) =>
-      h("tr", {}, h("td", {}, file), h("td", {}, reason))));
-    $("skipped").append(h("details", {class: "small", ontoggle: fill},
-      h("summary", {}, `${number} left out and counted nowhere, with the reasons`), table));
-  }
+  if (data.differences.length > 1) $("differences").append(
+    unfolded("Is a difference chance? Any two models on the same recordings", data.differences));
+  if (data.skipped.length) $("skipped").append(unfolded(
+    `${plural(data.skipped.length, "recording")} left out and counted nowhere, with the reasons`,
+    data.skipped.map(({file, reason}) => [file, reason])));
   const facts = {rates: "errors of the whole column divided by the words (CER: characters) of its references",
+    "±": "half of the interval that the rate is in at 95 %, were other recordings drawn (bootstrap)",
+    p: "how likely a difference as large is if there is none (paired bootstrap)",
     ...(compared ? {words: `compared ${compared}`} : {}), ...data.environment};
   $("measured").append(...Object.entries(facts).flatMap(([name, value]) =>
     [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]));

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.files import atomic_write
+from .chance import SECOND_BINS, WORD_BINS, differences_table
 from .predictions import Prediction
 
 
@@ -30,7 +31,8 @@ def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction]
     Args:
         predictions: ``sorah`` is blank if the recordings are not the Qur'an's, and ``ayah`` then names the recording.
         results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
-            row, ``normalization``, and ``skipped``, a list of ``{"file", "reason"}``. A rate without words is None.
+            row, ``normalization``, ``overall`` and ``differences`` (see chance.py), and ``skipped``, a list of
+            ``{"file", "reason"}``. A rate without words is None.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -64,6 +66,9 @@ def _page_data(predictions: Iterable[Prediction], results: Mapping[str, Any]) ->
         "ayat": list(ayat),
         "rows": rows,
         "results": results["rows"],
+        "overall": [row for row in results.get("overall", []) if row["by"] is None],
+        "differences": differences_table(results.get("differences", [])),
+        "bins": {"words": WORD_BINS, "seconds": SECOND_BINS},
         "skipped": results.get("skipped", []),
         "normalization": results.get("normalization"),
         "environment": results["environment"],
