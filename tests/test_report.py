@@ -276,7 +276,7 @@ def test_sorting_and_filters(open_report: Callable[..., Any]) -> None:
     assert sorted(listed(page)) == [f"112:{ayah}, Husary" for ayah in (1, 2, 3, 4)]
     assert page.locator("#status").inner_text() == "4 of 22\u00a0recitations"
     page.select_option("#by-model", label="best.pt")
-    assert page.locator("#errors li").count() == 0
+    assert page.locator("#tally-error li").count() == 0
 
 
 def test_search_finds_what_was_read_what_was_heard_and_a_number(open_report: Callable[..., Any]) -> None:
@@ -294,7 +294,7 @@ def test_search_finds_what_was_read_what_was_heard_and_a_number(open_report: Cal
 
 def test_a_common_error_leads_to_the_places_where_it_happens_by_keyboard_alone(open_report: Callable[..., Any]) -> None:
     page = open_report(two_models_two_reciters())
-    first = page.locator("#errors button").first
+    first = page.locator("#tally-error button").first
     assert first.locator("b").inner_text() == "2"
     assert first.locator("bdi").all_inner_texts() == ["الصراط", "السراط"]
     assert first.get_attribute("title") == "tiny: 1\nbest.pt: 1"
@@ -307,6 +307,38 @@ def test_a_common_error_leads_to_the_places_where_it_happens_by_keyboard_alone(o
     page.keyboard.press("Enter")
     assert len(listed(page)) == 22
     assert page.locator("#chip").is_hidden()
+
+
+def test_kinds_of_error_are_counted_with_an_example_and_lead_to_where_they_happen(
+    open_report: Callable[..., Any],
+) -> None:
+    loop = prediction("tiny", "Husary", 2, 6, "أم لم تنذرهم", "أم " * 110 + "لم تنذرهم")
+    joined = prediction("tiny", "Husary", 109, 1, "قل يا أيها الكافرون", "قليا أيها الكافرون")
+    page = open_report([*two_models_two_reciters(), loop, joined])
+    kinds = page.locator("#tally-kind button")
+    counts = dict(zip(kinds.locator(".kind").all_inner_texts(), kinds.locator("b").all_inner_texts(), strict=True))
+    # 1:7 has a letter, a word left out and one added; 112:2 a letter; 1:6 of each model too; 112:1 was not heard.
+    assert counts == {
+        "Repeated or looping": "109",
+        "Word left out": "5",
+        "One letter": "4",
+        "Words joined or split": "2",
+        "Word added": "1",
+    }
+    kinds.first.click()
+    assert listed(page) == ["2:6, Husary"]
+    assert page.locator("article .i").first.inner_text() == "أم ×109"
+    assert page.locator("article .i").first.get_attribute("title") == "insertion: Repeated or looping"
+    assert page.locator("#tally-error button").count() == 1  # the commonest of the kind
+    assert page.locator("#chip").inner_text() == "Repeated or looping ×"
+    page.locator("#chip").click()
+    page.locator("#tally-letters button").first.click()
+    assert page.locator("#tally-letters bdi").all_inner_texts() == ["ص", "س"]
+    assert sorted(listed(page)) == ["112:2, Husary", "1:6, Minshawy", "1:7, Husary"]
+    page.locator("#tally-letters button").first.click()
+    page.locator("#tally-kind button", has_text="joined").click()
+    assert listed(page) == ["109:1, Husary"]
+    assert page.locator("article .s span").all_inner_texts() == ["قل يا", "قليا"]
 
 
 def test_the_surah_chart_tells_figures_and_filters(open_report: Callable[..., Any]) -> None:
@@ -363,7 +395,7 @@ def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[.
         summarize(predictions, skipped=skipped, normalization=HOSTILE) | {"environment": {HOSTILE: HOSTILE}},
     )
     page.locator("summary").click()
-    page.locator("#errors button").first.click()
+    page.locator("#tally-error button").first.click()
     search(page, "window.hacked", 1)
     listed(page)
     page.locator(".plot").first.hover()
@@ -413,8 +445,8 @@ def test_the_whole_quran_twice_holds_few_nodes_wherever_one_scrolls(
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
     # The counts of every row, as the page adds them up, are those of jiwer.
     expected = [row.alignment.errors for row in whole_quran]
-    counted = page.evaluate("""data.rows.map(([,,, , edits]) => {
-        const run = countEdits(edits); return [run.substitutions, run.deletions, run.insertions]; })""")
+    counted = page.evaluate("""data.rows.map(([,,, , parts]) => {
+        const run = countErrors(parts); return [run.substitutions, run.deletions, run.insertions]; })""")
     assert counted == [[errors.substitutions, errors.deletions, errors.insertions] for errors in expected]
     nodes = "document.querySelectorAll('*').length"
     page.select_option("#by-sort", "order")

@@ -32,6 +32,7 @@ from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
 from .chance import differences, differences_table, overall, plus_minus, rates_of
+from .error_kinds import count_kinds
 from .inputs import check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
@@ -174,7 +175,7 @@ class Evaluation:
         rows, out = self.results["rows"], self.config.out
         asked = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in asked]
-        self.results |= {"overall": overall(reported), "differences": differences(reported)}
+        self.results |= {"overall": overall(reported), "differences": differences(reported), **count_kinds(reported)}
         self._write_results()
         table = results_table(rows)
         if found := self.results["differences"]:

@@ -61,50 +61,37 @@ function readRecordings() {
   const inOrder = [...ayat].sort((a, b) => a.surah - b.surah || naturally(a.name, b.name));
   inOrder.forEach((ayah, order) => { ayah.order = order; });
   const found = new Map();
-  for (const [model, reciter, index, seconds, edits] of data.rows) {
+  for (const [model, reciter, index, seconds, parts] of data.rows) {
     const key = reciter * ayat.length + index, ayah = ayat[index];
     if (!found.has(key)) found.set(key, {reciter, ayah, seconds, words: ayah.words.length, runs: []});
-    found.get(key).runs[model] = {edits, ...countEdits(edits)};
+    found.get(key).runs[model] = {parts, ...countErrors(parts)};
   }
   return [...found.values()].sort((a, b) => a.ayah.order - b.ayah.order || a.reciter - b.reciter);
 }
 
-function countEdits(edits) {
-  const counts = {"~": 0, "-": 0, "+": 0, "=": 0};
-  for (const edit of edits ? edits.split(" ") : []) counts[edit[0]] += edit[0] === "-" ? +edit.slice(1) : 1;
-  const {"~": substitutions, "-": deletions, "+": insertions} = counts;
+function countErrors(parts) {
+  let substitutions = 0, deletions = 0, insertions = 0;
+  for (const [, expected, words, times = 1] of parts.filter(Array.isArray)) {
+    const heard = words ? words.split(" ").length * times : 0;
+    substitutions += Math.min(expected, heard);
+    deletions += Math.max(expected - heard, 0);
+    insertions += Math.max(heard - expected, 0);
+  }
   return {substitutions, deletions, insertions, errors: substitutions + deletions + insertions};
 }
 
-/** The alignment in reading order: [kind, words of the reference, words heard]. Neighbours are one, unless stacked. */
-function align(words, edits) {
-  const parts = [];
+/** What a model heard, in reading order: right words have no kind. `name` is the same for errors that are alike. */
+function partsOf(recording, model) {
+  const {words} = recording.ayah;
   let at = 0;
-  const add = (kind, length, heard) => {
-    const last = parts.at(-1), expected = words.slice(at, at += length);
-    if (last?.[0] === kind && kind !== "~") {
-      last[1].push(...expected);
-      last[2].push(...heard);
-    } else parts.push([kind, expected, heard]);
-  };
-  for (const edit of edits ? edits.split(" ") : []) {
-    const kind = edit[0], rest = edit.slice(1);
-    if (kind === "~") add(kind, 1, [rest]);
-    else if (kind === "+") add(kind, 0, [rest]);
-    else add(kind, +rest, []);
-  }
-  if (at < words.length) add("=", words.length - at, []);
-  return parts;
+  return [...recording.runs[model].parts, words.length].map(part => {
+    const [kind, length, heard = "", times = 1, letters] = Array.isArray(part) ? part : [undefined, part];
+    const expected = words.slice(at, at += length).join(" ");
+    return {kind: data.kinds[kind]?.[0], label: data.kinds[kind]?.[1], expected, heard, times, letters,
+      name: `${expected} > ${heard}`, errors: Math.max(length, heard ? heard.split(" ").length * times : 0)};
+  }).filter(({expected, heard}) => expected || heard);
 }
-
-/** The errors of one run: {name, expected, heard}. Two errors that are alike have one name. */
-function errorsOf(recording, model) {
-  return align(recording.ayah.words, recording.runs[model].edits).flatMap(([kind, expected, heard]) => {
-    if (kind === "~") return {name: `~ ${expected[0]} ${heard[0]}`, expected: expected[0], heard: heard[0]};
-    if (kind === "-") return expected.map(word => ({name: `- ${word}`, expected: word}));
-    return heard.map(word => ({name: `+ ${word}`, heard: word}));
-  });
-}
+const errorsOf = (recording, model) => partsOf(recording, model).filter(({kind}) => kind);
 
 /** Text as it is searched: without vowel signs and tatweel, and with one alef, one ya, and no ta marbuta. */
 function fold(text) {
@@ -115,9 +102,9 @@ function fold(text) {
 /** What a search looks through: the ayah's number, the reference, and what each model heard; made when first asked for. */
 function searchable(recording) {
   const {ayah, runs} = recording;
-  const heard = run => align(ayah.words, run.edits).flatMap(([kind, expected, heard]) => kind === "=" ? expected : heard);
+  const heard = (run, model) => run.errors ? partsOf(recording, model).map(part => part.kind ? part.heard : part.expected) : [];
   return recording.searchable ??= fold([place(ayah), ayah.words.join(" "),
-    ...runs.filter(run => run.errors).map(run => heard(run).join(" "))].join("\n"));
+    ...runs.map((run, model) => heard(run, model).join(" "))].join("\n"));
 }
 
 // ---- the table
@@ -164,7 +151,7 @@ function drawTable() {
 
 // ---- filters: the charts and the commonest errors follow model, reciter and surah; the list follows all of them
 
-const state = {model: "", reciter: "", surah: "", query: "", sort: "errors", error: ""};
+const state = {model: "", reciter: "", surah: "", query: "", sort: "errors", kind: "", letters: "", error: ""};
 const SORTS = {
   errors: ["Most errors first", (a, b) => b.errors - a.errors || b.wer - a.wer],
   wer: ["Highest WER first", (a, b) => b.wer - a.wer || b.errors - a.errors],
@@ -184,7 +171,7 @@ function drawFilters() {
     placeholder: quran ? "Search words, or 2:255" : "Search words or names",
     oninput: () => { clearTimeout(typing); typing = setTimeout(() => update({query: search.value}), 120); },
   });
-  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: () => update({error: ""})});
+  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: () => update({kind: "", letters: "", error: ""})});
   $("filters").onsubmit = event => event.preventDefault();
   $("filters").append(...[
     choose("model", "Model", anyOf("All models", data.models.map((name, model) => [model, name]))),
@@ -200,15 +187,16 @@ function update(change) {
   const heard = recordings.filter(({reciter, runs}) =>
     (state.reciter === "" || reciter === +state.reciter) && models.some(model => runs[model]));
   const inSurah = heard.filter(({ayah}) => state.surah === "" || ayah.surah === +state.surah);
-  if (["model", "reciter", "surah"].some(name => name in change)) {
-    drawCharts(heard, inSurah, models);
-    drawErrors(inSurah, models);
-  }
+  const drawn = ["model", "reciter", "surah"].some(name => name in change);
+  if (drawn) drawCharts(heard, inSurah, models);
+  for (const name of Object.keys(TALLIES))
+    if (name !== "error" ? drawn : drawn || "kind" in change) drawTally(name, inSurah, models);
+  const chosen = Object.keys(TALLIES).filter(name => state[name]);
   const query = fold(state.query.trim());
   const listed = inSurah
     .filter(recording => !query || searchable(recording).includes(query))
-    .filter(recording => !state.error || models.some(model =>
-      recording.runs[model]?.errors && errorsOf(recording, model).some(({name}) => name === state.error)))
+    .filter(recording => !chosen.length || models.some(model => recording.runs[model]?.errors &&
+      errorsOf(recording, model).some(part => chosen.every(name => TALLIES[name].of(part) === state[name]))))
     .map(recording => {
       const runs = models.map(model => recording.runs[model]).filter(Boolean), errors = sum(runs.map(run => run.errors));
       return {recording, errors, wer: errors / (recording.words * runs.length || 1)};
@@ -218,16 +206,16 @@ function update(change) {
   const everything = plural(recordings.length, noun);
   $("status").textContent = listed.length === recordings.length ? everything : `${count(listed.length)} of ${everything}`;
   if ($("by-surah")) $("by-surah").value = state.surah;
-  showChosenError();
+  showChosen(chosen);
 }
 
-function showChosenError() {
-  for (const button of $("errors").querySelectorAll("button"))
-    button.setAttribute("aria-pressed", button.dataset.error === state.error);
-  const arrow = direction(state.error) === "rtl" ? " ← " : " → ";
-  $("chip").hidden = !state.error;
-  $("chip").replaceChildren(h("bdi", {class: "ar"}, state.error.slice(2).replace(" ", arrow)), " ×");
-  $("chip").setAttribute("aria-label", `Only ${state.error.slice(2).replace(" ", " heard as ")}: show all again`);
+function showChosen(chosen) {
+  for (const button of document.querySelectorAll("[data-value]"))
+    button.setAttribute("aria-pressed", state[button.dataset.tally] === button.dataset.value);
+  const said = chosen.map(name => name === "kind" ? new Map(data.kinds).get(state.kind) : state[name]);
+  $("chip").hidden = !said.length;
+  $("chip").replaceChildren(...said.flatMap(text => [h("bdi", {}, text), " "]), "×");
+  $("chip").setAttribute("aria-label", `Only ${said.join(", ")}: show all again`);
 }
 
 // ---- the charts
@@ -360,55 +348,70 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   return drawn;
 }
 
-// ---- the commonest errors
+// ---- kinds of error, and the commonest
 
-function drawErrors(list, models) {
-  const found = new Map();
+const arrow = rtl ? "heard ← reference" : "reference → heard";
+const TALLIES = {
+  kind: {title: "Kinds of error", explanation: "words, and the commonest example", of: part => part.kind},
+  error: {title: "The commonest errors", explanation: arrow, of: part => part.name},
+  letters: {title: "Letters confused", explanation: arrow, of: part => part.letters},
+};
+
+function drawTally(name, list, models) {
+  const {title, explanation, of} = TALLIES[name], found = new Map();
   for (const recording of list) for (const model of models) if (recording.runs[model]?.errors) {
-    for (const error of errorsOf(recording, model)) {
-      if (!found.has(error.name)) found.set(error.name, {...error, times: 0, by: data.models.map(() => 0)});
-      found.get(error.name).times++;
-      found.get(error.name).by[model]++;
+    for (const part of errorsOf(recording, model)) {
+      const value = of(part);
+      if (!value || name === "error" && state.kind && part.kind !== state.kind) continue;
+      if (!found.has(value)) found.set(value, {name, value, part, times: 0, by: data.models.map(() => 0), examples: {}});
+      const line = found.get(value), number = name === "kind" ? part.errors : 1;
+      line.times += number;
+      line.by[model] += number;
+      const seen = line.examples[part.name] = (line.examples[part.name] ?? 0) + 1;
+      if (seen > (line.examples[line.part.name] ?? 0)) line.part = part;
     }
   }
-  const sorted = [...found.values()].sort((a, b) => b.times - a.times);
-  const kinds = {"~": ["Substitutions", rtl ? "heard ← reference" : "reference → heard"],
-    "-": ["Deletions", "not heard"], "+": ["Insertions", "heard, not in the reference"]};
-  $("errors").replaceChildren(...Object.entries(kinds).map(([kind, [title, explanation]]) => {
-    const errors = sorted.filter(({name}) => name[0] === kind), most = errors[0]?.times;
-    return h("div", {class: "card"},
-      h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
-      h("ol", {}, errors.slice(0, COMMONEST).map(error => h("li", {}, errorButton(error, models, most)))),
-      !errors.length && h("p", {class: "small"}, "none"));
-  }));
+  const lines = [...found.values()].sort((a, b) => b.times - a.times).slice(0, COMMONEST);
+  $(`tally-${name}`).replaceChildren(
+    h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
+    h("ol", {}, lines.map(line => h("li", {}, tallyButton(line, models, lines[0].times)))),
+    lines.length ? "" : h("p", {class: "small"}, "none"));
 }
 
-function errorButton({name, expected, heard, times, by}, models, most) {
-  const dir = direction(expected ?? heard);
+function tallyButton({name, value, part, times, by}, models, most) {
+  const [expected, heard] = name === "letters" ? value.split(">") : [part.expected, part.heard];
+  const dir = direction(expected + heard), repeated = part.times > 1 ? ` ×${part.times}` : "";
   return h("button", {
-    type: "button", "data-error": name, title: models.map(model => `${data.models[model]}: ${count(by[model])}`).join("\n"),
-    onclick: () => update({error: state.error === name ? "" : name}),
+    type: "button", "data-tally": name, "data-value": value,
+    title: models.map(model => `${data.models[model]}: ${count(by[model])}`).join("\n"),
+    onclick: () => update({[name]: state[name] === value ? "" : value}),
   },
+  name === "kind" && h("span", {class: "kind"}, part.label),
   h("span", {class: "tally"}, h("b", {}, count(times)), h("span", {}, models.filter(model => by[model]).map(model =>
     h("i", {style: {width: `${100 * by[model] / most}%`, background: color(model)}})))),
-  h("span", {class: "words", dir}, expected && h("bdi", {}, expected),
-    expected && heard && h("span", {class: "arrow", role: "img", "aria-label": "heard as"}, dir === "rtl" ? "←" : "→"),
-    heard && h("bdi", {}, heard)));
+  h("span", {class: "words", dir}, h("bdi", {}, expected || "+"),
+    h("span", {class: "arrow", role: "img", "aria-label": "heard as"}, dir === "rtl" ? "←" : "→"),
+    h("bdi", {}, heard ? heard + repeated : "–")));
 }
 
 // ---- the ayat
 
-const part = (kind, label, ...children) =>
+const marked = (kind, label, ...children) =>
   h("span", {class: kind, role: "group", "aria-label": label, title: label}, ...children);
-const substituted = (expected, heard) => part("s", "substitution", h("span", {}, expected), h("span", {}, heard));
-const deleted = words => part("d", plural(words.length, "deletion"), words.join(" "));
-const inserted = words => part("i", plural(words.length, "insertion"), words.join(" "));
 
-function aligned({ayah}, {edits}) {
-  const draw = {"=": expected => expected.join(" "), "-": deleted, "+": (_, heard) => inserted(heard),
-    "~": ([expected], [heard]) => substituted(expected, heard)};
-  return h("p", {class: "text", dir: ayah.words.length ? direction(ayah.words.join(" ")) : "auto"},
-    align(ayah.words, edits).flatMap(([kind, expected, heard]) => [draw[kind](expected, heard), " "]));
+/** One part of the text: what is right as it is, and errors marked as such, with their kind. */
+function drawPart({kind, label, expected, heard, times}) {
+  const said = times > 1 ? `${heard} ×${times}` : heard;
+  if (!kind) return expected;
+  if (!heard) return marked("d", `deletion: ${label}`, expected);
+  if (!expected) return marked("i", `insertion: ${label}`, said);
+  return marked("s", `substitution: ${label}`, h("span", {}, expected), h("span", {}, said));
+}
+
+function aligned(recording, model) {
+  const text = recording.ayah.words.join(" ");
+  return h("p", {class: "text", dir: text ? direction(text) : "auto"},
+    partsOf(recording, model).flatMap(part => [drawPart(part), " "]));
 }
 
 function article(recording, models) {
@@ -424,7 +427,7 @@ function article(recording, models) {
       return h("div", {class: "run"},
         h("div", {class: "counts"}, named(model),
           run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
-        run.errors || models.length === 1 ? aligned(recording, run) : null);
+        run.errors || models.length === 1 ? aligned(recording, model) : null);
     })));
 }
 
@@ -472,10 +475,10 @@ function drawFrame() {
   $("legend").append(...(data.models.length > 1 ? data.models.map((_, model) => named(model)) : []));
   const [word, other] = rtl ? ["كلمة", "كلمات"] : ["word", "ward"];
   $("key").append(...[
-    [substituted(word, other), "the reference above, what was heard below"],
-    [deleted([word]), "not heard"],
-    [inserted([word]), "heard, not in the reference"],
-  ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, sample), meaning)));
+    [{expected: word, heard: other}, "the reference above, what was heard below"],
+    [{expected: word}, "not heard"],
+    [{heard: word}, "heard, not in the reference"],
+  ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, drawPart({kind: "sample", label: meaning, ...sample})), meaning)));
   if (data.differences.length > 1) $("differences").append(
     unfolded("Is a difference chance? Any two models on the same recordings", data.differences));
   if (data.skipped.length) $("skipped").append(unfolded(
