@@ -99,9 +99,17 @@ def test_two_models_and_two_reciters_give_one_table(run, workshop, tmp_path):
         assert row["ayat"] == 7 and row["skipped"] == 0
         assert row["audio_s"] == pytest.approx(sum(float(p["duration"]) for p in mine))
         assert row["rtf"] == pytest.approx(row["wall_s"] / row["audio_s"])
+        low, high = row["wer_interval"]
+        assert low <= row["wer"] <= high
     table = (tmp_path / "r" / "results.md").read_text()
     assert table in out
-    assert [line.split("|")[1].strip() for line in table.splitlines()] == ["model", "---", *models]
+    first, second = table.split("\n\n")
+    assert [line.split("|")[1].strip() for line in first.splitlines()] == ["model", "---", *models]
+    assert [line.split("|")[1].strip() for line in second.splitlines()][2:] == [" − ".join(models)]
+    assert "(p = " in second
+    both = [row for row in results["overall"] if row["by"] == "surah"]
+    assert [(row["model"], row["group"], row["recordings"]) for row in both] == [(m, 1, 14) for m in models]
+    assert [each["reciter"] for each in results["differences"]] == [*reciters, None]
     assert "AbdulWadood_Haneef WER" in table.splitlines()[0]
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from whisper_quran.evaluation.chance import differences, overall, plus_minus, rates_of
 from whisper_quran.evaluation.predictions import COLUMNS, Prediction, read_predictions
 from whisper_quran.evaluation.report import write_report
 from whisper_quran.evaluation.word_errors import ErrorCounts, align
@@ -45,12 +46,14 @@ def summarize(predictions: list[Prediction], **extra: Any) -> dict:
         some = [row for row in predictions if (row.model, row.reciter) == (model, reciter)]
         total = sum((row.alignment.errors for row in some), start=ErrorCounts())
         counts = {name: getattr(total, name) for name in ("words", "hits", "substitutions", "deletions", "insertions")}
+        counts |= rates_of(some)
         audio = sum(row.duration for row in some)
         rows.append(
-            {"model": model, "reciter": reciter, "ayat": len(some), "skipped": 0, **counts, "wer": total.wer}
-            | {"cer": total.cer, "audio_s": audio, "wall_s": audio / 50, "rtf": 0.02, "parameters": 39_000_000}
+            {"model": model, "reciter": reciter, "ayat": len(some), "skipped": 0, **counts}
+            | {"audio_s": audio, "wall_s": audio / 50, "rtf": 0.02, "parameters": 39_000_000}
         )
-    return {"rows": rows, "environment": {"device": "cpu", "torch": "2.11"}, **extra}
+    found = {"overall": overall(predictions), "differences": differences(predictions)}
+    return {"rows": rows, "environment": {"device": "cpu", "torch": "2.11"}, **found, **extra}
 
 
 def misheard(reference: str, rate: float, chance: random.Random) -> str:
@@ -194,15 +197,44 @@ def test_the_table_has_every_rate_and_marks_the_best_of_each_column(open_report:
     rates = [rows.nth(model).locator(".rate").all_inner_texts() for model in (0, 1)]
     by_model = [results["rows"][:2], results["rows"][2:]]
     for model in (0, 1):
-        errors = sum(row["substitutions"] + row["deletions"] + row["insertions"] for row in by_model[model])
-        fractions = [row["wer"] for row in by_model[model]] + [errors / sum(row["words"] for row in by_model[model])]
-        assert rates[model] == [f"{100 * fraction:.2f} %" for fraction in fractions]
+        name = by_model[model][0]["model"]
+        total = next(row for row in results["overall"] if (row["model"], row["by"]) == (name, None))
+        its_rows = [*by_model[model], total]
+        assert rates[model] == [plus_minus(row["wer"], row["wer_interval"]) for row in its_rows]
     assert page.locator("td.best").count() == 3
     assert rows.nth(1).locator("td.best").count() == 3
-    # CER over all reciters: both read the same text here, so it is the mean of theirs.
-    cer = sum(row["cer"] for row in by_model[0]) / 2
-    assert rows.nth(0).locator("td small").nth(2).inner_text() == f"CER {100 * cer:.2f} %"
+    cer = next(row for row in results["overall"] if (row["model"], row["by"]) == ("tiny", None))
+    assert rows.nth(0).locator("td small").nth(2).inner_text() == f"CER {plus_minus(cer['cer'], cer['cer_interval'])}"
     assert "39 M" in rows.nth(0).inner_text() and "50× real time" in rows.nth(0).inner_text()
+
+
+def test_charts_show_chance_the_number_of_recordings_and_rates_above_100_percent(
+    open_report: Callable[..., Any],
+) -> None:
+    chance = random.Random(0)
+    rows = [
+        prediction("tiny", "Husary", 2, ayah, reference, misheard(reference, 0.4, chance))
+        for ayah, reference in enumerate(FATIHA * 9, start=1)
+    ] + [prediction("tiny", "Husary", 112, 2, "الله الصمد", "ا ب ج د ه و ز")]
+    page = open_report(rows)
+    # The page's intervals are of its filtered recordings, and come to what the bootstrap says.
+    halves = page.evaluate("tallied(recordings, ({ayah}) => ayah.surah).map(column => chanceIn(column, 0))")
+    low, high = next(row["wer_interval"] for row in overall(rows) if row["group"] == 2)
+    assert halves[0] == pytest.approx((high - low) / 2, rel=0.1)
+    said = page.locator("#charts .plot").first.get_attribute("aria-label")
+    assert f"± {100 * halves[0]:.1f} %" in said and "350.0 %" in said
+    assert page.locator("#charts .plot").first.locator("text", has_text="350 %").count() == 1
+    assert page.locator("#charts .plot").first.locator(".chance").count() == 1
+    page.locator("#charts .plot").nth(1).hover(position={"x": 60, "y": 60})
+    assert "28\u00a0recitations" in page.locator("#charts .readout").nth(1).inner_text()
+
+
+def test_two_models_are_compared_under_the_table(open_report: Callable[..., Any]) -> None:
+    page = open_report(two_models_two_reciters())
+    page.locator("#differences summary").click()
+    cells = page.locator("#differences td").all_inner_texts()
+    assert cells[:4] == ["difference in WER", "Husary", "Minshawy", "all reciters"]
+    assert cells[4] == "tiny − best.pt" and "(p = " in cells[7]
 
 
 def test_words_are_aligned_from_right_to_left_with_each_error_in_its_place(open_report: Callable[..., Any]) -> None:
@@ -244,7 +276,7 @@ def test_sorting_and_filters(open_report: Callable[..., Any]) -> None:
     assert sorted(listed(page)) == [f"112:{ayah}, Husary" for ayah in (1, 2, 3, 4)]
     assert page.locator("#status").inner_text() == "4 of 22\u00a0recitations"
     page.select_option("#by-model", label="best.pt")
-    assert page.locator("#errors li").count() == 0
+    assert page.locator("#tally-error li").count() == 0
 
 
 def test_search_finds_what_was_read_what_was_heard_and_a_number(open_report: Callable[..., Any]) -> None:
@@ -262,7 +294,7 @@ def test_search_finds_what_was_read_what_was_heard_and_a_number(open_report: Cal
 
 def test_a_common_error_leads_to_the_places_where_it_happens_by_keyboard_alone(open_report: Callable[..., Any]) -> None:
     page = open_report(two_models_two_reciters())
-    first = page.locator("#errors button").first
+    first = page.locator("#tally-error button").first
     assert first.locator("b").inner_text() == "2"
     assert first.locator("bdi").all_inner_texts() == ["الصراط", "السراط"]
     assert first.get_attribute("title") == "tiny: 1\nbest.pt: 1"
@@ -277,11 +309,43 @@ def test_a_common_error_leads_to_the_places_where_it_happens_by_keyboard_alone(o
     assert page.locator("#chip").is_hidden()
 
 
+def test_kinds_of_error_are_counted_with_an_example_and_lead_to_where_they_happen(
+    open_report: Callable[..., Any],
+) -> None:
+    loop = prediction("tiny", "Husary", 2, 6, "أم لم تنذرهم", "أم " * 110 + "لم تنذرهم")
+    joined = prediction("tiny", "Husary", 109, 1, "قل يا أيها الكافرون", "قليا أيها الكافرون")
+    page = open_report([*two_models_two_reciters(), loop, joined])
+    kinds = page.locator("#tally-kind button")
+    counts = dict(zip(kinds.locator(".kind").all_inner_texts(), kinds.locator("b").all_inner_texts(), strict=True))
+    # 1:7 has a letter, a word left out and one added; 112:2 a letter; 1:6 of each model too; 112:1 was not heard.
+    assert counts == {
+        "Repeated or looping": "109",
+        "Word left out": "5",
+        "One letter": "4",
+        "Words joined or split": "2",
+        "Word added": "1",
+    }
+    kinds.first.click()
+    assert listed(page) == ["2:6, Husary"]
+    assert page.locator("article .i").first.inner_text() == "أم ×109"
+    assert page.locator("article .i").first.get_attribute("title") == "insertion: Repeated or looping"
+    assert page.locator("#tally-error button").count() == 1  # the commonest of the kind
+    assert page.locator("#chip").inner_text() == "Repeated or looping ×"
+    page.locator("#chip").click()
+    page.locator("#tally-letters button").first.click()
+    assert page.locator("#tally-letters bdi").all_inner_texts() == ["ص", "س"]
+    assert sorted(listed(page)) == ["112:2, Husary", "1:6, Minshawy", "1:7, Husary"]
+    page.locator("#tally-letters button").first.click()
+    page.locator("#tally-kind button", has_text="joined").click()
+    assert listed(page) == ["109:1, Husary"]
+    assert page.locator("article .s span").all_inner_texts() == ["قل يا", "قليا"]
+
+
 def test_the_surah_chart_tells_figures_and_filters(open_report: Callable[..., Any]) -> None:
     page = open_report(two_models_two_reciters())
     chart = page.locator("#charts figure").first
     said = chart.locator(".plot").get_attribute("aria-label")
-    assert f"tiny: Surah 1 \u2068الفاتحة\u2069 {100 * 4 / (2 * 29):.1f} %" in said
+    assert f"tiny: Surah 1 \u2068الفاتحة\u2069 {100 * 4 / (2 * 29):.1f} ± " in said
     box = chart.locator(".plot").bounding_box()
     chart.locator(".plot").click(position={"x": 38 + 120 * 1.5, "y": box["height"] / 2})
     assert page.locator("#by-surah").input_value() == "112"
@@ -331,7 +395,7 @@ def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[.
         summarize(predictions, skipped=skipped, normalization=HOSTILE) | {"environment": {HOSTILE: HOSTILE}},
     )
     page.locator("summary").click()
-    page.locator("#errors button").first.click()
+    page.locator("#tally-error button").first.click()
     search(page, "window.hacked", 1)
     listed(page)
     page.locator(".plot").first.hover()
@@ -381,8 +445,8 @@ def test_the_whole_quran_twice_holds_few_nodes_wherever_one_scrolls(
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
     # The counts of every row, as the page adds them up, are those of jiwer.
     expected = [row.alignment.errors for row in whole_quran]
-    counted = page.evaluate("""data.rows.map(([,,, , edits]) => {
-        const run = countEdits(edits); return [run.substitutions, run.deletions, run.insertions]; })""")
+    counted = page.evaluate("""data.rows.map(([,,, , parts]) => {
+        const run = countErrors(parts); return [run.substitutions, run.deletions, run.insertions]; })""")
     assert counted == [[errors.substitutions, errors.deletions, errors.insertions] for errors in expected]
     nodes = "document.querySelectorAll('*').length"
     page.select_option("#by-sort", "order")

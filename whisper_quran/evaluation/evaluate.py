@@ -35,6 +35,8 @@ from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
+from .chance import differences, differences_table, overall, plus_minus, rates_of
+from .error_kinds import count_kinds
 from .inputs import QURAN, check_inputs
 from .predictions import Prediction, Predictions, key_of
 from .report import write_report
@@ -197,13 +199,17 @@ class Evaluation:
     def finish(self) -> list[Row]:
         """Write the table and the report, and return the rows of the table."""
         self.predictions.finish()
-        self._write_results()
         rows, out = self.results["rows"], self.config.out
-        table = results_table(rows)
-        with atomic_write(out / "results.md") as file:
-            file.write(table)
         asked = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in asked]
+        self.results |= {"overall": overall(reported), "differences": differences(reported), **count_kinds(reported)}
+        self._write_results()
+        table = results_table(rows)
+        if found := self.results["differences"]:
+            header, *lines = ([cell.replace("|", "\\|") for cell in line] for line in differences_table(found))
+            table += "\n" + markdown_table(header, lines)
+        with atomic_write(out / "results.md") as file:
+            file.write(table)
         write_report(out / "report.html", reported, self.results)
         took = format_duration(time.perf_counter() - self.started)
         self.log(f"\n{table}\ndone in {took}; every error, word by word: {out / 'report.html'}")
@@ -292,8 +298,7 @@ class Evaluation:
             "passages": len(passages),
             "skipped": self.data.undecodable[reciter],
             **{count: getattr(errors, count) for count in counts},
-            "wer": errors.wer if errors.words else None,
-            "cer": errors.cer if errors.characters else None,
+            **rates_of(rows),
             "der": errors.der if errors.letters else None,
             "fallback": sum(row.fallback > 0 for row in rows),
             "boundaries": sum(row.boundaries for row in rows),
@@ -365,7 +370,7 @@ def _default_batch(model: Whisper) -> int:
 
 
 def results_table(rows: Sequence[Row]) -> str:
-    """Make a Markdown table of the rows: models down, reciters across, word error rates in percent.
+    """Make a Markdown table of the rows: models down, reciters across, rates in percent with 95 % intervals.
 
     Reciters whose text is vocalised have the diacritic error rate (DER) too.
     """
@@ -379,9 +384,10 @@ def results_table(rows: Sequence[Row]) -> str:
         parameters = by_reciter[reciters[0]]["parameters"]
         rates = []
         for reciter in reciters:
-            names = ("cer", "der") if reciter in vocalised else ("cer",)
-            others = ", ".join(percent(by_reciter[reciter][name]) for name in names)
-            rates.append(f"{percent(by_reciter[reciter]['wer'])} ({others})")
+            row = by_reciter[reciter]
+            wer, cer = (plus_minus(row[name], row[f"{name}_interval"]) for name in ("wer", "cer"))
+            der = f", {percent(row['der'])}" if reciter in vocalised else ""
+            rates.append(f"{wer} ({cer}{der})")
         # wall over rtf is the audio that was timed, which after an interruption may be less than all.
         timed = [row for row in by_reciter.values() if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)

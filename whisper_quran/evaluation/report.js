@@ -13,8 +13,6 @@ const SURAHS = `,الفاتحة,البقرة,آل عمران,النساء,الم
 // A model is a colour and a shape, so that it is known without the colour: circle, square, triangles, diamond, plus.
 const SHAPES = ["M5 0a5 5 0 1 0 .01 0z", "M.8 .8h8.4v8.4h-8.4z", "M5 0l5 9.4h-10z", "M5-.6l5.6 5.6-5.6 5.6-5.6-5.6z",
   "M0 .6h10l-5 9.4z", "M3 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z"];
-const WORD_BINS = [1, 4, 7, 11, 16, 21, 31, 51];
-const SECOND_BINS = [0, 5, 10, 15, 20, 30, 60, 120];
 const COMMONEST = 60; // errors listed of each kind
 const CHUNK = 20; // recordings that come into the page together
 
@@ -23,6 +21,9 @@ const sum = numbers => numbers.reduce((a, b) => a + b, 0);
 const count = n => n.toLocaleString("en");
 const plural = (n, noun) => `${count(n)}\u00a0${noun}${n === 1 ? "" : "s"}`;
 const percent = (fraction, digits = 1) => Number.isFinite(fraction) ? `${(100 * fraction).toFixed(digits)} %` : "–";
+/** A rate with half the width of its 95 % interval, if there is one: 52.4 ± 3.1 %. */
+const plusMinus = (rate, half) => half > 0 ? percent(rate).replace(" ", ` ± ${(100 * half).toFixed(1)} `) : percent(rate);
+const halfWidth = interval => interval ? (interval[1] - interval[0]) / 2 : 0;
 const color = model => `var(--model-${model % SHAPES.length})`;
 const shape = model => SHAPES[(model + Math.floor(model / SHAPES.length)) % SHAPES.length];
 const direction = text => /[\u0590-\u08ff\ufb1d-\ufefc]/.test(text) ? "rtl" : "ltr";
@@ -60,50 +61,37 @@ function readRecordings() {
   const inOrder = [...ayat].sort((a, b) => a.surah - b.surah || naturally(a.name, b.name));
   inOrder.forEach((ayah, order) => { ayah.order = order; });
   const found = new Map();
-  for (const [model, reciter, index, seconds, edits] of data.rows) {
+  for (const [model, reciter, index, seconds, parts] of data.rows) {
     const key = reciter * ayat.length + index, ayah = ayat[index];
     if (!found.has(key)) found.set(key, {reciter, ayah, seconds, words: ayah.words.length, runs: []});
-    found.get(key).runs[model] = {edits, ...countEdits(edits)};
+    found.get(key).runs[model] = {parts, ...countErrors(parts)};
   }
   return [...found.values()].sort((a, b) => a.ayah.order - b.ayah.order || a.reciter - b.reciter);
 }
 
-function countEdits(edits) {
-  const counts = {"~": 0, "-": 0, "+": 0, "=": 0};
-  for (const edit of edits ? edits.split(" ") : []) counts[edit[0]] += edit[0] === "-" ? +edit.slice(1) : 1;
-  const {"~": substitutions, "-": deletions, "+": insertions} = counts;
+function countErrors(parts) {
+  let substitutions = 0, deletions = 0, insertions = 0;
+  for (const [, expected, words, times = 1] of parts.filter(Array.isArray)) {
+    const heard = words ? words.split(" ").length * times : 0;
+    substitutions += Math.min(expected, heard);
+    deletions += Math.max(expected - heard, 0);
+    insertions += Math.max(heard - expected, 0);
+  }
   return {substitutions, deletions, insertions, errors: substitutions + deletions + insertions};
 }
 
-/** The alignment in reading order: [kind, words of the reference, words heard]. Neighbours are one, unless stacked. */
-function align(words, edits) {
-  const parts = [];
+/** What a model heard, in reading order: right words have no kind. `name` is the same for errors that are alike. */
+function partsOf(recording, model) {
+  const {words} = recording.ayah;
   let at = 0;
-  const add = (kind, length, heard) => {
-    const last = parts.at(-1), expected = words.slice(at, at += length);
-    if (last?.[0] === kind && kind !== "~") {
-      last[1].push(...expected);
-      last[2].push(...heard);
-    } else parts.push([kind, expected, heard]);
-  };
-  for (const edit of edits ? edits.split(" ") : []) {
-    const kind = edit[0], rest = edit.slice(1);
-    if (kind === "~") add(kind, 1, [rest]);
-    else if (kind === "+") add(kind, 0, [rest]);
-    else add(kind, +rest, []);
-  }
-  if (at < words.length) add("=", words.length - at, []);
-  return parts;
+  return [...recording.runs[model].parts, words.length].map(part => {
+    const [kind, length, heard = "", times = 1, letters] = Array.isArray(part) ? part : [undefined, part];
+    const expected = words.slice(at, at += length).join(" ");
+    return {kind: data.kinds[kind]?.[0], label: data.kinds[kind]?.[1], expected, heard, times, letters,
+      name: `${expected} > ${heard}`, errors: Math.max(length, heard ? heard.split(" ").length * times : 0)};
+  }).filter(({expected, heard}) => expected || heard);
 }
-
-/** The errors of one run: {name, expected, heard}. Two errors that are alike have one name. */
-function errorsOf(recording, model) {
-  return align(recording.ayah.words, recording.runs[model].edits).flatMap(([kind, expected, heard]) => {
-    if (kind === "~") return {name: `~ ${expected[0]} ${heard[0]}`, expected: expected[0], heard: heard[0]};
-    if (kind === "-") return expected.map(word => ({name: `- ${word}`, expected: word}));
-    return heard.map(word => ({name: `+ ${word}`, heard: word}));
-  });
-}
+const errorsOf = (recording, model) => partsOf(recording, model).filter(({kind}) => kind);
 
 /** Text as it is searched: without vowel signs and tatweel, and with one alef, one ya, and no ta marbuta. */
 function fold(text) {
@@ -114,9 +102,9 @@ function fold(text) {
 /** What a search looks through: the ayah's number, the reference, and what each model heard; made when first asked for. */
 function searchable(recording) {
   const {ayah, runs} = recording;
-  const heard = run => align(ayah.words, run.edits).flatMap(([kind, expected, heard]) => kind === "=" ? expected : heard);
+  const heard = (run, model) => run.errors ? partsOf(recording, model).map(part => part.kind ? part.heard : part.expected) : [];
   return recording.searchable ??= fold([place(ayah), ayah.words.join(" "),
-    ...runs.filter(run => run.errors).map(run => heard(run).join(" "))].join("\n"));
+    ...runs.map((run, model) => heard(run, model).join(" "))].join("\n"));
 }
 
 // ---- the table
@@ -128,23 +116,16 @@ function drawTable() {
     const heard = recordings.filter(recording => recording.runs[number]);
     const total = name => sum(cells.map(cell => cell?.[name] ?? 0));
     const share = name => total(name) / total("words");
-    const rates = cells.map(cell => ({wer: cell?.wer, cer: cell?.cer}));
-    if (all) {
-      // A CER over all reciters weighs each by the characters of its references.
-      const characters = data.reciters.map((_, reciter) => sum(heard.filter(recording => recording.reciter === reciter)
-        .map(recording => [...recording.ayah.words.join(" ")].length)));
-      rates.push({wer: share("substitutions") + share("deletions") + share("insertions"),
-        cer: sum(cells.map((cell, reciter) => (cell?.cer ?? 0) * characters[reciter])) / sum(characters)});
-    }
+    const overall = data.overall.find(row => row.model === model), rates = [...cells, ...(all ? [overall] : [])];
     quality.push({number, rates, share, rtf: total("wall_s") / total("audio_s"),
       parameters: cells.find(cell => cell?.parameters)?.parameters,
       right: heard.filter(recording => !recording.runs[number].errors).length / heard.length});
   }
   const columns = [...data.reciters.map(breakable), ...(all ? ["All reciters"] : [])];
-  const rateOf = (line, column) => line.rates[column].wer ?? NaN;
+  const rateOf = (line, column) => line.rates[column]?.wer ?? NaN;
   const lowest = columns.map((_, column) =>
     Math.min(...quality.map(line => rateOf(line, column)).filter(Number.isFinite)));
-  const highest = Math.max(...quality.flatMap(line => line.rates.map(({wer}) => wer ?? 0)));
+  const highest = Math.max(...quality.flatMap(line => line.rates.map(row => row?.wer ?? 0)));
   const sized = quality.some(line => line.parameters);
   const right = quran ? "Ayat all right" : "All right";
   const heads = [...columns, "Substituted", "Deleted", "Inserted", right, ...(sized ? ["Parameters"] : []), "RTF"];
@@ -152,11 +133,12 @@ function drawTable() {
     h("thead", {}, h("tr", {}, ["Word error rate", ...heads].map(head => h("th", {scope: "col"}, head)))),
     h("tbody", {}, quality.map(line => h("tr", {},
       h("th", {scope: "row"}, named(line.number)),
-      line.rates.map(({wer, cer}, column) => {
-        const best = quality.length > 1 && wer === lowest[column];
+      line.rates.map((row, column) => {
+        const wer = row?.wer, best = quality.length > 1 && wer === lowest[column];
         const width = `${highest ? 100 * (wer ?? 0) / highest : 0}%`;
         return h("td", best ? {class: "best", title: "the lowest of this column"} : {},
-          h("div", {class: "rate"}, percent(wer, 2)), h("small", {}, `CER ${percent(cer, 2)}`),
+          h("div", {class: "rate"}, plusMinus(wer, halfWidth(row?.wer_interval))),
+          h("small", {}, `CER ${plusMinus(row?.cer, halfWidth(row?.cer_interval))}`),
           h("div", {class: "bar"}, h("i", {style: {width, background: color(line.number)}})));
       }),
       ["substitutions", "deletions", "insertions"].map(name => h("td", {}, percent(line.share(name)))),
@@ -169,7 +151,7 @@ function drawTable() {
 
 // ---- filters: the charts and the commonest errors follow model, reciter and surah; the list follows all of them
 
-const state = {model: "", reciter: "", surah: "", query: "", sort: "errors", error: ""};
+const state = {model: "", reciter: "", surah: "", query: "", sort: "errors", kind: "", letters: "", error: ""};
 const SORTS = {
   errors: ["Most errors first", (a, b) => b.errors - a.errors || b.wer - a.wer],
   wer: ["Highest WER first", (a, b) => b.wer - a.wer || b.errors - a.errors],
@@ -189,7 +171,7 @@ function drawFilters() {
     placeholder: quran ? "Search words, or 2:255" : "Search words or names",
     oninput: () => { clearTimeout(typing); typing = setTimeout(() => update({query: search.value}), 120); },
   });
-  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: () => update({error: ""})});
+  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: () => update({kind: "", letters: "", error: ""})});
   $("filters").onsubmit = event => event.preventDefault();
   $("filters").append(...[
     choose("model", "Model", anyOf("All models", data.models.map((name, model) => [model, name]))),
@@ -205,15 +187,16 @@ function update(change) {
   const heard = recordings.filter(({reciter, runs}) =>
     (state.reciter === "" || reciter === +state.reciter) && models.some(model => runs[model]));
   const inSurah = heard.filter(({ayah}) => state.surah === "" || ayah.surah === +state.surah);
-  if (["model", "reciter", "surah"].some(name => name in change)) {
-    drawCharts(heard, inSurah, models);
-    drawErrors(inSurah, models);
-  }
+  const drawn = ["model", "reciter", "surah"].some(name => name in change);
+  if (drawn) drawCharts(heard, inSurah, models);
+  for (const name of Object.keys(TALLIES))
+    if (name !== "error" ? drawn : drawn || "kind" in change) drawTally(name, inSurah, models);
+  const chosen = Object.keys(TALLIES).filter(name => state[name]);
   const query = fold(state.query.trim());
   const listed = inSurah
     .filter(recording => !query || searchable(recording).includes(query))
-    .filter(recording => !state.error || models.some(model =>
-      recording.runs[model]?.errors && errorsOf(recording, model).some(({name}) => name === state.error)))
+    .filter(recording => !chosen.length || models.some(model => recording.runs[model]?.errors &&
+      errorsOf(recording, model).some(part => chosen.every(name => TALLIES[name].of(part) === state[name]))))
     .map(recording => {
       const runs = models.map(model => recording.runs[model]).filter(Boolean), errors = sum(runs.map(run => run.errors));
       return {recording, errors, wer: errors / (recording.words * runs.length || 1)};
@@ -223,16 +206,16 @@ function update(change) {
   const everything = plural(recordings.length, noun);
   $("status").textContent = listed.length === recordings.length ? everything : `${count(listed.length)} of ${everything}`;
   if ($("by-surah")) $("by-surah").value = state.surah;
-  showChosenError();
+  showChosen(chosen);
 }
 
-function showChosenError() {
-  for (const button of $("errors").querySelectorAll("button"))
-    button.setAttribute("aria-pressed", button.dataset.error === state.error);
-  const arrow = direction(state.error) === "rtl" ? " ← " : " → ";
-  $("chip").hidden = !state.error;
-  $("chip").replaceChildren(h("bdi", {class: "ar"}, state.error.slice(2).replace(" ", arrow)), " ×");
-  $("chip").setAttribute("aria-label", `Only ${state.error.slice(2).replace(" ", " heard as ")}: show all again`);
+function showChosen(chosen) {
+  for (const button of document.querySelectorAll("[data-value]"))
+    button.setAttribute("aria-pressed", state[button.dataset.tally] === button.dataset.value);
+  const said = chosen.map(name => name === "kind" ? new Map(data.kinds).get(state.kind) : state[name]);
+  $("chip").hidden = !said.length;
+  $("chip").replaceChildren(...said.flatMap(text => [h("bdi", {}, text), " "]), "×");
+  $("chip").setAttribute("aria-label", `Only ${said.join(", ")}: show all again`);
 }
 
 // ---- the charts
@@ -242,8 +225,8 @@ function drawCharts(heard, inSurah, models) {
   const pick = surah => update({surah: state.surah === `${surah}` ? "" : `${surah}`});
   const surahs = tallied(heard, ({ayah}) => ayah.surah)
     .map(column => ({...column, tick: `${column.key}`, label: `Surah ${column.key} \u2068${surahName(column.key)}\u2069`}));
-  const words = binned(inSurah, WORD_BINS, "words", recording => recording.words, 1);
-  const seconds = binned(inSurah, SECOND_BINS, "s", recording => recording.seconds, 0);
+  const words = binned(inSurah, data.bins.words, "words", recording => recording.words, 1);
+  const seconds = binned(inSurah, data.bins.seconds, "s", recording => recording.seconds, 0);
   $("charts").replaceChildren(...[
     quran && chart("WER by surah", surahs, models, {wide: true, pick, picked: +state.surah}),
     chart(`${length}, words`, words, models, {}),
@@ -258,16 +241,26 @@ function tallied(list, keyOf) {
     const key = keyOf(recording);
     if (!columns.has(key)) {
       const zeros = () => data.models.map(() => 0);
-      columns.set(key, {key, recordings: 0, errors: zeros(), words: zeros()});
+      columns.set(key, {key, recordings: 0, errors: zeros(), words: zeros(), heard: data.models.map(() => [])});
     }
     const column = columns.get(key);
     column.recordings++;
     recording.runs.forEach((run, model) => {
       column.errors[model] += run.errors;
       column.words[model] += recording.words;
+      column.heard[model].push([run.errors, recording.words]);
     });
   }
   return [...columns.values()].sort((a, b) => a.key - b.key);
+}
+
+const rateIn = ({errors, words}, model) => errors[model] / words[model];
+
+/** Half the width of a rate's 95 % interval, from the spread of its recordings: what the bootstrap comes to. */
+function chanceIn(column, model) {
+  const heard = column.heard[model], rate = rateIn(column, model);
+  const spread = sum(heard.map(([errors, words]) => (errors - rate * words) ** 2));
+  return 1.96 * Math.sqrt(spread * heard.length / (heard.length - 1)) / column.words[model];
 }
 
 /** Columns by length. `step` is 1 where lengths are whole: the bin from 4 to below 7 is then named 4–6. */
@@ -284,7 +277,7 @@ function binned(list, bins, unit, lengthOf, step) {
 function chart(title, columns, models, options) {
   const readout = h("p", {class: "readout small"}), box = h("div");
   const tell = column => readout.replaceChildren(...(column ? [`${column.label} · ${plural(column.recordings, noun)}`,
-    ...models.flatMap(model => [mark(model), percent(column.errors[model] / column.words[model])])]
+    ...models.flatMap(model => [mark(model), plusMinus(rateIn(column, model), chanceIn(column, model))])]
     : options.pick ? [h("span", {class: "hint"}, "Point for figures, click to filter")] : []));
   const figure = h("figure", {class: options.wide ? "card wide" : "card"},
     h("figcaption", {class: "caption"}, h("h3", {}, title), readout), box);
@@ -299,10 +292,10 @@ function chart(title, columns, models, options) {
 function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const height = wide ? 230 : 200, left = 38, top = 14, bottom = height - (wide ? 20 : 44);
   const band = Math.min((width - left - 4) / Math.max(columns.length, 1), 120);
-  const rates = columns.map(column => models.map(model => column.errors[model] / column.words[model]));
-  // Invented words can carry a rate far beyond 100 %: such dots stay on the top line, and the readout has the figure.
-  const highest = Math.min(1, Math.max(.01, ...rates.flat().filter(Number.isFinite)));
-  const step = [.002, .005, .01, .02, .05, .1, .2].find(size => highest / size <= 5);
+  const rates = columns.map(column => models.map(model => rateIn(column, model)));
+  // Invented words can carry a rate far beyond 100 %: from twice that on, dots are on the top line, with the figure.
+  const highest = Math.min(2, Math.max(.01, ...rates.flat().filter(Number.isFinite)));
+  const step = [.002, .005, .01, .02, .05, .1, .2, .4].find(size => highest / size <= 5);
   const lines = Math.ceil(highest / step - 1e-9), limit = lines * step;
   const x = column => left + (column + .5) * band;
   const y = rate => bottom - Math.min(rate, limit) / limit * (bottom - top);
@@ -326,6 +319,12 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const scale = Math.max(3.5, Math.min(wide ? 7 : 9, band * .8)) / 10;
   models.forEach((model, index) => {
     const points = columns.map((_, number) => [x(number), y(rates[number][index])]).filter(([, at]) => Number.isFinite(at));
+    columns.forEach((column, number) => {
+      const rate = rates[number][index], half = chanceIn(column, model);
+      if (half > 0 && band > 12) parts.push(svg("line", {class: "chance", style: {stroke: color(model)},
+        x1: x(number), x2: x(number), y1: y(Math.max(rate - half, 0)), y2: y(rate + half)}));
+      if (rate > limit) parts.push(svg("text", {x: x(number) + 7, y: top + 4}, percent(rate, 0)));
+    });
     if (!wide) parts.push(svg("polyline", {points: points.join(" "), fill: "none", "stroke-width": 1.5,
       style: {stroke: color(model)}}));
     for (const [cx, cy] of points) parts.push(svg("path", {d: shape(model), style: {fill: color(model)},
@@ -339,7 +338,7 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const resting = columns.find(column => column.key === picked);
   const under = event => columns[Math.floor((event.clientX - drawn.getBoundingClientRect().left - left) / band)];
   const said = models.map((model, index) => `${data.models[model]}: ` +
-    columns.map((column, number) => `${column.label} ${percent(rates[number][index])}`).join(", "));
+    columns.map((column, number) => `${column.label} ${plusMinus(rates[number][index], chanceIn(column, model))}`).join(", "));
   const drawn = svg("svg", {
     class: "plot", role: "img", "aria-label": [title, ...said].join(". "), viewBox: `0 0 ${width} ${height}`, height,
     style: {cursor: pick ? "pointer" : ""}, onpointermove: event => point(under(event) ?? resting),
@@ -349,55 +348,70 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   return drawn;
 }
 
-// ---- the commonest errors
+// ---- kinds of error, and the commonest
 
-function drawErrors(list, models) {
-  const found = new Map();
+const arrow = rtl ? "heard ← reference" : "reference → heard";
+const TALLIES = {
+  kind: {title: "Kinds of error", explanation: "words, and the commonest example", of: part => part.kind},
+  error: {title: "The commonest errors", explanation: arrow, of: part => part.name},
+  letters: {title: "Letters confused", explanation: arrow, of: part => part.letters},
+};
+
+function drawTally(name, list, models) {
+  const {title, explanation, of} = TALLIES[name], found = new Map();
   for (const recording of list) for (const model of models) if (recording.runs[model]?.errors) {
-    for (const error of errorsOf(recording, model)) {
-      if (!found.has(error.name)) found.set(error.name, {...error, times: 0, by: data.models.map(() => 0)});
-      found.get(error.name).times++;
-      found.get(error.name).by[model]++;
+    for (const part of errorsOf(recording, model)) {
+      const value = of(part);
+      if (!value || name === "error" && state.kind && part.kind !== state.kind) continue;
+      if (!found.has(value)) found.set(value, {name, value, part, times: 0, by: data.models.map(() => 0), examples: {}});
+      const line = found.get(value), number = name === "kind" ? part.errors : 1;
+      line.times += number;
+      line.by[model] += number;
+      const seen = line.examples[part.name] = (line.examples[part.name] ?? 0) + 1;
+      if (seen > (line.examples[line.part.name] ?? 0)) line.part = part;
     }
   }
-  const sorted = [...found.values()].sort((a, b) => b.times - a.times);
-  const kinds = {"~": ["Substitutions", rtl ? "heard ← reference" : "reference → heard"],
-    "-": ["Deletions", "not heard"], "+": ["Insertions", "heard, not in the reference"]};
-  $("errors").replaceChildren(...Object.entries(kinds).map(([kind, [title, explanation]]) => {
-    const errors = sorted.filter(({name}) => name[0] === kind), most = errors[0]?.times;
-    return h("div", {class: "card"},
-      h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
-      h("ol", {}, errors.slice(0, COMMONEST).map(error => h("li", {}, errorButton(error, models, most)))),
-      !errors.length && h("p", {class: "small"}, "none"));
-  }));
+  const lines = [...found.values()].sort((a, b) => b.times - a.times).slice(0, COMMONEST);
+  $(`tally-${name}`).replaceChildren(
+    h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
+    h("ol", {}, lines.map(line => h("li", {}, tallyButton(line, models, lines[0].times)))),
+    lines.length ? "" : h("p", {class: "small"}, "none"));
 }
 
-function errorButton({name, expected, heard, times, by}, models, most) {
-  const dir = direction(expected ?? heard);
+function tallyButton({name, value, part, times, by}, models, most) {
+  const [expected, heard] = name === "letters" ? value.split(">") : [part.expected, part.heard];
+  const dir = direction(expected + heard), repeated = part.times > 1 ? ` ×${part.times}` : "";
   return h("button", {
-    type: "button", "data-error": name, title: models.map(model => `${data.models[model]}: ${count(by[model])}`).join("\n"),
-    onclick: () => update({error: state.error === name ? "" : name}),
+    type: "button", "data-tally": name, "data-value": value,
+    title: models.map(model => `${data.models[model]}: ${count(by[model])}`).join("\n"),
+    onclick: () => update({[name]: state[name] === value ? "" : value}),
   },
+  name === "kind" && h("span", {class: "kind"}, part.label),
   h("span", {class: "tally"}, h("b", {}, count(times)), h("span", {}, models.filter(model => by[model]).map(model =>
     h("i", {style: {width: `${100 * by[model] / most}%`, background: color(model)}})))),
-  h("span", {class: "words", dir}, expected && h("bdi", {}, expected),
-    expected && heard && h("span", {class: "arrow", role: "img", "aria-label": "heard as"}, dir === "rtl" ? "←" : "→"),
-    heard && h("bdi", {}, heard)));
+  h("span", {class: "words", dir}, h("bdi", {}, expected || "+"),
+    h("span", {class: "arrow", role: "img", "aria-label": "heard as"}, dir === "rtl" ? "←" : "→"),
+    h("bdi", {}, heard ? heard + repeated : "–")));
 }
 
 // ---- the ayat
 
-const part = (kind, label, ...children) =>
+const marked = (kind, label, ...children) =>
   h("span", {class: kind, role: "group", "aria-label": label, title: label}, ...children);
-const substituted = (expected, heard) => part("s", "substitution", h("span", {}, expected), h("span", {}, heard));
-const deleted = words => part("d", plural(words.length, "deletion"), words.join(" "));
-const inserted = words => part("i", plural(words.length, "insertion"), words.join(" "));
 
-function aligned({ayah}, {edits}) {
-  const draw = {"=": expected => expected.join(" "), "-": deleted, "+": (_, heard) => inserted(heard),
-    "~": ([expected], [heard]) => substituted(expected, heard)};
-  return h("p", {class: "text", dir: ayah.words.length ? direction(ayah.words.join(" ")) : "auto"},
-    align(ayah.words, edits).flatMap(([kind, expected, heard]) => [draw[kind](expected, heard), " "]));
+/** One part of the text: what is right as it is, and errors marked as such, with their kind. */
+function drawPart({kind, label, expected, heard, times}) {
+  const said = times > 1 ? `${heard} ×${times}` : heard;
+  if (!kind) return expected;
+  if (!heard) return marked("d", `deletion: ${label}`, expected);
+  if (!expected) return marked("i", `insertion: ${label}`, said);
+  return marked("s", `substitution: ${label}`, h("span", {}, expected), h("span", {}, said));
+}
+
+function aligned(recording, model) {
+  const text = recording.ayah.words.join(" ");
+  return h("p", {class: "text", dir: text ? direction(text) : "auto"},
+    partsOf(recording, model).flatMap(part => [drawPart(part), " "]));
 }
 
 function article(recording, models) {
@@ -413,7 +427,7 @@ function article(recording, models) {
       return h("div", {class: "run"},
         h("div", {class: "counts"}, named(model),
           run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
-        run.errors || models.length === 1 ? aligned(recording, run) : null);
+        run.errors || models.length === 1 ? aligned(recording, model) : null);
     })));
 }
 
@@ -442,6 +456,13 @@ function drawAyat(list, models) {
 
 // ---- what is drawn once
 
+/** A table that is made when it is first unfolded. */
+function unfolded(summary, rows) {
+  const table = h("table");
+  const fill = () => table.hasChildNodes() || table.append(...rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell)))));
+  return h("details", {class: "small", ontoggle: fill}, h("summary", {}, summary), table);
+}
+
 function drawFrame() {
   const seconds = sum(recordings.map(recording => recording.seconds));
   const audio = seconds < 3600 ? `${(seconds / 60).toFixed(1)} minutes` : `${(seconds / 3600).toFixed(1)} hours`;
@@ -454,18 +475,18 @@ function drawFrame() {
   $("legend").append(...(data.models.length > 1 ? data.models.map((_, model) => named(model)) : []));
   const [word, other] = rtl ? ["كلمة", "كلمات"] : ["word", "ward"];
   $("key").append(...[
-    [substituted(word, other), "the reference above, what was heard below"],
-    [deleted([word]), "not heard"],
-    [inserted([word]), "heard, not in the reference"],
-  ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, sample), meaning)));
-  if (data.skipped.length) {
-    const table = h("table"), number = plural(data.skipped.length, "recording");
-    const fill = () => table.hasChildNodes() || table.append(...data.skipped.map(({file, reason}) =>
-      h("tr", {}, h("td", {}, file), h("td", {}, reason))));
-    $("skipped").append(h("details", {class: "small", ontoggle: fill},
-      h("summary", {}, `${number} left out and counted nowhere, with the reasons`), table));
-  }
+    [{expected: word, heard: other}, "the reference above, what was heard below"],
+    [{expected: word}, "not heard"],
+    [{heard: word}, "heard, not in the reference"],
+  ].map(([sample, meaning]) => h("span", {}, h("span", {class: "sample", dir: direction(word)}, drawPart({kind: "sample", label: meaning, ...sample})), meaning)));
+  if (data.differences.length > 1) $("differences").append(
+    unfolded("Is a difference chance? Any two models on the same recordings", data.differences));
+  if (data.skipped.length) $("skipped").append(unfolded(
+    `${plural(data.skipped.length, "recording")} left out and counted nowhere, with the reasons`,
+    data.skipped.map(({file, reason}) => [file, reason])));
   const facts = {rates: "errors of the whole column divided by the words (CER: characters) of its references",
+    "±": "half of the interval that the rate is in at 95 %, were other recordings drawn (bootstrap)",
+    p: "how likely a difference as large is if there is none (paired bootstrap)",
     ...(compared ? {words: `compared ${compared}`} : {}), ...data.environment};
   $("measured").append(...Object.entries(facts).flatMap(([name, value]) =>
     [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]));

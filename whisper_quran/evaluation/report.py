@@ -5,10 +5,10 @@ It is made from the two other files of an evaluation, so it can be made again at
     write_report("report.html", read_predictions("predictions.csv"), json.load(open("results.json")))
 
 The page is a template (``report.html``, ``report.css`` and ``report.js`` beside this file) with a placeholder for the
-data, as JSON: each reference once, however many models and reciters read it, and each hypothesis as its edits to the
-reference. That is smaller than the text (a perfect ayah costs nothing), and it is the alignment whose errors were
-counted: the page aligns nothing itself. The Content-Security-Policy allows one script, by its SHA-256: a browser runs
-no other and fetches nothing, whatever a hypothesis, a model's name or a reason contains.
+data, as JSON: each reference once, however many models and reciters read it, and each hypothesis as its differences.
+That is smaller than the text (a perfect ayah costs nothing), and it is the alignment whose errors were counted and
+explained: the page aligns and classifies nothing itself. The Content-Security-Policy allows one script, by its SHA-256:
+a browser runs no other and fetches nothing, whatever a hypothesis, a model's name or a reason contains.
 """
 
 import base64
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.files import atomic_write
+from .chance import SECOND_BINS, WORD_BINS, differences_table
+from .error_kinds import KINDS, explain, letters_confused
 from .predictions import Prediction
 
 
@@ -30,7 +32,8 @@ def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction]
     Args:
         predictions: ``sorah`` is blank if the recordings are not the Qur'an's, and ``ayah`` then names the recording.
         results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
-            row, ``normalization``, and ``skipped``, a list of ``{"file", "reason"}``. A rate without words is None.
+            row, ``normalization``, ``overall`` and ``differences`` (see chance.py), and ``skipped``, a list of
+            ``{"file", "reason"}``. A rate without words is None.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -50,24 +53,46 @@ def _template(name: str) -> str:
 
 
 def _page_data(predictions: Iterable[Prediction], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's data: names and ayat once each, and ``rows`` of [model, reciter, ayah, seconds, edits] by index."""
+    """The page's data: names and ayat once each, and ``rows`` of [model, reciter, ayah, seconds, parts] by index."""
     models = _numbered(row["model"] for row in results["rows"])
     reciters = _numbered(row["reciter"] for row in results["rows"])
     ayat: dict[tuple[int, str, str], int] = {}
     rows = []
     for row in predictions:
         ayah = ayat.setdefault((int(row.sorah or 0), row.ayah, row.reference), len(ayat))
-        rows.append([models[row.model], reciters[row.reciter], ayah, round(row.duration, 1), row.alignment.edits])
+        rows.append([models[row.model], reciters[row.reciter], ayah, round(row.duration, 1), _parts(row)])
     return {
         "models": list(models),
         "reciters": list(reciters),
         "ayat": list(ayat),
         "rows": rows,
         "results": results["rows"],
+        "overall": [row for row in results.get("overall", []) if row["by"] is None],
+        "differences": differences_table(results.get("differences", [])),
+        "kinds": list(KINDS.items()),
+        "bins": {"words": WORD_BINS, "seconds": SECOND_BINS},
         "skipped": results.get("skipped", []),
         "normalization": results.get("normalization"),
         "environment": results["environment"],
     }
+
+
+def _parts(row: Prediction) -> list[Any]:
+    """The alignment for the page: a number of right words, or [kind, words expected, words heard, times, letters].
+
+    What is right at the end is left out, as are ``times`` of 1 and ``letters`` ("ص>س") of other kinds than "letter".
+    """
+    parts: list[Any] = []
+    for part in explain(row.reference, row.alignment.edits):
+        if not part.kind:
+            parts.append(len(part.expected))
+            continue
+        parts.append([list(KINDS).index(part.kind), len(part.expected), " ".join(part.heard)])
+        if part.kind == "letter":
+            parts[-1] += [1, ">".join(letters_confused(part))]
+        elif part.times > 1:
+            parts[-1].append(part.times)
+    return parts[:-1] if parts and isinstance(parts[-1], int) else parts
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:

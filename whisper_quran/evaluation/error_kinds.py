@@ -1,0 +1,229 @@
+"""Why words are wrong: each error of an alignment put under the one kind that explains it best.
+
+    for part in explain(row.reference, row.alignment.edits):
+        print(part.kind, part.expected, "heard as", part.heard, "times", part.times)
+
+The kinds are the keys of :data:`KINDS`. An error is a word; a part may be several words that belong together (two heard
+as one), and the parts of a recording add up to its word errors.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from .predictions import Prediction
+
+KINDS = {
+    "repeat": "Repeated or looping",
+    "foreign": "Digits and other scripts",
+    "marks": "Vowel signs or punctuation alone",
+    "spelling": "Hamza, ta marbuta or ya alone",
+    "letter": "One letter",
+    "joined": "Words joined or split",
+    "end": "The end left out",
+    "word": "Another word",
+    "missing": "Word left out",
+    "extra": "Word added",
+}
+EXAMPLES = 5  # of each kind, in results.json
+LOOP = 3  # times that a phrase is heard in a row, and more, are a loop
+LONGEST_PHRASE = 8  # words that repeat together
+_MARKS = re.compile(r"[^\w\s]|[_\u0640]")  # vowel signs, tatweel and punctuation
+_ARABIC = re.compile(r"[\u0600-\u06ff]")
+_NOT_ARABIC = re.compile(r"\d|[^\W_\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff]")
+# A hamza is written alone or on a seat. The first leaves the seats, the second takes all its forms for one letter.
+_SEATS = str.maketrans("أإآٱؤئىة", "ااااوييه", "ء")
+_ONE_HAMZA = str.maketrans("أإآٱؤئءىة", "ااااااايه")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring words: ``expected`` of the reference, ``heard`` of the hypothesis, so many ``times`` in a row.
+
+    ``kind`` is one of :data:`KINDS`; of right words it is "", and they are in ``expected`` alone.
+    """
+
+    kind: str
+    expected: tuple[str, ...]
+    heard: tuple[str, ...] = ()
+    times: int = 1
+
+    @property
+    def errors(self) -> int:
+        """The word errors that this part counts for."""
+        return max(len(self.expected), len(self.heard) * self.times) if self.kind else 0
+
+
+Step = tuple[
+    str | None, str | None
+]  # a word of the reference and the word heard for it, either of which may be lacking
+
+
+def explain(reference: str, edits: str) -> list[Part]:
+    """Return in parts, in reading order, the alignment of ``reference`` by ``edits`` (those of :class:`.Alignment`)."""
+    steps = list(_steps(reference.split(), edits))
+    repeated = _repeated(steps)
+    arabic = _ARABIC.search(reference) is not None
+    anything_heard = any(heard for _, heard in steps)
+
+    def group_of(number: int) -> str:
+        expected, heard = steps[number]
+        return "" if expected == heard else "repeat" if number in repeated else "error"
+
+    parts: list[Part] = []
+    for group, numbers in groupby(range(len(steps)), key=group_of):
+        some = [steps[number] for number in numbers]
+        if group == "":
+            parts.append(Part("", tuple(expected for expected, _ in some if expected)))
+        elif group == "repeat":
+            parts += _repeats(some)
+        else:
+            parts += _merged(_explain_neighbours(some, arabic))
+    if anything_heard and parts and parts[-1].kind == "missing":
+        parts[-1] = Part("end", parts[-1].expected)
+    return parts
+
+
+def letters_confused(part: Part) -> tuple[str, str]:
+    """Return the letter expected and the letter heard of a part of the kind "letter"; "" if one is missing or added."""
+    letters = _one_letter(part.expected[0], part.heard[0])
+    assert letters is not None
+    return letters
+
+
+def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
+    """Count, for each model, the word errors of each kind with the commonest examples, and the letters confused.
+
+    ``errors`` are words and add up to those of the word error rate; ``times`` are the parts that they come in.
+    """
+    errors: dict[tuple[str, str], Counter[Part]] = {}
+    letters: Counter[tuple[str, str, str]] = Counter()
+    for row in predictions:
+        for part in explain(row.reference, row.alignment.edits):
+            if part.kind:
+                errors.setdefault((row.model, part.kind), Counter())[part] += 1
+            if part.kind == "letter":
+                letters[(row.model, *letters_confused(part))] += 1
+    kinds = []
+    for (model, kind), parts in sorted(errors.items(), key=lambda item: (item[0][0], list(KINDS).index(item[0][1]))):
+        examples = [
+            {"expected": " ".join(part.expected), "heard": " ".join(part.heard), "repeated": part.times, "times": times}
+            for part, times in parts.most_common(EXAMPLES)
+        ]
+        total = sum(part.errors * times for part, times in parts.items())
+        kinds.append({"model": model, "kind": kind, "errors": total, "times": parts.total(), "examples": examples})
+    confused = [{"model": m, "expected": a, "heard": b, "times": times} for (m, a, b), times in letters.most_common()]
+    return {"kinds": kinds, "letters": confused}
+
+
+def _steps(words: list[str], edits: str) -> Iterator[Step]:
+    remaining = iter(words)
+    for edit in edits.split():
+        sign, rest = edit[0], edit[1:]
+        if sign == "+":
+            yield None, rest
+        elif sign == "~":
+            yield next(remaining), rest
+        else:
+            for _ in range(int(rest)):
+                word = next(remaining)
+                yield word, word if sign == "=" else None
+    yield from ((word, word) for word in remaining)
+
+
+def _repeated(steps: list[Step]) -> set[int]:
+    """Find the errors that repeat what was heard: all within a loop, and words added that are said twice."""
+    heard = [number for number, (_, word) in enumerate(steps) if word]
+    words = [steps[number][1] for number in heard]
+    found: set[int] = set()
+    for period in range(1, LONGEST_PHRASE + 1):
+        same = [words[at] == words[at - period] for at in range(period, len(words))]
+        start = 0
+        for is_same, group in groupby(same):
+            length = len(list(group))
+            if is_same and length >= period:
+                stretch = heard[start : start + length + period]
+                loop = length >= (LOOP - 1) * period
+                found.update(number for number in stretch if loop or steps[number][0] is None)
+            start += length
+    return found
+
+
+def _repeats(steps: list[Step]) -> Iterator[Part]:
+    """Make parts of repeated words: those added as one phrase and how many times it comes."""
+    for added, group in groupby(steps, key=lambda step: step[0] is None):
+        some = list(group)
+        if not added:
+            yield from (Part("repeat", (expected,), (heard,)) for expected, heard in some if expected and heard)
+            continue
+        words = tuple(heard for _, heard in some if heard)
+        period = next(p for p in range(1, len(words) + 1) if words[p:] == words[:-p])
+        times, rest = divmod(len(words), period)
+        yield Part("repeat", (), words[:period], times)
+        if rest:
+            yield Part("repeat", (), words[:rest])
+
+
+def _explain_neighbours(steps: list[Step], arabic: bool) -> Iterator[Part]:
+    """Explain errors that stand next to each other: words joined, split or cut elsewhere first, then one by one."""
+    at = 0
+    while at < len(steps):
+        size = next((n for n in (2, 3, 4) if at + n <= len(steps) and _is_joined(steps[at : at + n])), 1)
+        some = steps[at : at + size]
+        expected, heard = (tuple(step[side] or "" for step in some if step[side]) for side in (0, 1))
+        yield Part("joined" if size > 1 else _kind_of(some[0], arabic), expected, heard)
+        at += size
+
+
+def _is_joined(steps: list[Step]) -> bool:
+    """Return if the words are those heard, but for where they begin and end, and for one letter if they are more."""
+    expected = [word.translate(_SEATS) for word, _ in steps if word]
+    heard = [word.translate(_SEATS) for _, word in steps if word]
+    if not expected or not heard or expected == heard:
+        return False
+    tolerated = int(len(expected) != len(heard))
+    return Levenshtein.distance("".join(expected), "".join(heard), score_cutoff=tolerated) <= tolerated
+
+
+def _kind_of(step: Step, arabic: bool) -> str:
+    expected, heard = (word or "" for word in step)
+    if arabic and _NOT_ARABIC.search(heard):
+        return "foreign"
+    bare, bare_heard = _MARKS.sub("", expected), _MARKS.sub("", heard)
+    if bare == bare_heard:
+        return "marks"
+    if not heard:
+        return "missing"
+    if not expected:
+        return "extra"
+    if any(bare.translate(fold) == bare_heard.translate(fold) for fold in (_SEATS, _ONE_HAMZA)):
+        return "spelling"
+    return "letter" if _one_letter(expected, heard) else "word"
+
+
+def _one_letter(expected: str, heard: str) -> tuple[str, str] | None:
+    """Return the only letter that differs, as (expected, heard), beside marks, and else beside spelling; or None."""
+    bare, bare_heard = _MARKS.sub("", expected), _MARKS.sub("", heard)
+    for a, b in ((bare, bare_heard), (bare.translate(_SEATS), bare_heard.translate(_SEATS))):
+        edits = list(Levenshtein.editops(a, b))
+        if len(edits) == 1:
+            kind, at, heard_at = edits[0].tag, edits[0].src_pos, edits[0].dest_pos
+            return a[at] if kind != "insert" else "", b[heard_at] if kind != "delete" else ""
+    return None
+
+
+def _merged(parts: Iterable[Part]) -> Iterator[Part]:
+    """Join neighbours of one kind that were all added, or all left out."""
+    for (kind, added, left_out), group in groupby(
+        parts, key=lambda part: (part.kind, not part.expected, not part.heard)
+    ):
+        some = list(group)
+        if added or left_out:
+            yield Part(kind, sum((part.expected for part in some), ()), sum((part.heard for part in some), ()))
+        else:
+            yield from some
