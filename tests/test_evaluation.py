@@ -319,7 +319,7 @@ def test_an_evaluation_killed_at_once_can_be_started_again(run, workshop, tmp_pa
 
 def edited(row: str) -> str:
     cells = row.split(",")
-    return ",".join([*cells[:-2], "0.0", cells[-1]])
+    return ",".join([*cells[:-9], "0.0", *cells[-8:]])  # the word error rate
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The options of ``train.py`` and ``evaluate.py``, one dataclass each; both are checked where they are made.
+"""The options of each command, one dataclass each, checked where it is made.
 
 The fields are the command line (:mod:`.runtime.command_line`), ``config.json`` and the documentation. The defaults of
 :class:`TrainingConfig` are Experiment 2A's; None means "not given".
@@ -197,3 +197,26 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check(self)
         _check_encoder_cache(self.encoder_cache)
+
+
+@dataclass(frozen=True)
+class RecognitionConfig:
+    """What is recognised, and how.
+
+    Raises:
+        UserError: a value of the wrong type or out of bounds.
+    """
+
+    files: tuple[str, ...] = _data(dataclasses.MISSING, "recordings of any length, or folders of them", metavar="FILE")
+    text: Path = _data(Path("data/metadata/ayah_text_clear.csv"), "CSV sorah,ayah,text: the whole Qur'an")
+    model: str = _model("base", "Whisper name, or any checkpoint that convert.py reads")
+    language: str = _model("ar", "language token")
+    batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", at_least=1)
+    precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
+    device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
+    workers: int = _speed(4, "processes that decode audio", at_least=1)
+    json: bool = _output(False, "print a JSON object a recording in place of text")
+    srt: bool = _output(False, "write subtitles beside each recording, an ayah each: NAME.srt")
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -235,18 +235,44 @@ class BatchDecoder:
         rows = [[*self.prompt.tolist(), *text, self.eot] for text in texts]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
-        slot = slice(self.yielded, self.yielded + 1)
+        x, _ = self._read(tokens[:, :-1], [])
+        logprobs = F.log_softmax(self._logits(x[:, self.begin - 1 :]), dim=-1)
+        said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
+        return [float(row[: len(text) + 1].sum()) for row, text in zip(said, texts, strict=True)]
+
+    @torch.no_grad()
+    def attention(self, text: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:
+        """Return the attention of ``heads`` (layer, head) to the first ``frames`` of the clip last yielded.
+
+        It is (n_heads, n, frames): of the prompt and the tokens of ``text``, in this order.
+        """
+        tokens = torch.tensor([[*self.prompt.tolist(), *text]], device=self.device)
+        _, queries = self._read(tokens, heads)
+        slot = self.yielded
+        keys = torch.stack([self.cross_keys[layer][slot, head, :frames] for layer, head in heads])
+        scores = (queries @ keys.transpose(1, 2)).float() / queries.shape[-1] ** 0.5
+        return scores.softmax(dim=-1)
+
+    @torch.no_grad()
+    def _read(self, tokens: Tensor, heads: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Read ``tokens`` (n, length) about the clip last yielded, without changing the caches.
+
+        Return what comes out (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
+        (layer, head) for the first row.
+        """
+        slot, queries = slice(self.yielded, self.yielded + 1), {}
         with torch.autocast(self.device.type, enabled=False):
-            x = self.embedding[tokens[:, :-1]] + self.positional_embedding[: longest - 1]
+            x = self.embedding[tokens] + self.positional_embedding[: tokens.shape[1]]
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                heard = x.view(1, -1, x.shape[-1])  # all texts are about the same audio
+                for which in (each for each in heads if each[0] == layer):
+                    (q,) = self._heads(F.linear(_norm(x[:1], block.cross_attn_ln), *block.cross_query))
+                    queries[which] = q[0, which[1]]
+                heard = x.view(1, -1, x.shape[-1])  # all rows are about the same audio
                 keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
                 x = self._after_self_attention(heard, block, keys, values).view(x.shape)
-            logprobs = F.log_softmax(self._logits(x[:, self.begin - 1 :]), dim=-1)
-        said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
-        return [float(row[: len(text) + 1].sum()) for row, text in zip(said, texts, strict=True)]
+            return x, torch.stack([queries[each] for each in heads]) if heads else x.new_empty(0)
 
     def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:
         """Step until the next look at the slots; take the clips that have ended out of ``active`` and yield them."""

@@ -10,12 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from whisper.audio import N_SAMPLES, SAMPLE_RATE
+from whisper.audio import N_SAMPLES, SAMPLE_RATE, TOKENS_PER_SECOND
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
@@ -28,6 +29,7 @@ from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
 from .recognizer import Candidate, Recognizer
 from .timestamps import Segment, read_segments
+from .word_times import letter_times, token_starts, word_times
 
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
@@ -51,12 +53,16 @@ _Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool
 
 @dataclass(frozen=True)
 class Heard:
-    """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none."""
+    """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none.
+
+    ``times``, if the recognizer finds them: when each word of the run begins, its preface's first, and when it ends.
+    """
 
     start: float
     end: float
     text: str
     candidate: Candidate | None
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ def _from_pause_to_pause(
     waiting = pieces(source.clips)
     count = Counter(piece.clip for piece in waiting)
     candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts that a piece was decoded to
+    letters: dict[Piece, list[tuple[str, float]]] = {}  # and when those of its last text are said
     decoded: dict[int, dict[Piece, tuple[str, float]]] = defaultdict(dict)  # of each clip, pieces' texts, temperatures
     for piece, result, is_last in decode(waiting):
         text = "" if fallback and is_silent(result) else result.text
@@ -145,6 +152,8 @@ def _from_pause_to_pause(
             candidates[piece] += recognizer.candidates(text, result.tokens, source.log_probabilities)
         if not is_last:
             continue
+        if recognizer and recognizer.heads:
+            letters[piece] = source.letter_times(piece, result.tokens, recognizer.heads)
         parts = decoded[piece.clip]
         parts[piece] = text, result.temperature
         if len(parts) < count[piece.clip]:
@@ -152,10 +161,13 @@ def _from_pause_to_pause(
         in_order = sorted(decoded.pop(piece.clip), key=lambda each: each.number)
         texts, temperatures = zip(*(parts[each] for each in in_order), strict=True)
         heard = []
-        if recognizer:
-            chosen = recognizer.choose([candidates.pop(each) for each in in_order])
-            times = [(each.start / SAMPLE_RATE, each.end / SAMPLE_RATE) for each in in_order]
-            heard = [Heard(*time, *each) for time, *each in zip(times, texts, chosen, strict=True)]
+        chosen = recognizer.choose([candidates.pop(each) for each in in_order]) if recognizer else []
+        for each, its_text, candidate in zip(in_order, texts, chosen, strict=bool(recognizer)):
+            start, end = each.start / SAMPLE_RATE, each.end / SAMPLE_RATE
+            times: list[float] = []
+            if recognizer and candidate and (said := letters.pop(each, None)):
+                times = [start + t for t in word_times(recognizer.words(candidate), said, end - start)]
+            heard.append(Heard(start, end, its_text, candidate, tuple(times)))
         yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures), heard=tuple(heard))
 
 
@@ -211,6 +223,18 @@ class _Pieces:
         """Return how likely the model finds ``texts`` in the piece last decoded."""
         assert self.decoder
         return self.decoder.log_probabilities(texts)
+
+    def letter_times(
+        self, piece: Piece, tokens: Sequence[int], heads: Sequence[tuple[int, int]]
+    ) -> list[tuple[str, float]]:
+        """Return the letters of ``tokens``, as they are compared, and when in the piece last decoded each is said."""
+        assert self.decoder
+        frames = max(1, (piece.end - piece.start) * TOKENS_PER_SECOND // SAMPLE_RATE)
+        starts = token_starts(self.decoder.attention(tokens, heads, frames), self.decoder.begin - 1)
+        texts, groups = self.decoder.task.tokenizer.split_tokens_on_unicode([*tokens])
+        ends = [*accumulate(map(len, groups))]
+        return letter_times([(text, starts[end - len(group)], starts[end])
+                             for text, group, end in zip(texts, groups, ends, strict=True)])  # fmt: skip
 
     def keep(self, piece: Piece, features: Tensor) -> None:
         if not self.encoder.cache and len(self.kept) * features.nbytes < _KEPT_BYTES:

@@ -40,10 +40,11 @@ class Candidate:
 
 
 class Recognizer:
-    """Finds runs of ``text``, on ``device``."""
+    """Finds runs of ``text``, on ``device``, and when their words are said if it is given the model's alignment
+    ``heads`` (:mod:`.word_times`)."""
 
-    def __init__(self, text: ClosedText, device: torch.device) -> None:
-        self.text, self.letters = text, LetterIndex(text, device)
+    def __init__(self, text: ClosedText, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
+        self.text, self.letters, self.heads = text, LetterIndex(text, device), heads
 
     def candidates(self, heard: str, tokens: Sequence[int], score: Score) -> list[Candidate]:
         """Return what may have been said in a piece where a model heard the text ``heard``, of ``tokens``.

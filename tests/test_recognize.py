@@ -1,0 +1,143 @@
+"""`python -m whisper_quran.recognize` on real recordings, with OpenAI's real `base`: where they are, and when."""
+
+import json
+import subprocess
+import sys
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT, make_whisper
+from whisper import timing
+from whisper.tokenizer import get_tokenizer
+
+from whisper_quran.checkpoints.checkpoint import load_checkpoint
+from whisper_quran.data.audio import decode_file
+from whisper_quran.decoding.batch_decoder import BatchDecoder
+from whisper_quran.decoding.nearest import letters
+from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
+from whisper_quran.recognize import Recognition, is_likely, subtitles
+
+
+def recognize(*options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "whisper_quran.recognize", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, list[float]]:
+    """What is recognised in a folder of two recordings: surahs 112 and 113 as one file, and English.
+
+    With it the folder, and where the ayat really end.
+    """
+    folder = tmp_path_factory.mktemp("recordings")
+    alafasy = quran / "audio" / "Mishary_Rashid_Alafasy"
+    clips = [decode_file(file).samples for file in sorted(alafasy.glob("11[23]*.mp3"))]
+    soundfile.write(folder / "a.wav", np.concatenate(clips), 16_000)
+    (folder / "b.flac").write_bytes((quran / "odd" / "jfk_english_44kHz.flac").read_bytes())
+    (folder / "notes.txt").write_text("not audio")
+    (folder / "broken.mp3").write_bytes(b"nothing")
+    text = quran / "metadata" / "ayah_text_clear.csv"
+    options = ["--model", base_weights / "base.pt", "--text", text, "--precision", "fp32", "--json", "--srt"]
+    result = recognize(folder, *options)
+    assert result.returncode == 0, result.stderr
+    assert "broken.mp3: left out" in result.stderr and "notes.txt" not in result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    return found, folder, [end / 16_000 for end in accumulate(map(len, clips))]
+
+
+def test_a_recording_of_two_surahs_is_found_ayah_by_ayah(recited):
+    """By the untouched model, which hears half of the words wrong."""
+    found, folder, ends = recited
+    assert [row["file"] for row in found] == [str(folder / "a.wav"), str(folder / "b.flac")]
+    ayat = [(each["surah"], ayah) for each in found[0]["recitations"] for ayah in each["ayat"]]
+    assert [(surah, ayah["ayah"]) for surah, ayah in ayat] == [
+        *((112, number) for number in range(1, 5)),
+        *((113, number) for number in range(1, 6)),
+    ]
+    near = [abs(ayah["end"] - end) <= 1 for (_, ayah), end in zip(ayat, ends, strict=True)]
+    assert sum(near) >= 8, [(ayah["end"], end) for (_, ayah), end in zip(ayat, ends, strict=True)]
+    times = [time for _, ayah in ayat for time in (ayah["start"], ayah["end"])]
+    assert times == sorted(times)
+    assert all(0.5 < each["confidence"] <= 1 for each in found[0]["recitations"])
+
+
+def test_english_is_not_the_quran(recited):
+    assert recited[0][1]["recitations"] == []
+
+
+def test_subtitles_are_an_ayah_each(recited):
+    _, folder, _ = recited
+    blocks = (folder / "a.srt").read_text(encoding="utf-8").strip().split("\n\n")
+    assert len(blocks) == 9
+    number, times, text = blocks[0].split("\n")
+    assert number == "1" and times.startswith("00:00:0") and " --> 00:00:0" in times and text.endswith("(112:1)")
+    assert not (folder / "b.srt").exists()
+    assert subtitles(Recognition("x", 1.0, "", ())) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["nowhere.mp3"], "no file or folder nowhere.mp3"),
+        (["{tmp}"], "no recordings in"),
+        (["{tmp}/x.mp3", "--text", "{tmp}/no.csv"], "give the whole Qur'an with --text FILE"),
+        (["{tmp}/x.mp3", "--model", "{tmp}/no.pt", "--text", "{quran}/metadata/ayah_text_clear.csv"], "no.pt"),
+        ([], "FILE"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(quran, tmp_path, options, says):
+    if "{tmp}" not in options:
+        (tmp_path / "x.mp3").write_bytes(b"x")
+    result = recognize(*(option.format(tmp=tmp_path, quran=quran) for option in options))
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and says in result.stderr
+
+
+def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
+    """An ayah by the real base: as whisper's own alignment, within a tenth of a second most often."""
+    model = load_checkpoint(base_weights / "base.pt", torch.device("cpu"))
+    assert alignment_heads(model) == [(3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 2), (5, 4), (5, 6)]
+    audio = decode_file(quran / "audio" / "Mishary_Rashid_Alafasy" / "104002.mp3").samples
+    from whisper_quran.data.features import collate, encode, log_mel
+
+    mel = log_mel(collate([audio]), 80)
+    tokenizer = get_tokenizer(True, language="ar", task="transcribe")
+    tokens = tokenizer.encode(" الذي جمع مالا وعدده")
+    decoder = BatchDecoder(model, 1, sample_len=2)
+    list(decoder.decode([encode(model.encoder, mel)]))
+    frames = len(audio) // 320
+    ours = token_starts(decoder.attention(tokens, alignment_heads(model), frames), decoder.begin - 1)
+    words = timing.find_alignment(model, tokenizer, tokens, mel[0], 2 * frames)
+    starts = [*accumulate((len(word.tokens) for word in words[:-1]), initial=0)]
+    differences = [abs(ours[start] - word.start) for start, word in zip(starts, words, strict=True)]
+    assert sorted(differences)[len(differences) // 2] <= 0.1, differences
+    assert all(a <= b for a, b in pairwise(ours))
+
+
+def test_words_take_the_times_of_the_letters_they_are_aligned_with():
+    said = [(letter, float(i)) for i, letter in enumerate(letters("قل هو الله احذ"))]
+    assert word_times(["قل", "هو", "الله", "أحد"], said, 12.0) == [0.0, 2.0, 4.0, 8.0, 11.0 + 1.0]
+    # A word that was not heard has no length; what was heard besides belongs to its neighbours.
+    assert word_times(["قل", "نعم", "هو"], said[:4], 4.0) == [0.0, 2.0, 2.0, 4.0]
+
+
+def test_other_models_have_whispers_default_heads():
+    assert alignment_heads(make_whisper(state=128, layers=2)) == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("distance", "text", "likely"),
+    [
+        (0, "حم", False),
+        (0, "الصمد", True),
+        (1, "الصمد", False),
+        (3, "قل هو الله أحد", True),
+        (4, "قل هو الله أحد", False),
+    ],
+)
+def test_few_letters_must_all_be_right(distance, text, likely):
+    assert is_likely(distance, text) == likely
