@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import soundfile
@@ -463,6 +464,22 @@ def test_the_last_line_says_where_the_report_is_and_how_long_it_took(run, worksh
     code, out, _ = run(workshop / "model0.pt", "--out", tmp_path / "r")
     assert code == 0
     assert re.search(r"done in \d+ s.*r/report\.html$", out.strip().splitlines()[-1])
+
+
+def test_the_report_plays_the_recordings_from_where_they_are_or_from_inside_itself(run, workshop, quran, tmp_path):
+    out = tmp_path / "a # folder" / "r"
+    code, _, err = run(workshop / "model0.pt", "--out", out)
+    assert code == 0, err
+    audio = json.loads(re.search(r'id="data">(.*?)</script>', (out / "report.html").read_text())[1])["audio"]
+    assert len(audio) == 7
+    for number, (_, _, (address,), damaged) in enumerate(audio, start=1):
+        file = quran / "audio" / "AbdulWadood_Haneef" / f"001{number:03}.mp3"
+        assert (out / unquote(address)).resolve() == file.resolve() and not damaged
+    code, said, err = run(workshop / "model0.pt", "--out", out, "--embed-audio")
+    assert code == 0 and "0.2 MB" in said, err
+    page = (out / "report.html").read_text()
+    assert page.count("data:audio/mpeg;base64,") == 7 and "media-src data:;" in page and "001001.mp3" not in page
+    assert 150_000 < (out / "report.html").stat().st_size < 400_000
 
 
 def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop, tmp_path):

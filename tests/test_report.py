@@ -7,11 +7,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
+import soundfile
 
+from whisper_quran.data.audio_cache import AudioCache, prepare_audio
+from whisper_quran.data.corpus import Ayah
+from whisper_quran.data.passages import Passage
 from whisper_quran.evaluation.chance import differences, overall, plus_minus, rates_of
-from whisper_quran.evaluation.predictions import COLUMNS, Prediction, read_predictions
+from whisper_quran.evaluation.listening import Recording, embed, embedded_size, link
+from whisper_quran.evaluation.predictions import COLUMNS, Prediction, key_of, read_predictions
 from whisper_quran.evaluation.report import write_report
 from whisper_quran.evaluation.word_errors import ErrorCounts, align
 
@@ -110,9 +117,11 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     requests: list[str] = []
     contexts = []
 
-    def open_report(predictions: list[Prediction], results: dict | None = None, **options: Any) -> Any:
+    def open_report(
+        predictions: list[Prediction], results: dict | None = None, recordings: Any = None, **options: Any
+    ) -> Any:
         path = tmp_path / "report.html"
-        write_report(path, predictions, results or summarize(predictions))
+        write_report(path, predictions, results or summarize(predictions), recordings)
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
         page = contexts[-1].new_page()
         page.on("console", lambda message: complaints.append(message.text))
@@ -125,7 +134,8 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert complaints == []
-    assert [url for url in requests if not url.startswith("file:") or not url.endswith("/report.html")] == []
+    expected = ((tmp_path / "report.html").as_uri(), "data:audio/mpeg;", (tmp_path / "audio").as_uri())
+    assert [url for url in requests if not url.startswith(expected)] == []
 
 
 def wait_until(page: Any, condition: str) -> None:
@@ -382,6 +392,88 @@ def test_what_was_left_out_is_listed_with_its_reason_even_where_nothing_is_left(
     assert page.locator(".rate").inner_text() == "–"
 
 
+def recite(path: Path) -> None:
+    """A second of a tone, as an MP3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(str(path), np.sin(np.arange(16000) / 8), 16000, format="MP3")
+
+
+def passages_of(tmp_path: Path, names: list[str]) -> tuple[list[Passage], AudioCache]:
+    """Recordings of 1:1, 1:2, … by a reciter, in files of these names."""
+    paths = [tmp_path / "audio" / "Husary" / name for name in names]
+    for path in paths:
+        recite(path)
+    cache = prepare_audio({"Husary": paths}, tmp_path / "cache", workers=1)
+    ayat = [Ayah("Husary", path, FATIHA[n], 1, n + 1) for n, path in enumerate(paths)]
+    return [Passage((ayah,), cache.length(ayah.audio)) for ayah in ayat], cache
+
+
+def heard(passages: list[Passage]) -> list[Prediction]:
+    return [prediction("tiny", "Husary", 1, ayah, passage.text, "x") for ayah, passage in enumerate(passages, start=1)]
+
+
+ODD_FILES = ["a b.mp3", "#1?.mp3", "100%25.mp3", "'\"<script>.mp3", "line\nend.mp3", "a:b;c.mp3", "سورة.mp3"]
+
+
+def test_each_ayah_plays_from_its_file_whatever_its_name(open_report: Callable[..., Any], tmp_path: Path) -> None:
+    passages, cache = passages_of(tmp_path, ODD_FILES)
+    page = open_report(heard(passages), recordings={key_of("", p): link(p, cache, tmp_path) for p in passages})
+    page.select_option("#by-sort", "order")
+    assert len(listed(page)) == len(ODD_FILES)
+    for number in range(len(ODD_FILES)):
+        page.locator(".play").nth(number).click()
+        source = unquote(page.evaluate("document.querySelector('#audio').src"))
+        assert source == f"file://{passages[number].parts[0].audio}"
+        wait_until(page, "document.querySelector('#audio').duration > 0.9")
+        assert page.locator("#playing").inner_text() == f"1:{number + 1}, Husary"
+
+
+def test_a_page_with_its_audio_plays_alone(open_report: Callable[..., Any], tmp_path: Path) -> None:
+    passages, cache = passages_of(tmp_path, ["001001.mp3", "001002.mp3"])
+    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].samples)
+    recordings = {key_of("", each): embed(each, cache) for each in (passages[0], both)}
+    rows = [*heard(passages[:1]), prediction("tiny", "Husary", 1, "1-2", both.text, "x")]
+    page = open_report(rows, recordings=recordings)
+    shutil.rmtree(tmp_path / "audio")
+    embedded = sum(len(each.addresses[0]) for each in recordings.values())
+    assert embedded == pytest.approx(embedded_size([passages[0], both]), rel=0.15)
+    for place, least in (("1:1,", 0.9), ("1:1-2,", 1.9)):
+        page.get_by_role("button", name=f"Play {place} Husary").click()
+        wait_until(page, f"document.querySelector('#audio').duration > {least}")
+        wait_until(page, "document.querySelector('#audio').currentTime > 0.1")
+    page.locator("#close").click()
+    assert page.locator("#player").is_hidden() and page.evaluate("document.querySelector('#audio').paused")
+
+
+def test_ayat_joined_from_several_files_play_one_after_the_other(
+    open_report: Callable[..., Any], tmp_path: Path
+) -> None:
+    passages, cache = passages_of(tmp_path, ["001001.mp3", "001002.mp3"])
+    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].samples)
+    row = prediction("tiny", "Husary", 1, "1-2", both.text, "x")
+    page = open_report([row], recordings={key_of("", both): link(both, cache, tmp_path)})
+    page.locator(".play").click()
+    wait_until(page, "document.querySelector('#audio').src.endsWith('001001.mp3')")
+    wait_until(page, "document.querySelector('#audio').src.endsWith('001002.mp3')")
+
+
+def test_audio_that_is_damaged_or_gone_says_so(open_report: Callable[..., Any], tmp_path: Path, quran: Path) -> None:
+    passages, _ = passages_of(tmp_path, ["001001.mp3"])
+    broken = tmp_path / "audio" / "Husary" / "001002.mp3"
+    broken.symlink_to(quran / "audio" / "Yasser_Salama_hadr" / "001002.mp3")
+    cache = prepare_audio({"Husary": [passages[0].parts[0].audio, broken]}, tmp_path / "cache", workers=1)
+    assert cache.damaged == [broken]
+    passages.append(Passage((Ayah("Husary", broken, FATIHA[1], 1, 2),), 16000))
+    page = open_report(heard(passages), recordings={key_of("", p): link(p, cache, tmp_path) for p in passages})
+    page.select_option("#by-sort", "order")
+    listed(page)
+    articles = page.locator("article")
+    assert ["damaged or cut short" in articles.nth(n).inner_text() for n in (0, 1)] == [False, True]
+    passages[0].parts[0].audio.write_text("no longer audio")
+    articles.nth(0).locator(".play").click()
+    wait_until(page, "document.querySelector('#playing').textContent.includes('cannot be played')")
+
+
 def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[..., Any]) -> None:
     name, word = f"runs/{HOSTILE}", HOSTILE.replace(" ", "").replace("\u2028", "")
     predictions = [
@@ -393,6 +485,7 @@ def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[.
     page = open_report(
         predictions,
         summarize(predictions, skipped=skipped, normalization=HOSTILE) | {"environment": {HOSTILE: HOSTILE}},
+        {("", HOSTILE, "1", "1"): Recording([HOSTILE], True)},
     )
     page.locator("summary").click()
     page.locator("#tally-error button").first.click()

@@ -192,6 +192,7 @@ class EvaluationConfig:
     )
 
     out: Path = _output(Path("results"), "folder for the table, the predictions and the report")
+    embed_audio: bool = _output(False, "put the recordings into report.html, which can then be sent: 19 MB an hour")
     quiet: bool = _output(False, "print nothing but errors")
 
     def __post_init__(self) -> None:

@@ -244,7 +244,7 @@ def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
     """Read an open ``SoundFile``: int16 (n,), whether it is damaged (NaN, infinity), and whether it was mended."""
     weights = np.full(sound.channels, 1 / sound.channels, np.float32)
     mono, products, damaged = _read_mixed(sound, weights)
-    loudest = int(np.argmax(np.diag(products) >= 0.999 * products.max()))  # the first of equals, however they are summed
+    loudest = int(np.argmax(np.diag(products) >= 0.999 * products.max()))  # of equals the first, however summed
     mended = bool(products.mean() < products[loudest, loudest] / 100)
     if mended:  # The channels cancel out: their mean is 20 dB below the loudest of them, which is taken alone.
         sound.seek(0)

@@ -30,7 +30,16 @@ from ..decoding.closed_text import ClosedText, read_closed_text
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..decoding.quran import Quran
 from ..decoding.recognizer import Candidate, Recognizer, joined
-from ..runtime.console import Log, format_duration, markdown_table, no_log, percent, printable, progress_bar
+from ..runtime.console import (
+    Log,
+    format_duration,
+    format_size,
+    markdown_table,
+    no_log,
+    percent,
+    printable,
+    progress_bar,
+)
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
@@ -38,7 +47,8 @@ from ..runtime.interrupts import Interrupts
 from .chance import differences, differences_table, overall, plus_minus, rates_of
 from .error_kinds import count_kinds
 from .inputs import QURAN, check_inputs
-from .predictions import Prediction, Predictions, key_of
+from .listening import Recording, embed, embedded_size, link
+from .predictions import Key, Prediction, Predictions, key_of
 from .report import write_report
 from .word_errors import ErrorCounts, count_diacritic_errors
 
@@ -210,10 +220,19 @@ class Evaluation:
             table += "\n" + markdown_table(header, lines)
         with atomic_write(out / "results.md") as file:
             file.write(table)
-        write_report(out / "report.html", reported, self.results)
+        write_report(out / "report.html", reported, self.results, self._recordings())
         took = format_duration(time.perf_counter() - self.started)
         self.log(f"\n{table}\ndone in {took}; every error, word by word: {out / 'report.html'}")
         return rows
+
+    def _recordings(self) -> dict[Key, Recording]:
+        """Link the recordings from the report, or put them into it, by their key without the model."""
+        passages = [passage for each in self.data.passages.values() for passage in each]
+        cache, out = self.data.cache, self.config.out
+        if self.config.embed_audio:
+            self.log(f"putting the audio into {out / 'report.html'}: {format_size(embedded_size(passages))}")
+            return {key_of("", passage): embed(passage, cache) for passage in passages}
+        return {key_of("", passage): link(passage, cache, out) for passage in passages}
 
     def _predict(self, model: LoadedModel, reciter: str) -> None:
         """Predict the passages of ``reciter`` that have no current prediction."""

@@ -66,6 +66,8 @@ function readRecordings() {
     if (!found.has(key)) found.set(key, {reciter, ayah, seconds, words: ayah.words.length, runs: []});
     found.get(key).runs[model] = {parts, ...countErrors(parts)};
   }
+  for (const [reciter, index, addresses, damaged] of data.audio)
+    Object.assign(found.get(reciter * ayat.length + index), {addresses, damaged});
   return [...found.values()].sort((a, b) => a.ayah.order - b.ayah.order || a.reciter - b.reciter);
 }
 
@@ -419,7 +421,10 @@ function article(recording, models) {
   return h("article", {"aria-label": `${place(ayah)}, ${reciter}`},
     h("div", {class: "where"},
       h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", h("bdi", {class: "ar"}, surahName(ayah.surah))] : null),
-      h("div", {}, breakable(reciter)), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`)),
+      h("div", {}, breakable(reciter)), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`),
+      recording.addresses && h("button", {class: "play", type: "button", "aria-label": `Play ${place(ayah)}, ${reciter}`,
+        onclick: () => play(recording)}, "▶ Play"),
+      recording.damaged && h("div", {class: "damaged"}, "audio damaged or cut short")),
     h("div", {}, models.filter(model => runs[model]).map(model => {
       const run = runs[model];
       const kinds = ["substitution", "deletion", "insertion"].filter(kind => run[`${kind}s`])
@@ -429,6 +434,23 @@ function article(recording, models) {
           run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
         run.errors || models.length === 1 ? aligned(recording, model) : null);
     })));
+}
+
+/** Play a recording, which may be several files, one after the other. */
+function play({ayah, reciter, addresses}) {
+  const audio = $("audio"), left = [...addresses], name = `${place(ayah)}, ${data.reciters[reciter]}`;
+  const failed = () => {
+    $("playing").textContent = `${name} cannot be played: the file has moved, or is of a kind that this browser does not play`;
+  };
+  audio.onended = () => {
+    if (!left.length) return;
+    audio.src = left.shift();
+    audio.play().catch(error => error.name === "AbortError" || failed());
+  };
+  $("playing").textContent = name;
+  $("player").hidden = false;
+  $("close").onclick = () => { audio.pause(); $("player").hidden = true; };
+  audio.onended();
 }
 
 // Only the chunks near the window hold their ayat; the others keep their height, so that the page scrolls as a whole.

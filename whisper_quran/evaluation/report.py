@@ -8,7 +8,7 @@ The page is a template (``report.html``, ``report.css`` and ``report.js`` beside
 data, as JSON: each reference once, however many models and reciters read it, and each hypothesis as its differences.
 That is smaller than the text (a perfect ayah costs nothing), and it is the alignment whose errors were counted and
 explained: the page aligns and classifies nothing itself. The Content-Security-Policy allows one script, by its SHA-256:
-a browser runs no other and fetches nothing, whatever a hypothesis, a model's name or a reason contains.
+a browser runs no other and fetches nothing but the recordings, whatever a hypothesis or a name contains.
 """
 
 import base64
@@ -23,10 +23,16 @@ from typing import Any
 from ..runtime.files import atomic_write
 from .chance import SECOND_BINS, WORD_BINS, differences_table
 from .error_kinds import KINDS, explain, letters_confused
-from .predictions import Prediction
+from .listening import Recording
+from .predictions import Key, Prediction
 
 
-def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction], results: Mapping[str, Any]) -> None:
+def write_report(
+    path: str | os.PathLike[str],
+    predictions: Iterable[Prediction],
+    results: Mapping[str, Any],
+    recordings: Mapping[Key, Recording] | None = None,
+) -> None:
     """Write the report of one evaluation to ``path``.
 
     Args:
@@ -34,6 +40,7 @@ def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction]
         results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
             row, ``normalization``, ``overall`` and ``differences`` (see chance.py), and ``skipped``, a list of
             ``{"file", "reason"}``. A rate without words is None.
+        recordings: what there is to listen to, by the key of its predictions with a blank model.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -41,7 +48,10 @@ def write_report(path: str | os.PathLike[str], predictions: Iterable[Prediction]
     page, style, script = (_template(f"report.{suffix}") for suffix in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
     values = {"style": style, "script": script, "script-hash": f"sha256-{digest}"}
-    values["data"] = _json_for_html(_page_data(predictions, results))
+    data = _page_data(predictions, results, recordings or {})
+    values["data"] = _json_for_html(data)
+    sources = {"data:" if url.startswith("data:") else "'self' file:" for *_, urls, _ in data["audio"] for url in urls}
+    values["audio-sources"] = " ".join(sorted(sources)) or "'none'"
     # All placeholders in one pass: what looks like one inside the data stays text.
     page = re.sub(r"\{\{([a-z-]+)\}\}", lambda placeholder: values[placeholder[1]], page)
     with atomic_write(path) as file:
@@ -52,20 +62,30 @@ def _template(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _page_data(predictions: Iterable[Prediction], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The page's data: names and ayat once each, and ``rows`` of [model, reciter, ayah, seconds, parts] by index."""
+def _page_data(
+    predictions: Iterable[Prediction], results: Mapping[str, Any], recordings: Mapping[Key, Recording]
+) -> dict[str, Any]:
+    """The page's data: names and ayat once each, and by index ``rows`` of [model, reciter, ayah, seconds, parts].
+
+    ``audio`` is [reciter, ayah, addresses, damaged].
+    """
     models = _numbered(row["model"] for row in results["rows"])
     reciters = _numbered(row["reciter"] for row in results["rows"])
     ayat: dict[tuple[int, str, str], int] = {}
     rows = []
+    audio = {}
     for row in predictions:
         ayah = ayat.setdefault((int(row.sorah or 0), row.ayah, row.reference), len(ayat))
         rows.append([models[row.model], reciters[row.reciter], ayah, round(row.duration, 1), _parts(row)])
+        if recording := recordings.get(("", *row.key[1:])):
+            number = reciters[row.reciter]
+            audio[number, ayah] = [number, ayah, recording.addresses, recording.damaged]
     return {
         "models": list(models),
         "reciters": list(reciters),
         "ayat": list(ayat),
         "rows": rows,
+        "audio": list(audio.values()),
         "results": results["rows"],
         "overall": [row for row in results.get("overall", []) if row["by"] is None],
         "differences": differences_table(results.get("differences", [])),

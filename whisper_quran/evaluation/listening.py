@@ -1,0 +1,67 @@
+"""The recordings, as the report plays them: links to their files, or MP3 inside the page itself.
+
+A link is relative, so that the report plays wherever it and the data keep their places to each other. What is put
+inside is what the models heard, 16 kHz mono at 32 kbit/s, 19 MB an hour; MP3 because every browser plays it.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import soundfile
+
+from ..data.audio import SAMPLE_RATE
+from ..data.audio_cache import AudioCache
+from ..data.passages import Passage
+from ..runtime.errors import UserError
+
+BYTES_PER_SECOND = 32_000 // 8 * 4 // 3  # of base64
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where a browser finds a recording: the addresses that it plays one after the other.
+
+    ``damaged`` if a file was cut short or has broken parts: what is heard is not all that was recited.
+    """
+
+    addresses: list[str]
+    damaged: bool
+
+
+def link(passage: Passage, cache: AudioCache, folder: Path) -> Recording:
+    """Link the files of ``passage`` from a page in ``folder``."""
+    paths = [os.path.relpath(os.path.abspath(ayah.audio), os.path.abspath(folder)) for ayah in passage.parts]
+    return Recording([quote(os.fsencode(path)) for path in paths], _is_damaged(passage, cache))
+
+
+def embed(passage: Passage, cache: AudioCache) -> Recording:
+    """Encode the audio of ``passage`` into an address that holds it.
+
+    Raises:
+        UserError: the audio library that is installed cannot write MP3.
+    """
+    return Recording([_data_address(passage.audio(cache))], _is_damaged(passage, cache))
+
+
+def embedded_size(passages: Iterable[Passage]) -> float:
+    """Return how many bytes :func:`embed` makes of ``passages``."""
+    return BYTES_PER_SECOND * sum(passage.seconds for passage in passages)
+
+
+def _data_address(samples: np.ndarray) -> str:
+    mp3 = io.BytesIO()
+    try:
+        soundfile.write(mp3, samples, SAMPLE_RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=0.85)
+    except (ValueError, soundfile.LibsndfileError) as error:
+        raise UserError(f"--embed-audio needs libsndfile 1.1 or newer, with MP3 ({error}): leave it out") from error
+    return "data:audio/mpeg;base64," + base64.b64encode(mp3.getvalue()).decode()
+
+
+def _is_damaged(passage: Passage, cache: AudioCache) -> bool:
+    return any(ayah.audio in cache.damaged for ayah in passage.parts)
