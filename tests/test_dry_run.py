@@ -9,6 +9,7 @@ import torch
 from conftest import RUN, rows_of
 from test_training import BAD
 
+from whisper_quran.data import audio_cache
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.runtime.files import lock_folder
 from whisper_quran.training import dry_run
@@ -65,6 +66,16 @@ def test_what_is_not_decoded_is_not_decoded_into_the_cache_but_counted(run, tmp_
     }
 
 
+def test_it_decodes_the_few_recordings_that_it_tries_and_no_more(run, tmp_path, monkeypatch):
+    decoded = []
+    decode_file = audio_cache.decode_file
+    monkeypatch.setattr(audio_cache, "decode_file", lambda path: decoded.append(path) or decode_file(path))
+    options = ("--cache", tmp_path / "cache", "--out", tmp_path / "run", "--surahs", "1:2", "--timestamps", 1)
+    code, said, err = run(*options, "--dry-run")
+    assert code == 0 and re.search(r"Not decoded yet: 2\d\d files", said), err
+    assert 0 < len(set(decoded)) <= 4 + dry_run.VALIDATED
+
+
 def test_with_resume_it_says_from_where_and_leaves_the_run_as_it_is(run, tmp_path):
     out = tmp_path / "run"
     options = (*RUN, "--average", 2, "--out", out)
@@ -118,7 +129,10 @@ def test_folders_and_disks_that_will_not_do_are_refused_before_they_are_needed(r
     ):
         code, _, err = run(*options, "--dry-run")
         assert code == 2 and (code, err) == (run(*options)[0], run(*options)[2])
+    assert run("--out", tmp_path / "decoded", "--max-steps", 1, "--no-vanilla")[0] == 0
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    code, _, err = run("--out", tmp_path / "full", "--cache", tmp_path / "empty", "--dry-run")
+    assert code == 2 and "decoding needs about" in err
     code, _, err = run("--out", tmp_path / "full", "--dry-run")
     assert code == 2 and "0.0 GB free, and this run needs" in err and not (tmp_path / "full").exists()
 
