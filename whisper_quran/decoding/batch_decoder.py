@@ -77,7 +77,8 @@ class _Block:
         self.attn_ln, self.out = _weights(block.attn_ln, dtype), _weights(attn.out, dtype)
         self.cross_attn_ln, self.cross_query = _weights(block.cross_attn_ln, dtype), _weights(cross.query, dtype)
         self.cross_key_value: Weights = (torch.cat([cross.key.weight, cross.value.weight]).to(dtype), None)
-        cross_bias = cross.out.bias + cross.out.weight @ cross.value.bias
+        weight, bias, value_bias = (x.to(dtype).float() for x in (cross.out.weight, cross.out.bias, cross.value.bias))
+        cross_bias = bias + weight @ value_bias
         self.cross_out: Weights = (cross.out.weight.to(dtype), cross_bias.to(dtype))
         self.mlp_ln = _weights(block.mlp_ln, dtype)
         self.mlp_in, self.mlp_out = _weights(block.mlp[0], dtype), _weights(block.mlp[2], dtype)
