@@ -7,6 +7,7 @@ as long as its model, the precision it ran in, its text and the length of its au
 import csv
 import fcntl
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,13 +113,17 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
             yield row
 
 
+# What a spreadsheet runs as a formula: at the start, and after the semicolon that it may take for the end of a cell.
+_FORMULA = re.compile("(^|;)(?=[=+\\-@'＝＋－＠])")
+
+
 def _to_cell(text: str) -> str:
     """Quote a text that a spreadsheet would run as a formula: ``'`` before it shows it as it is."""
-    return "'" + text if text.startswith(tuple("=+-@'＝＋－＠")) else text
+    return _FORMULA.sub(r"\1'", text)
 
 
 def _from_cell(text: str) -> str:
-    return text.removeprefix("'")
+    return re.sub("(^|;)'", r"\1", text)
 
 
 class Predictions:

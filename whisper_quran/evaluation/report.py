@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.files import atomic_write
-from .chance import SECOND_BINS, WORD_BINS, differences_table
-from .error_kinds import KINDS, explain, letters_confused
 from .listening import Recording
+from .page_data import page_data
 from .predictions import Key, Prediction
 
 
@@ -48,9 +47,11 @@ def write_report(
     page, style, script = (_template(f"report.{suffix}") for suffix in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
     values = {"style": style, "script": script, "script-hash": f"sha256-{digest}"}
-    data = _page_data(predictions, results, recordings or {})
-    values["data"] = _json_for_html(data)
-    sources = {"data:" if url.startswith("data:") else "'self' file:" for *_, urls, _ in data["audio"] for url in urls}
+    recordings = recordings or {}
+    values["data"] = _json_for_html(page_data(predictions, results, recordings))
+    sources = {
+        "data:" if url.startswith("data:") else "'self' file:" for each in recordings.values() for url in each.addresses
+    }
     values["audio-sources"] = " ".join(sorted(sources)) or "'none'"
     # All placeholders in one pass: what looks like one inside the data stays text.
     page = re.sub(r"\{\{([a-z-]+)\}\}", lambda placeholder: values[placeholder[1]], page)
@@ -60,64 +61,6 @@ def write_report(
 
 def _template(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _page_data(
-    predictions: Iterable[Prediction], results: Mapping[str, Any], recordings: Mapping[Key, Recording]
-) -> dict[str, Any]:
-    """The page's data: names and ayat once each, and by index ``rows`` of [model, reciter, ayah, seconds, parts].
-
-    ``audio`` is [reciter, ayah, addresses, damaged].
-    """
-    models = _numbered(row["model"] for row in results["rows"])
-    reciters = _numbered(row["reciter"] for row in results["rows"])
-    ayat: dict[tuple[int, str, str], int] = {}
-    rows = []
-    audio = {}
-    for row in predictions:
-        ayah = ayat.setdefault((int(row.sorah or 0), row.ayah, row.reference), len(ayat))
-        rows.append([models[row.model], reciters[row.reciter], ayah, round(row.duration, 1), _parts(row)])
-        if recording := recordings.get(("", *row.key[1:])):
-            number = reciters[row.reciter]
-            audio[number, ayah] = [number, ayah, recording.addresses, recording.damaged]
-    return {
-        "models": list(models),
-        "reciters": list(reciters),
-        "ayat": list(ayat),
-        "rows": rows,
-        "audio": list(audio.values()),
-        "results": results["rows"],
-        "overall": [row for row in results.get("overall", []) if row["by"] is None],
-        "differences": differences_table(results.get("differences", [])),
-        "kinds": list(KINDS.items()),
-        "bins": {"words": WORD_BINS, "seconds": SECOND_BINS},
-        "skipped": results.get("skipped", []),
-        "normalization": results.get("normalization"),
-        "environment": results["environment"],
-    }
-
-
-def _parts(row: Prediction) -> list[Any]:
-    """The alignment for the page: a number of right words, or [kind, words expected, words heard, times, letters].
-
-    What is right at the end is left out, as are ``times`` of 1 and ``letters`` ("ص>س") of other kinds than "letter".
-    """
-    parts: list[Any] = []
-    for part in explain(row.reference, row.alignment.edits):
-        if not part.kind:
-            parts.append(len(part.expected))
-            continue
-        parts.append([list(KINDS).index(part.kind), len(part.expected), " ".join(part.heard)])
-        if part.kind == "letter":
-            parts[-1] += [1, ">".join(letters_confused(part))]
-        elif part.times > 1:
-            parts[-1].append(part.times)
-    return parts[:-1] if parts and isinstance(parts[-1], int) else parts
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    """Each name once, in the order of its first appearance, with its place in it."""
-    return {name: index for index, name in enumerate(dict.fromkeys(names))}
 
 
 def _json_for_html(data: Any) -> str:
