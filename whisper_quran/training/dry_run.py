@@ -94,7 +94,7 @@ def estimate(trainer: Trainer) -> None:
     log(f"whole run  about {format_duration(total)}: {steps} steps and {validations} validations{sittings}")
     log("estimated  from a few steps and ayat in memory, without saving; other work on the machine slows it down")
     if undecoded := trainer.data.undecoded:
-        log(f"           {undecoded} recordings are not decoded: lengths are from headers, and all may not be usable")
+        log(f"           {undecoded} recordings are not decoded: lengths are from headers, and some may be of no use")
     log("dry run    nothing was written")
 
 
