@@ -105,7 +105,7 @@ def test_log_probabilities_are_those_of_the_model():
 
 
 def candidate(run: Run, weight: float = -10.0) -> Candidate:
-    return Candidate(run, "", 0, weight, 0.0, weight)
+    return Candidate(run, "", 0, 0, weight, 0.0)
 
 
 def test_the_same_words_are_told_apart_by_what_comes_before_them(text):

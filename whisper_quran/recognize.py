@@ -21,11 +21,11 @@ from .checkpoints.dims import tokenizer_for
 from .checkpoints.names import check_model_source
 from .config import RecognitionConfig
 from .data.audio import SAMPLE_RATE, AudioError, decode_files
-from .data.corpus import AUDIO_EXTENSIONS, read_text
+from .data.corpus import AUDIO_EXTENSIONS, SURAHS, read_text
 from .data.text import normalize
 from .decoding.long_audio import Heard, transcribe_clips
 from .decoding.nearest import letters
-from .decoding.quran import SURAHS, Quran
+from .decoding.quran import Quran
 from .decoding.recognizer import Candidate, Recognizer, joined
 from .decoding.word_times import alignment_heads
 from .evaluation.word_errors import align
@@ -134,7 +134,7 @@ def _recitations(pieces: Sequence[Heard], recognizer: Recognizer, text: Quran) -
         candidate = piece.candidate
         if candidate is None or not is_likely(candidate.distance, " ".join(recognizer.words(candidate))):
             continue
-        if together and len(joined([together[-1][1].run, candidate.run])) > 1:
+        if together and not candidate.run.follows(together[-1][1].run):
             yield _recitation(together, text)
             together = []
         together.append((piece, candidate))

@@ -30,7 +30,18 @@ EXPERIMENT_2A_TRAIN = (
 )
 EXPERIMENT_2A_VALID = ("Minshawy_Murattal_128kbps", "Yasser_Ad-Dussary_128kbps")
 _AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
-_SURAHS = 114
+SURAHS = (
+    "الفاتحة،البقرة،آل عمران،النساء،المائدة،الأنعام،الأعراف،الأنفال،التوبة،يونس،هود،يوسف،"
+    "الرعد،إبراهيم،الحجر،النحل،الإسراء،الكهف،مريم،طه،الأنبياء،الحج،المؤمنون،النور،الفرقان،"
+    "الشعراء،النمل،القصص،العنكبوت،الروم،لقمان،السجدة،الأحزاب،سبأ،فاطر،يس،الصافات،ص،الزمر،"
+    "غافر،فصلت،الشورى،الزخرف،الدخان،الجاثية،الأحقاف،محمد،الفتح،الحجرات،ق،الذاريات،الطور،"
+    "النجم،القمر،الرحمن،الواقعة،الحديد،المجادلة،الحشر،الممتحنة،الصف،الجمعة،المنافقون،التغابن،"
+    "الطلاق،التحريم،الملك،القلم،الحاقة،المعارج،نوح،الجن،المزمل،المدثر،القيامة،الإنسان،"
+    "المرسلات،النبأ،النازعات،عبس،التكوير،الانفطار،المطففين،الانشقاق،البروج،الطارق،الأعلى،"
+    "الغاشية،الفجر،البلد،الشمس،الليل،الضحى،الشرح،التين،العلق،القدر،البينة،الزلزلة،العاديات،"
+    "القارعة،التكاثر،العصر،الهمزة،الفيل،قريش،الماعون،الكوثر،الكافرون،النصر،المسد،الإخلاص،"
+    "الفلق،الناس"
+).split("،")
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
 _MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write it
@@ -161,13 +172,13 @@ def parse_surahs(text: str | None) -> range:
         UserError: not such a range, or outside 1 to 114.
     """
     if text is None:
-        return range(1, _SURAHS + 1)
+        return range(1, len(SURAHS) + 1)
     match = re.fullmatch(r"([0-9]{1,3})(?::([0-9]{1,3}))?", text)
     if match:
         first, last = int(match[1]), int(match[2] or match[1])
-        if 1 <= first <= last <= _SURAHS:
+        if 1 <= first <= last <= len(SURAHS):
             return range(first, last + 1)
-    raise UserError(f"--surahs {text}: give a range A:B with 1 <= A <= B <= {_SURAHS}, such as 78:114")
+    raise UserError(f"--surahs {text}: give a range A:B with 1 <= A <= B <= {len(SURAHS)}, such as 78:114")
 
 
 def find_reciters(data: Path) -> dict[str, Path]:
@@ -204,7 +215,7 @@ def _scan(
         elif key is None:
             audio = file.suffix.lower() in AUDIO_EXTENSIONS
             reason = "audio not named SSSAAA" if audio else "not audio"
-        elif key[0] not in surahs and key[0] <= _SURAHS:
+        elif key[0] not in surahs and key[0] <= len(SURAHS):
             continue
         elif key[1] == 0:
             reason = "not an ayah: a basmala (SSS000)"
@@ -238,7 +249,7 @@ def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
         surah, ayah = (int(number[1]) if number else 0 for number in numbers)
         if not all(numbers):
             reason = "sorah and ayah are not numbers"
-        elif not (1 <= surah <= _SURAHS and 1 <= ayah <= _LONGEST_SURAH):
+        elif not (1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH):
             reason = f"there is no ayah {surah}:{ayah}"
         elif (surah, ayah) in texts:
             reason = "a second text for an ayah that has one already"

@@ -61,7 +61,7 @@ class TrainingData:
     @property
     def undecoded(self) -> int:
         """How many recordings are not decoded yet, in a dry run."""
-        return sum(not clip.file for clip in self.cache.clips.values())
+        return sum(not self.cache.is_decoded(path) for path in self.cache.clips)
 
     def digest(self) -> str:
         """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order.

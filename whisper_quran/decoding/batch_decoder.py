@@ -261,15 +261,16 @@ class BatchDecoder:
         Return what comes out (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
         (layer, head) for the first row.
         """
-        slot, queries = slice(self.yielded, self.yielded + 1), {}
+        slot = slice(self.yielded, self.yielded + 1)
+        queries: dict[tuple[int, int], Tensor] = {}
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[tokens] + self.positional_embedding[: tokens.shape[1]]
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                for which in (each for each in heads if each[0] == layer):
+                if asked := [head for its_layer, head in heads if its_layer == layer]:
                     (q,) = self._heads(F.linear(_norm(x[:1], block.cross_attn_ln), *block.cross_query))
-                    queries[which] = q[0, which[1]]
+                    queries.update(((layer, head), q[0, head]) for head in asked)
                 heard = x.view(1, -1, x.shape[-1])  # all rows are about the same audio
                 keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
                 x = self._after_self_attention(heard, block, keys, values).view(x.shape)

@@ -36,6 +36,10 @@ class Run:
     first: int
     last: int
 
+    def follows(self, before: "Run") -> bool:
+        """Return whether it goes on where ``before`` ends."""
+        return (before.passage, before.last + 1) == (self.passage, self.first)
+
 
 class ClosedText:
     """The text of ``passages``, tokenised and indexed: a second or two for the whole Qur'an.

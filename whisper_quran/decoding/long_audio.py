@@ -52,6 +52,17 @@ _Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool
 
 
 @dataclass(frozen=True)
+class _Decoded:
+    """A piece's last text, what it may be of the closed text, and when its letters are said (if that is asked for)."""
+
+    piece: Piece
+    text: str
+    temperature: float
+    candidates: list[Candidate]
+    letters: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Heard:
     """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none.
 
@@ -144,31 +155,20 @@ def _from_pause_to_pause(
     waiting = pieces(source.clips)
     count = Counter(piece.clip for piece in waiting)
     candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts that a piece was decoded to
-    letters: dict[Piece, list[tuple[str, float]]] = {}  # and when those of its last text are said
-    decoded: dict[int, dict[Piece, tuple[str, float]]] = defaultdict(dict)  # of each clip, pieces' texts, temperatures
+    decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
     for piece, result, is_last in decode(waiting):
         text = "" if fallback and is_silent(result) else result.text
         if recognizer:
             candidates[piece] += recognizer.candidates(text, result.tokens, source.log_probabilities)
         if not is_last:
             continue
+        letters = []
         if recognizer and recognizer.heads:
-            letters[piece] = source.letter_times(piece, result.tokens, recognizer.heads)
+            letters = source.letter_times(piece, result.tokens, recognizer.heads)
         parts = decoded[piece.clip]
-        parts[piece] = text, result.temperature
-        if len(parts) < count[piece.clip]:
-            continue
-        in_order = sorted(decoded.pop(piece.clip), key=lambda each: each.number)
-        texts, temperatures = zip(*(parts[each] for each in in_order), strict=True)
-        heard = []
-        chosen = recognizer.choose([candidates.pop(each) for each in in_order]) if recognizer else []
-        for each, its_text, candidate in zip(in_order, texts, chosen, strict=bool(recognizer)):
-            start, end = each.start / SAMPLE_RATE, each.end / SAMPLE_RATE
-            times: list[float] = []
-            if recognizer and candidate and (said := letters.pop(each, None)):
-                times = [start + t for t in word_times(recognizer.words(candidate), said, end - start)]
-            heard.append(Heard(start, end, its_text, candidate, tuple(times)))
-        yield Transcript(piece.clip, " ".join(filter(None, texts)), max(temperatures), heard=tuple(heard))
+        parts.append(_Decoded(piece, text, result.temperature, candidates.pop(piece, []), letters))
+        if len(parts) == count[piece.clip]:
+            yield _joined(decoded.pop(piece.clip), recognizer)
 
 
 def _from_timestamp_to_timestamp(
@@ -196,6 +196,25 @@ def _from_timestamp_to_timestamp(
                 heard = said.pop(clip)
                 yield Transcript(clip, " ".join(each.text for each in heard), hottest[clip], tuple(heard))
         windows = following
+
+
+def _joined(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
+    """Make one transcript of all pieces of a clip."""
+    parts.sort(key=lambda part: part.piece.number)
+    heard: tuple[Heard, ...] = ()
+    if recognizer:
+        chosen = recognizer.choose(part.candidates for part in parts)
+        heard = tuple(_heard(part, each, recognizer) for part, each in zip(parts, chosen, strict=True))
+    text = " ".join(part.text for part in parts if part.text)
+    return Transcript(parts[0].piece.clip, text, max(part.temperature for part in parts), heard=heard)
+
+
+def _heard(part: _Decoded, candidate: Candidate | None, recognizer: Recognizer) -> Heard:
+    start, end = part.piece.start / SAMPLE_RATE, part.piece.end / SAMPLE_RATE
+    times: list[float] = []
+    if candidate and recognizer.heads:
+        times = [start + time for time in word_times(recognizer.words(candidate), part.letters, end - start)]
+    return Heard(start, end, part.text, candidate, tuple(times))
 
 
 def needs_fallback(result: DecodingResult) -> bool:

@@ -88,8 +88,9 @@ class LetterIndex:
         limit = len(said) - 1
         runs: list[Nearest] = []
         for last in lasts:
-            runs += self._runs_to(last, said, limit)
-            limit = min([limit, *(run.cost + margin for run in runs)])
+            found = list(self._runs_to(last, said, limit))
+            runs += found
+            limit = min([limit, *(run.cost + margin for run in found)])
         runs.sort(key=lambda each: (each.cost, each.run))
         # What is written and spoken differently is found twice.
         return list({each.run: each for each in reversed(runs) if each.cost <= limit}.values())[::-1]

@@ -24,19 +24,19 @@ Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as token
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A run that may have been said, the ``preface`` before it ("" if none), and the letters that differ from those
-    heard (``distance``).
+class Candidate(Nearest):
+    """A run that may have been said.
 
     ``log_probability`` is how likely the model finds its words, ``free_log_probability`` those it chose when free.
     """
 
-    run: Run
-    preface: str
-    distance: int
     log_probability: float
     free_log_probability: float
-    weight: float
+
+    @property
+    def weight(self) -> float:
+        """How much speaks for it, whatever comes before and after it."""
+        return self.log_probability - _LETTER * self.cost
 
 
 class Recognizer:
@@ -52,17 +52,17 @@ class Recognizer:
         Words that stand in several places are as many candidates. There are none if nothing is near.
         """
         nearest = self.letters.nearest(heard, _MARGIN)
-        texts = list(dict.fromkeys(map(self._tokens, nearest)))[:_SCORED]
+        said = [tuple(self.text.encode(self.words(each))) for each in nearest]
+        texts = list(dict.fromkeys(said))[:_SCORED]
         if not texts:
             return []
         free, *scores = score([tokens, *texts])
-        scored = dict(zip(texts, scores, strict=True))
-        candidates = []
-        for each in nearest:
-            if (likely := scored.get(self._tokens(each))) is not None:
-                weight = likely - _LETTER * each.cost
-                candidates.append(Candidate(each.run, each.preface, each.distance, likely, free, weight))
-        return candidates
+        likely = dict(zip(texts, scores, strict=True))
+        return [
+            Candidate(each.run, each.preface, each.distance, each.cost, likely[text], free)
+            for each, text in zip(nearest, said, strict=True)
+            if text in likely
+        ]
 
     def choose(self, pieces: Iterable[Sequence[Candidate]]) -> list[Candidate | None]:
         """Choose a candidate for each of the ``pieces`` of a recording, in order; None for those that have none."""
@@ -78,19 +78,16 @@ class Recognizer:
             ways = following
         return max(ways, key=lambda each: each[0])[1]
 
-    def words(self, candidate: Candidate) -> list[str]:
-        """Return the words of ``candidate``, its preface's first."""
-        return [*candidate.preface.split(), *self.text.words(candidate.run)]
-
-    def _tokens(self, nearest: Nearest) -> tuple[int, ...]:
-        return tuple(self.text.encode([*nearest.preface.split(), *self.text.words(nearest.run)]))
+    def words(self, nearest: Nearest) -> list[str]:
+        """Return the words of ``nearest``, its preface's first."""
+        return [*nearest.preface.split(), *self.text.words(nearest.run)]
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
     """Join the runs that go on where the one before ended."""
     whole: list[Run] = []
     for run in runs:
-        if whole and (whole[-1].passage, whole[-1].last + 1) == (run.passage, run.first):
+        if whole and run.follows(whole[-1]):
             whole[-1] = replace(whole[-1], last=run.last)
         else:
             whole.append(run)
@@ -100,7 +97,7 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 def _step(way: Sequence[Candidate | None], candidate: Candidate) -> float:
     """Return what it costs to go on with ``candidate`` after the last run of ``way``."""
     before = next((each.run for each in reversed(way) if each), None)
-    if before is None or (before.passage, before.last + 1) == (candidate.run.passage, candidate.run.first):
+    if before is None or candidate.run.follows(before):
         return 0.0
     if before.passage != candidate.run.passage:
         return _ELSEWHERE

@@ -9,14 +9,12 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import whisper
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from whisper.audio import TOKENS_PER_SECOND
 from whisper.model import Whisper
+from whisper.timing import median_filter
 
-from ..checkpoints.dims import named_dims
 from .nearest import letters
 
 _FILTER = 7  # frames, whisper's median filter
@@ -25,12 +23,9 @@ _FILTER = 7  # frames, whisper's median filter
 def alignment_heads(model: Whisper) -> list[tuple[int, int]]:
     """Return (layer, head) of the heads that attend to what is being written.
 
-    They are known for each of OpenAI's models; a model of the same dimensions is taken for a fine-tuned one. Of others,
-    Whisper's default is used: all heads of the upper half of the layers.
+    :func:`..checkpoints.checkpoint.load_checkpoint` sets those of a named size; Whisper's default is all heads of the
+    upper half of the layers.
     """
-    for name, dims in named_dims().items():
-        if dims == model.dims and name in whisper._ALIGNMENT_HEADS:
-            model.set_alignment_heads(whisper._ALIGNMENT_HEADS[name])
     return [(layer, head) for layer, head in model.alignment_heads.indices().T.tolist()]
 
 
@@ -41,12 +36,10 @@ def token_starts(weights: Tensor, begin: int) -> list[float]:
         weights: (n_heads, n, n_frames) each token's attention to the frames of 20 ms that hold audio.
         begin: of the n inputs, the one after which the first token is said.
     """
+    weights = weights.cpu()
     deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
-    weights = (weights - mean) / deviation.clamp(min=1e-9)
-    padded = F.pad(weights, (_FILTER // 2, _FILTER // 2), mode="reflect") if weights.shape[2] > _FILTER else weights
-    if padded is not weights:
-        weights = padded.unfold(2, _FILTER, 1).median(dim=-1).values
-    matrix = weights.mean(dim=0)[begin:].double().cpu().numpy()
+    weights = median_filter((weights - mean) / deviation.clamp(min=1e-9), _FILTER)
+    matrix = weights.mean(dim=0)[begin:].double().numpy()
     return [frame / TOKENS_PER_SECOND for frame in _first_frames(matrix)]
 
 

@@ -133,6 +133,7 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig, data: EvaluationData, predictions: Predictions, log: Log):
         self.config, self.data, self.predictions, self.log = config, data, predictions, log
         self.started = time.perf_counter()
+        self.recognizers: dict[int, Recognizer] = {}  # by the number of a model's tokens
         self.results: dict[str, Any] = {
             "rows": [],
             "environment": {
@@ -171,9 +172,8 @@ class Evaluation:
 
     def _evaluate(self, model: LoadedModel, parameters: int, identity: dict[str, Any]) -> None:
         for name in model.names:
-            if name != model.name:
-                identity = identity | {"text": _identity_of_text(self.config)}
-            if kept := self.predictions.start(name, identity):
+            text = {"text": _identity_of_text(self.config)} if name != model.name else {}
+            if kept := self.predictions.start(name, identity | text):
                 self.log(f"{name}: {kept} predictions are there already")
         # From here on results.json records how the predictions are made, whenever they are cut off.
         self._write_results()
@@ -185,14 +185,17 @@ class Evaluation:
             self.results["rows"] += [self._row(name, model, parameters, reciter) for name in model.names]
 
     def _recognizer(self, model: Whisper) -> Recognizer | None:
+        """Index the text of ``--constrain``, once for all models with these tokens."""
         if self.config.constrain is None:
             return None
-        tokenizer = tokenizer_for(model.dims, self.config.language)
-        if self.config.constrain == QURAN:
-            text: ClosedText = Quran(read_text(self.config.text or default_text(self.config.data))[0], tokenizer)
-        else:
-            text = ClosedText(read_closed_text(Path(self.config.constrain)), tokenizer)
-        return Recognizer(text, model.device)
+        if model.dims.n_vocab not in self.recognizers:
+            tokenizer, path = tokenizer_for(model.dims, self.config.language), _closed_text(self.config)
+            if self.config.constrain == QURAN:
+                text: ClosedText = Quran(read_text(path)[0], tokenizer)
+            else:
+                text = ClosedText(read_closed_text(path), tokenizer)
+            self.recognizers[model.dims.n_vocab] = Recognizer(text, model.device)
+        return self.recognizers[model.dims.n_vocab]
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use.
@@ -263,11 +266,11 @@ class Evaluation:
         with progress_bar(total, unit, reciter, initial=total - len(passages), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
-                    row, *others = self._predictions(model, passages[transcript.clip], transcript)
-                    for each in (row, *others):
-                        self.predictions.append(each)
-                    audio += row.duration
-                    errors += row.alignment.errors
+                    rows = self._predictions(model, passages[transcript.clip], transcript)
+                    for row in rows:
+                        self.predictions.append(row)
+                    audio += rows[0].duration
+                    errors += rows[0].alignment.errors
                     bar.update()
                     bar.set_postfix(wer=f"{100 * errors.wer:.2f}%", refresh=False)
             finally:
@@ -441,9 +444,14 @@ def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) 
     return {ayah for each in found for ayah in text.ayat(each.run)} == recited
 
 
+def _closed_text(config: EvaluationConfig) -> Path:
+    """Return the file of ``--constrain``."""
+    return config.text or default_text(config.data) if config.constrain == QURAN else Path(str(config.constrain))
+
+
 def _identity_of_text(config: EvaluationConfig) -> list[Any]:
     """Tell the text of ``--constrain`` from another, by its name, size and time."""
-    path = config.text or default_text(config.data) if config.constrain == QURAN else Path(str(config.constrain))
+    path = _closed_text(config)
     return [str(config.constrain), path.stat().st_size, path.stat().st_mtime_ns]
 
 
