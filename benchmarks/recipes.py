@@ -29,17 +29,20 @@ from whisper_quran.evaluation.predictions import Prediction, read_predictions
 from whisper_quran.evaluation.word_errors import ErrorCounts
 from whisper_quran.runtime.console import markdown_table, percent
 
+UNTOUCHED = "untouched"
 PACKED = {"pack": 1.0, "timestamps": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
+    UNTOUCHED: {},
     "plain": {},
     "packed": {"pack": 1.0},
+    "half packed, timestamps": PACKED | {"pack": 0.5},
     "packed, timestamps": PACKED,
     "packed, timestamps, prompts": PACKED | {"prompt": 0.5},
     "packed, timestamps, augmented": PACKED | {"augment": True},
     "packed, timestamps, rank 16": PACKED | {"lora": 16},
     "packed, timestamps, encoder trained": PACKED | {"train_encoder": True},
 }
-AYAT_A_WINDOW = 5  # about, where they are packed
+PACKED_AYAT = 5  # in a window, about
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,16 @@ def degrade(args: argparse.Namespace, kind: str) -> Path:
     return folder
 
 
-def run(args: argparse.Namespace, name: str, seed: int) -> Result:
-    """Train by the recipe ``name`` and evaluate what its last epoch left, or take what is there already."""
+def train_by(args: argparse.Namespace, name: str, seed: int, out: Path) -> tuple[float, float]:
+    """Train by the recipe ``name``, unless that is done; return the seconds it took and its last windows a second."""
     options = RECIPES[name]
-    out = args.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     rate = args.lr * (5 if "lora" in options else 1)
+    share = options.get("pack", 0.0)
+    ayat_per_window = share * PACKED_AYAT + 1 - share
     config = TrainingConfig(
         data=args.data, train_reciters=args.train_reciters, valid_reciters=args.valid_reciters, surahs=args.surahs,
         valid_limit=args.valid_limit, model=args.model, epochs=args.epochs, lr=rate, warmup_steps=args.warmup_steps,
-        batch_size=max(1, args.batch_size // (AYAT_A_WINDOW if options else 1)), seed=seed, precision=args.precision,
+        batch_size=max(1, round(args.batch_size / ayat_per_window)), seed=seed, precision=args.precision,
         no_vanilla=True, cache=args.cache, out=out, resume=True, **options,
     )  # fmt: skip
     start = time.monotonic()
@@ -112,8 +116,19 @@ def run(args: argparse.Namespace, name: str, seed: int) -> Result:
         clips = sum(row["clips_per_s"] for row in rows) / len(rows)
         took.write_text(f"{time.monotonic() - start} {clips}")
     seconds, clips = map(float, took.read_text().split())
+    return seconds, clips
+
+
+def run(args: argparse.Namespace, name: str, seed: int) -> Result:
+    """Train by the recipe ``name`` and evaluate what its last epoch left, or take what is there already."""
+    out = args.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    if name == UNTOUCHED:
+        model, seconds, clips = args.model, 0.0, 0.0
+    else:
+        seconds, clips = train_by(args, name, seed, out)
+        model = str(out / f"epoch-{args.epochs - 1:03}.pt")
     asked = EvaluationConfig(
-        models=(str(out / f"epoch-{args.epochs - 1:03}.pt"),), data=args.data, reciters=args.valid_reciters,
+        models=(model,), data=args.data, reciters=args.valid_reciters,
         surahs=args.surahs, precision=args.precision, cache=args.cache, out=out / "alone",
     )  # fmt: skip
     conditions = {
