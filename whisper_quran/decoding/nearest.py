@@ -21,7 +21,7 @@ from .closed_text import ClosedText, Run
 _FAR = 10_000  # a distance that nothing has
 _SHIFTS = (1, 2, 4, 8, 16)  # so that 31 letters of the text may be missing in one place
 _BETWEEN = "\n" * (sum(_SHIFTS) + 1)  # what separates passages is more, so that no run crosses it
-_BREAK = 4  # letters: a run of whole verses is preferred to another that is so much nearer
+_BREAK = 5  # letters: a run of whole verses is preferred to another that is so much nearer
 _ENDS = 256  # of the places where runs end, the nearest, which are looked at more closely
 
 
