@@ -233,7 +233,8 @@ class Evaluation:
         passages = [passage for each in self.data.passages.values() for passage in each]
         cache, out = self.data.cache, self.config.out
         if self.config.embed_audio:
-            self.log(f"putting the audio into {out / 'report.html'}: {format_size(embedded_size(passages))}")
+            size = format_size(embedded_size(each.seconds for each in passages))
+            self.log(f"putting the audio into {out / 'report.html'}: {size}")
             return {key_of("", passage): embed(passage, cache) for passage in passages}
         return {key_of("", passage): link(passage, cache, out) for passage in passages}
 
