@@ -4,13 +4,15 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +81,81 @@ def talkative(model: Whisper, eot_gain: float = 3.5) -> Whisper:
                 for linear in (attention.query, attention.key, attention.value):
                     linear.weight *= 6
     return model
+
+
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+# What sets window.hacked, if a page takes it for anything but text.
+HOSTILE = (
+    "</script><script>window.hacked=1</script>",
+    '<img/src=x onerror="window.hacked=1">',
+    "<svg/onload=window.hacked=1>",
+    "javascript:window.hacked=1",
+    '" onmouseover="window.hacked=1" x="',
+    "' autofocus onfocus='window.hacked=1",
+    "<!--<script>window.hacked=1//",
+    "\u2028window.hacked=1\u2029",
+    "{{script}}{{data}}&lt;script&gt;window.hacked=1",
+    "<iframe/srcdoc='<script>parent.hacked=1</script>'>",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Open a page of ``tmp_path``; at the end, none has logged a complaint or asked for anything but its file.
+
+    Recordings may be asked for too, in the folder ``audio``, or out of the page itself.
+    """
+    complaints: list[str] = []
+    requests: list[str] = []
+    paths: list[Path] = []
+    contexts = []
+
+    def open_page(path: Path, **options: Any) -> Any:
+        paths.append(path)
+        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    expected = (*(path.as_uri() for path in paths), "data:audio/mpeg;", (tmp_path / "audio").as_uri())
+    assert [url for url in requests if not url.startswith(expected)] == []
+
+
+def assert_nothing_ran(page: Any) -> None:
+    """Assert that of what is :data:`HOSTILE` nothing has run, and nothing became an element."""
+    assert page.evaluate("window.hacked") is None
+    assert (
+        page.evaluate("document.querySelectorAll('img, iframe, [onload], [autofocus], #data ~ script ~ script').length")
+        == 0
+    )
+
+
+def wait_until(page: Any, condition: str) -> None:
+    """Wait for a condition in the page. (Playwright's own wait evaluates text there, which the page forbids.)"""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never came true: {condition}")
 
 
 GET_BASE = ROOT.parent / "shared" / "weights" / "get_base.py"

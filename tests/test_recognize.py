@@ -1,6 +1,7 @@
 """`python -m whisper_quran.recognize` on real recordings, with OpenAI's real `base`: where they are, and when."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import accumulate, pairwise
@@ -19,7 +20,8 @@ from whisper_quran.data.audio import decode_file
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.nearest import letters
 from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
-from whisper_quran.recognize import Recognition, is_likely, subtitles
+from whisper_quran.recognition.recognize import Recognition, is_likely
+from whisper_quran.recognition.written import subtitles
 
 
 def recognize(*options: object) -> subprocess.CompletedProcess[str]:
@@ -42,9 +44,11 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     (folder / "broken.mp3").write_bytes(b"nothing")
     text = quran / "metadata" / "ayah_text_clear.csv"
     options = ["--model", base_weights / "base.pt", "--text", text, "--precision", "fp32", "--json", "--srt"]
+    options += ["--html", folder / "page" / "page.html"]
     result = recognize(folder, *options)
     assert result.returncode == 0, result.stderr
     assert "broken.mp3: left out" in result.stderr and "notes.txt" not in result.stderr
+    assert f"listen to: {folder / 'page' / 'page.html'}" in result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
     return found, folder, [end / 16_000 for end in accumulate(map(len, clips))]
 
@@ -65,6 +69,26 @@ def test_a_recording_of_two_surahs_is_found_ayah_by_ayah(recited):
     assert all(0.5 < each["confidence"] <= 1 for each in found[0]["recitations"])
 
 
+def test_every_word_has_its_time(recited):
+    for each in recited[0][0]["recitations"]:
+        for ayah in each["ayat"]:
+            assert " ".join(word["text"] for word in ayah["words"]) == ayah["text"]
+            times = [time for word in ayah["words"] for time in (word["start"], word["end"])]
+            assert times == sorted(times) and [times[0], times[-1]] == [ayah["start"], ayah["end"]]
+        long = [word["end"] - word["start"] >= 0.1 for ayah in each["ayat"] for word in ayah["words"]]
+        assert sum(long) >= 0.8 * len(long)
+
+
+def test_the_page_has_all_recordings_and_links_them(recited):
+    found, folder, _ = recited
+    page = (folder / "page" / "page.html").read_text(encoding="utf-8")
+    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["recordings"]
+    assert [(each["name"], each["addresses"]) for each in shown] == [("a.wav", ["../a.wav"]), ("b.flac", ["../b.flac"])]
+    assert [line[0] for each in shown[0]["recitations"] for line in each["lines"] if line[0]] == [
+        f"{each['surah']}:{ayah['ayah']}" for each in found[0]["recitations"] for ayah in each["ayat"]
+    ]
+
+
 def test_english_is_not_the_quran(recited):
     assert recited[0][1]["recitations"] == []
 
@@ -76,7 +100,7 @@ def test_subtitles_are_an_ayah_each(recited):
     number, times, text = blocks[0].split("\n")
     assert number == "1" and times.startswith("00:00:0") and " --> 00:00:0" in times and text.endswith("(112:1)")
     assert not (folder / "b.srt").exists()
-    assert subtitles(Recognition("x", 1.0, "", ())) == ""
+    assert subtitles(Recognition("x", 1.0, False, "", ())) == ""
 
 
 @pytest.mark.parametrize(
@@ -86,6 +110,8 @@ def test_subtitles_are_an_ayah_each(recited):
         (["{tmp}"], "no recordings in"),
         (["{tmp}/x.mp3", "--text", "{tmp}/no.csv"], "give the whole Qur'an with --text FILE"),
         (["{tmp}/x.mp3", "--model", "{tmp}/no.pt", "--text", "{quran}/metadata/ayah_text_clear.csv"], "no.pt"),
+        (["{tmp}/x.mp3", "--embed-audio"], "give --html PAGE.html too"),
+        (["{tmp}/x.mp3", "--html", "{tmp}"], "is a folder: give a file"),
         ([], "FILE"),
     ],
 )

@@ -4,7 +4,7 @@ import csv
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import soundfile
+from conftest import HOSTILE, assert_nothing_ran, wait_until
 
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.corpus import Ayah
@@ -32,8 +33,6 @@ FATIHA = [
     "صراط الذين أنعمت عليهم غير المغضوب عليهم ولا الضالين",
 ]
 IKHLAS = ["قل هو الله أحد", "الله الصمد", "لم يلد ولم يولد", "ولم يكن له كفوا أحد"]
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-HOSTILE = '</script><script>window.hacked=1</script><img/src=x onerror="window.hacked=1">\u2028"\'&amp;{{script}}'
 
 
 # ---- evaluations to report on
@@ -98,53 +97,18 @@ def two_models_two_reciters() -> list[Prediction]:
 # ---- the browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET.split())
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Write a report and open it; at the end, no page has logged a complaint or asked for anything but its file."""
-    complaints: list[str] = []
-    requests: list[str] = []
-    contexts = []
+def open_report(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Write a report and open it."""
 
     def open_report(
         predictions: list[Prediction], results: dict | None = None, recordings: Any = None, **options: Any
     ) -> Any:
         path = tmp_path / "report.html"
         write_report(path, predictions, results or summarize(predictions), recordings)
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
+        return open_page(path, **options)
 
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    expected = ((tmp_path / "report.html").as_uri(), "data:audio/mpeg;", (tmp_path / "audio").as_uri())
-    assert [url for url in requests if not url.startswith(expected)] == []
-
-
-def wait_until(page: Any, condition: str) -> None:
-    """Wait for a condition in the page. (Playwright's own wait evaluates text there, which the page forbids.)"""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    pytest.fail(f"never came true: {condition}")
+    return open_report
 
 
 def listed(page: Any) -> list[str]:
@@ -528,7 +492,7 @@ def test_a_page_with_its_audio_plays_alone(open_report: Callable[..., Any], tmp_
     page = open_report(rows, recordings=recordings)
     shutil.rmtree(tmp_path / "audio")
     embedded = sum(len(each.addresses[0]) for each in recordings.values())
-    assert embedded == pytest.approx(embedded_size([passages[0], both]), rel=0.15)
+    assert embedded == pytest.approx(embedded_size(each.seconds for each in (passages[0], both)), rel=0.15)
     for place, least in (("1:1,", 0.9), ("1:1-2,", 1.9)):
         page.get_by_role("button", name=f"Play {place} Husary").click()
         wait_until(page, f"document.querySelector('#audio').duration > {least}")
@@ -566,29 +530,35 @@ def test_audio_that_is_damaged_or_gone_says_so(open_report: Callable[..., Any], 
     wait_until(page, "document.querySelector('#playing').textContent.includes('cannot be played')")
 
 
-def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[..., Any]) -> None:
-    name, word = f"runs/{HOSTILE}", HOSTILE.replace(" ", "").replace("\u2028", "")
-    predictions = [
-        prediction(name, HOSTILE, 1, 1, FATIHA[0], f"{word} الله الرحمن الرحيم"),
-        prediction(name, HOSTILE, 1, 2, f"الحمد {word}", "الحمد"),
-        prediction("tiny", HOSTILE, 1, 2, f"الحمد {word}", f"الحمد {word} {word}"),
-    ]
-    skipped = [{"file": HOSTILE, "reason": HOSTILE}]
-    page = open_report(
-        predictions,
-        summarize(predictions, skipped=skipped, normalization=HOSTILE) | {"environment": {HOSTILE: HOSTILE}},
-        {("", HOSTILE, "1", "1"): Recording([HOSTILE], True)},
-    )
+def test_hostile_names_and_texts_are_shown_and_never_run(open_report: Callable[..., Any], tmp_path: Path) -> None:
+    """In every field, with audio in the page and without."""
+    (passage,), cache = passages_of(tmp_path, ["001001.mp3"])
+    predictions, recordings = [], {}
+    for hostile in HOSTILE:
+        word = "".join(hostile.split())
+        predictions += [
+            prediction(f"runs/{hostile}", hostile, 1, 1, FATIHA[0], f"{word} الله الرحمن الرحيم"),
+            prediction("tiny", hostile, 1, 1, FATIHA[0], f"{FATIHA[0]} {word}"),
+            prediction("tiny", hostile, "", hostile, f"الحمد {word}", "الحمد"),
+        ]
+        recordings["", hostile, "1", "1"] = embed(passage, cache)
+        recordings["", hostile, "", hostile] = Recording([hostile], True)
+    skipped = [{"file": hostile, "reason": hostile} for hostile in HOSTILE]
+    results = summarize(predictions, skipped=skipped, normalization=HOSTILE[0])
+    results["environment"] = dict(zip(HOSTILE, HOSTILE, strict=True))
+    page = open_report(predictions, results, recordings)
     page.locator("#skipped summary").click()
+    assert page.locator("#skipped td").all_text_contents() == [hostile for hostile in HOSTILE for _ in range(2)]
     page.locator("#tally-error button").first.click()
-    search(page, "window.hacked", 1)
-    listed(page)
+    page.locator("#chip").click()
     page.locator(".plot").first.hover()
-    assert page.evaluate("window.hacked") is None
-    assert page.evaluate("document.querySelectorAll('img, #data ~ script ~ script').length") == 0
-    assert page.locator("tbody th .name").first.get_attribute("title") == name
-    assert page.locator("#skipped td").last.text_content() == HOSTILE
-    assert word in page.locator("article .s, article .d").first.text_content()
+    assert len(listed(page)) == 2 * len(HOSTILE)
+    page.locator(".play").nth(1).click()
+    search(page, "onmouseover", 2)
+    page.locator("article .s, article .d").first.hover()
+    titles = page.locator("tbody th .name").evaluate_all("all => all.map(one => one.title)")
+    assert titles == [f"runs/{HOSTILE[0]}", "tiny", *(f"runs/{hostile}" for hostile in HOSTILE[1:])]
+    assert_nothing_ran(page)
 
 
 def test_the_page_allows_no_script_but_its_own(browser: Any, tmp_path: Path) -> None:

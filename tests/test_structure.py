@@ -14,7 +14,7 @@ FLOORS = [
     {"data"},
     {"decoding", "download"},
     {"evaluation"},
-    {"training"},
+    {"training", "recognition"},
     {"demo", "recognize"},
     {"__init__"},
 ]

@@ -12,6 +12,8 @@ The names in ``__all__`` are what other code may rely on; each is documented whe
 ``TrainingConfig``                         every option of ``train.py``, Experiment 2A by default
 ``evaluate(config)``                       measure checkpoints ayah by ayah; returns the rows of ``results.json``
 ``EvaluationConfig``                       every option of ``evaluate.py``
+``recognize(config)``                      say which ayat recordings are; yields what is found in each
+``RecognitionConfig``                      every option of ``python -m whisper_quran.recognize``
 ``load_checkpoint(source, device)``        a :class:`whisper.model.Whisper` from a name or any checkpoint
 ``save_checkpoint(path, model)``           write one that ``whisper.load_model`` opens
 ``decode_batch(model, mel)``               many clips at once, with the results of ``whisper.decode``
@@ -30,15 +32,17 @@ from .runtime.version import __version__
 
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_checkpoint, save_checkpoint
-    from .config import EvaluationConfig, TrainingConfig
+    from .config import EvaluationConfig, RecognitionConfig, TrainingConfig
     from .decoding.batch_decoder import decode_batch
     from .decoding.long_audio import decode_clips
     from .evaluation.evaluate import evaluate
+    from .recognition.recognize import recognize
     from .runtime.errors import UserError
     from .training.train import train
 
 __all__ = [
     "EvaluationConfig",
+    "RecognitionConfig",
     "TrainingConfig",
     "UserError",
     "__version__",
@@ -46,18 +50,21 @@ __all__ = [
     "decode_clips",
     "evaluate",
     "load_checkpoint",
+    "recognize",
     "save_checkpoint",
     "train",
 ]
 
 _HOME = {
     "EvaluationConfig": "config",
+    "RecognitionConfig": "config",
     "TrainingConfig": "config",
     "UserError": "runtime.errors",
     "decode_batch": "decoding.batch_decoder",
     "decode_clips": "decoding.long_audio",
     "evaluate": "evaluation.evaluate",
     "load_checkpoint": "checkpoints.checkpoint",
+    "recognize": "recognition.recognize",
     "save_checkpoint": "checkpoints.checkpoint",
     "train": "training.train",
 }

@@ -218,6 +218,10 @@ class RecognitionConfig:
     workers: int = _speed(4, "processes that decode audio", at_least=1)
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording, an ayah each: NAME.srt")
+    html: Path | None = _output(None, "write a page that plays them and follows the words", metavar="PAGE.html")
+    embed_audio: bool = _output(False, "put the recordings into the page, which can then be sent: 19 MB an hour")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.embed_audio and self.html is None:
+            raise UserError("--embed-audio puts recordings into a page: give --html PAGE.html too")

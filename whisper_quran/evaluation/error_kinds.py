@@ -9,7 +9,7 @@ as one), and the parts of a recording add up to its word errors.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -66,9 +66,13 @@ Step = tuple[
 
 def explain(reference: str, edits: str) -> list[Part]:
     """Return in parts, in reading order, the alignment of ``reference`` by ``edits`` (those of :class:`.Alignment`)."""
-    steps = list(_steps(reference.split(), edits))
+    return explain_steps(list(steps_of(reference.split(), edits)))
+
+
+def explain_steps(steps: list[Step]) -> list[Part]:
+    """:func:`explain` an alignment that is cut into steps already, or a part of it."""
     repeated = _repeated(steps)
-    arabic = _ARABIC.search(reference) is not None
+    arabic = any(expected and _ARABIC.search(expected) for expected, _ in steps)
     anything_heard = any(heard for _, heard in steps)
 
     def group_of(number: int) -> str:
@@ -121,7 +125,8 @@ def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
     return {"kinds": kinds, "letters": confused}
 
 
-def _steps(words: list[str], edits: str) -> Iterator[Step]:
+def steps_of(words: Sequence[str], edits: str) -> Iterator[Step]:
+    """Yield the steps of ``edits``: every word expected, and every word heard, alone or with the other."""
     remaining = iter(words)
     for edit in edits.split():
         sign, rest = edit[0], edit[1:]

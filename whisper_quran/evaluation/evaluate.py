@@ -233,7 +233,8 @@ class Evaluation:
         passages = [passage for each in self.data.passages.values() for passage in each]
         cache, out = self.data.cache, self.config.out
         if self.config.embed_audio:
-            self.log(f"putting the audio into {out / 'report.html'}: {format_size(embedded_size(passages))}")
+            size = format_size(embedded_size(each.seconds for each in passages))
+            self.log(f"putting the audio into {out / 'report.html'}: {size}")
             return {key_of("", passage): embed(passage, cache) for passage in passages}
         return {key_of("", passage): link(passage, cache, out) for passage in passages}
 
@@ -312,6 +313,7 @@ class Evaluation:
         errors = sum((row.errors for row in rows), ErrorCounts())
         wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
         counts = ("words", "hits", "substitutions", "deletions", "insertions")
+        is_sought = name != model.name and self.config.constrain == QURAN and passages[0].parts[0].surah is not None
         return {
             "model": name,
             "parameters": parameters,
@@ -325,7 +327,7 @@ class Evaluation:
             "fallback": sum(row.fallback > 0 for row in rows),
             "boundaries": sum(row.boundaries for row in rows),
             "boundaries_found": sum(row.boundaries_found for row in rows),
-            "located": sum(row.located for row in rows) if name != model.name and passages[0].parts[0].surah else None,
+            "located": sum(row.located for row in rows) if is_sought else None,
             "letters": errors.letters,
             "diacritic_errors": errors.diacritic_errors,
             "audio_s": sum(row.duration for row in rows),
@@ -417,7 +419,7 @@ def results_table(rows: Sequence[Row]) -> str:
         lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
     table = markdown_table(header, lines)
     if again := sum(row["fallback"] for row in rows):
-        recordings = sum(row["passages"] for row in rows if row["located"] is None)
+        recordings = sum(row["passages"] for row in rows if not row["model"].endswith(CONSTRAINED))
         table += f"\nfallback: {again} of {recordings} recordings were decoded again at higher temperatures\n"
     for model in dict.fromkeys(row["model"] for row in rows):
         counts = [(row["boundaries_found"], row["boundaries"]) for row in rows if row["model"] == model]

@@ -1,7 +1,7 @@
-"""The recordings, as the report plays them: links to their files, or MP3 inside the page itself.
+"""Recordings, as pages play them: links to their files, or MP3 inside the page itself.
 
-A link is relative, so that the report plays wherever it and the data keep their places to each other. What is put
-inside is what the models heard, 16 kHz mono at 32 kbit/s, 19 MB an hour; MP3 because every browser plays it.
+A link is relative, so that the page plays wherever it and the data keep their places to each other. What is put inside
+is what the models heard, 16 kHz mono at 32 kbit/s, 19 MB an hour; MP3 because every browser plays it.
 """
 
 import base64
@@ -36,25 +36,30 @@ class Recording:
 
 def link(passage: Passage, cache: AudioCache, folder: Path) -> Recording:
     """Link the files of ``passage`` from a page in ``folder``."""
-    paths = [os.path.relpath(os.path.abspath(ayah.audio), os.path.abspath(folder)) for ayah in passage.parts]
-    return Recording([quote(os.fsencode(path)) for path in paths], _is_damaged(passage, cache))
+    return Recording([relative_address(ayah.audio, folder) for ayah in passage.parts], _is_damaged(passage, cache))
 
 
 def embed(passage: Passage, cache: AudioCache) -> Recording:
-    """Encode the audio of ``passage`` into an address that holds it.
+    """Encode the audio of ``passage`` into an address that holds it; raises what :func:`data_address` does."""
+    return Recording([data_address(passage.audio(cache))], _is_damaged(passage, cache))
+
+
+def embedded_size(seconds: Iterable[float]) -> float:
+    """Return how many bytes :func:`data_address` makes of recordings of so many ``seconds``."""
+    return BYTES_PER_SECOND * sum(seconds)
+
+
+def relative_address(audio: Path, folder: Path) -> str:
+    """Return the address of the file ``audio`` for a page in ``folder``."""
+    return quote(os.fsencode(os.path.relpath(os.path.abspath(audio), os.path.abspath(folder))))
+
+
+def data_address(samples: np.ndarray) -> str:
+    """Encode ``samples``, int16 (n,) at 16 kHz, into an address that holds them.
 
     Raises:
         UserError: the audio library that is installed cannot write MP3.
     """
-    return Recording([_data_address(passage.audio(cache))], _is_damaged(passage, cache))
-
-
-def embedded_size(passages: Iterable[Passage]) -> float:
-    """Return how many bytes :func:`embed` makes of ``passages``."""
-    return BYTES_PER_SECOND * sum(passage.seconds for passage in passages)
-
-
-def _data_address(samples: np.ndarray) -> str:
     mp3 = io.BytesIO()
     try:
         soundfile.write(mp3, samples, SAMPLE_RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=0.85)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data.corpus import SURAHS
 from .chance import SECOND_BINS, WORD_BINS, differences_table, plus_minus
-from .error_kinds import KINDS, explain, letters_confused
+from .error_kinds import KINDS, Part, explain, letters_confused
 from .listening import Recording
 from .predictions import Key, Prediction
 
@@ -22,7 +22,7 @@ def page_data(
 ) -> dict[str, Any]:
     """Arrange one evaluation for the page: names and ayat once each, and by their index
 
-    - ``rows`` of [model, reciter, ayah, [substitutions, deletions, insertions], parts (:func:`_parts`)],
+    - ``rows`` of [model, reciter, ayah, [substitutions, deletions, insertions], parts (:func:`short_parts`)],
     - ``recordings`` of [reciter, ayah, seconds], and if there is audio, its addresses and if it is damaged.
     """
     models = _numbered(row["model"] for row in results["rows"])
@@ -35,7 +35,9 @@ def page_data(
         ayah = ayat.setdefault((int(row.sorah or 0), row.ayah, row.reference), len(ayat))
         reciter, errors = reciters[row.reciter], row.alignment.errors
         counts = [errors.substitutions, errors.deletions, errors.insertions]
-        rows.append([models[row.model], reciter, ayah, counts, _parts(row)])
+        rows.append(
+            [models[row.model], reciter, ayah, counts, short_parts(explain(row.reference, row.alignment.edits))]
+        )
         right[row.model] += not any(counts)
         audio = recordings.get(("", *row.key[1:]))
         heard[reciter, ayah] = [
@@ -145,13 +147,13 @@ def _facts(rows: Sequence[Mapping[str, Any]], right: int) -> list[list[str]]:
     ]
 
 
-def _parts(row: Prediction) -> list[Any]:
-    """The alignment for the page: a number of right words, or [kind, words expected, words heard, times, letters].
+def short_parts(explained: Iterable[Part]) -> list[Any]:
+    """Write an alignment for a page: a number of right words, or [kind, words expected, words heard, times, letters].
 
     What is right at the end is left out, as are ``times`` of 1 and ``letters`` ("ص>س") of other kinds than "letter".
     """
     parts: list[Any] = []
-    for part in explain(row.reference, row.alignment.edits):
+    for part in explained:
         if not part.kind:
             parts.append(len(part.expected))
             continue

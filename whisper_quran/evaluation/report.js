@@ -1,8 +1,3 @@
-"use strict";
-// The page draws itself from the data beside this script. Everything shown is made with textContent and attributes and
-// nothing is parsed as HTML, so that the data may hold any text.
-
-const data = JSON.parse(document.getElementById("data").textContent);
 // A model is a colour and a shape, so that it is known without the colour: circle, square, triangles, diamond, plus.
 const SHAPES = ["M5 0a5 5 0 1 0 .01 0z", "M.8 .8h8.4v8.4h-8.4z", "M5 0l5 9.4h-10z", "M5-.6l5.6 5.6-5.6 5.6-5.6-5.6z",
   "M0 .6h10l-5 9.4z", "M3 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z"];
@@ -10,43 +5,24 @@ const COMMONEST = 60; // errors listed of each kind
 const FIRST = 20, MORE = 100; // recordings listed at first, and added when asked for
 
 const names = data.models.map(({short}) => short);
-const $ = id => document.getElementById(id);
 const sum = numbers => numbers.reduce((a, b) => a + b, 0);
-const count = n => n.toLocaleString("en");
-const plural = (n, noun) => `${count(n)}\u00a0${noun}${n === 1 ? "" : "s"}`;
 const percent = (fraction, digits = 1) => Number.isFinite(fraction) ? `${(100 * fraction).toFixed(digits)} %` : "–";
 /** A rate with half the width of its 95 % interval, if there is one: 52.4 ± 3.1 %. */
 const rateText = ({rate, half}) => half > 0 ? percent(rate).replace(" ", ` ± ${(100 * half).toFixed(1)} `) : percent(rate);
 const color = model => `var(--model-${model % SHAPES.length})`;
 const shape = model => SHAPES[(model + Math.floor(model / SHAPES.length)) % SHAPES.length];
-/** The attributes of an element with this text in it. */
-const written = text => /[\u0590-\u08ff\ufb1d-\ufefc]/.test(text) ? {lang: "ar", dir: "rtl"} : {dir: "ltr"};
-
-function element(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "style") Object.assign(node.style, value);
-    else if (typeof value === "function") node[name] = value;
-    else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value);
-  }
-  node.append(...children.flat().filter(child => child !== undefined && child !== null && child !== false));
-  return node;
-}
-const h = (tag, attributes = {}, ...children) => element(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) =>
   element(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const mark = model => svg("svg", {class: "mark", viewBox: "-1 -1 12 12", "aria-hidden": "true"},
   svg("path", {d: shape(model), style: {fill: color(model)}}));
-// Long names of models and reciters may break after a slash or an underscore.
-const breakable = name => h("bdi", {}, name.split(/(?<=[/_])/).flatMap(part => [part, h("wbr")]));
 const named = model => h("span", {class: "name", title: data.models[model].name}, mark(model), breakable(names[model]));
-const ar = (...text) => h("bdi", {class: "ar", lang: "ar"}, text.flat());
 
 // ---- the data: a recording is one reciter's one ayah, with a run for each model that heard it
 
 const ayat = data.ayat.map(([surah, name, reference]) => ({surah, name, words: reference ? reference.split(" ") : []}));
 const quran = ayat.some(ayah => ayah.surah);
 const noun = quran ? "recitation" : "recording";
-const rtl = ayat.some(ayah => written(ayah.words.join(" ")).dir === "rtl");
+const rtl = ayat.some(ayah => isArabic(ayah.words.join(" ")));
 const place = ayah => ayah.surah ? `${ayah.surah}:${ayah.name}` : ayah.name;
 const surahName = surah => data.surahs[surah] ?? "";
 const recordings = readRecordings();
@@ -62,16 +38,13 @@ function readRecordings() {
   return [...found.values()]; // in order
 }
 
-/** What a model heard, in reading order: right words have no kind. `name` is the same for errors that are alike. */
+/** What a model heard, in parts. `name` is the same for errors that are alike. */
 function partsOf(recording, model) {
-  const {words} = recording.ayah;
-  let at = 0;
-  return [...recording.runs[model].parts, words.length].map(part => {
-    const [kind, length, heard = "", times = 1, letters] = Array.isArray(part) ? part : [undefined, part];
-    const expected = words.slice(at, at += length).join(" ");
-    return {kind: data.kinds[kind]?.[0], label: data.kinds[kind]?.[1], expected, heard, times, letters,
-      name: `${expected} > ${heard}`, errors: Math.max(length, heard ? heard.split(" ").length * times : 0)};
-  }).filter(({expected, heard}) => expected || heard);
+  return partsWith(recording.ayah.words, recording.runs[model].parts).map(part => {
+    const {heard, times} = part, length = part.expected.length, expected = part.expected.join(" ");
+    return {...part, expected, name: `${expected} > ${heard}`,
+      errors: Math.max(length, heard ? heard.split(" ").length * times : 0)};
+  });
 }
 const errorsOf = (recording, model) => partsOf(recording, model).filter(({kind}) => kind);
 
@@ -391,21 +364,9 @@ function tallyButton({name, value, part, times, by}, models, most) {
 
 // ---- the ayat
 
-const marked = (kind, label, ...children) =>
-  h("span", {class: kind, role: "group", "aria-label": label, title: label}, ...children);
-
-/** One part of the text: what is right as it is, and errors marked as such, with their kind. */
-function drawPart({kind, label, expected, heard, times}) {
-  const said = times > 1 ? `${heard} ×${times}` : heard;
-  if (!kind) return lit(expected);
-  if (!heard) return marked("d", `deletion: ${label}`, lit(expected));
-  if (!expected) return marked("i", `insertion: ${label}`, lit(said));
-  return marked("s", `substitution: ${label}`, h("span", {}, lit(expected)), h("span", {}, lit(said)));
-}
-
 function aligned(recording, model) {
   return h("p", {class: "text", ...(recording.words ? written(recording.ayah.words.join(" ")) : {dir: "auto"})},
-    partsOf(recording, model).flatMap(part => [drawPart(part), " "].flat()));
+    partsOf(recording, model).flatMap(part => [drawPart(part, lit(part.expected), lit), " "].flat()));
 }
 
 function article(recording, models) {
@@ -415,7 +376,7 @@ function article(recording, models) {
       h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", ar(lit(surahName(ayah.surah)))] : null),
       h("div", {}, lit(reciter)), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`),
       recording.addresses && h("button", {class: "play", type: "button", "aria-label": `Play ${place(ayah)}, ${reciter}`,
-        onclick: () => play(recording)}, "▶ Play"),
+        onclick: () => play(`${place(ayah)}, ${reciter}`, recording.addresses)}, "▶ Play"),
       recording.damaged && h("div", {class: "damaged"}, "audio damaged or cut short")),
     h("div", {}, models.filter(model => runs[model]).map(model => {
       const run = runs[model];
@@ -426,23 +387,6 @@ function article(recording, models) {
           run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
         run.errors || models.length === 1 ? aligned(recording, model) : null);
     })));
-}
-
-/** Play a recording, which may be several files, one after the other. */
-function play({ayah, reciter, addresses}) {
-  const audio = $("audio"), left = [...addresses], tell = text => { $("playing").textContent = text; };
-  const name = `${place(ayah)}, ${data.reciters[reciter]}`;
-  const failed = error => error.name === "AbortError" || // another is played in its place
-    tell(`${name} cannot be played: the file has moved, or is of a kind that this browser does not play`);
-  const next = () => {
-    audio.src = left.shift();
-    audio.play().catch(failed);
-  };
-  audio.onended = () => left.length && next();
-  $("close").onclick = () => { audio.pause(); $("player").hidden = true; };
-  $("player").hidden = false;
-  tell(name);
-  next();
 }
 
 function drawAyat(found, models) {
@@ -465,18 +409,11 @@ function drawFrame() {
   document.title = `${data.title}: ${names.join(", ")}`;
   $("subtitle").textContent = data.subtitle.join(" · ");
   $("legend").append(...(names.length > 1 ? names.map((_, model) => named(model)) : []));
-  const [word, other] = rtl ? ["كلمة", "كلمات"] : ["word", "ward"];
-  $("key").append(...[
-    [{expected: word, heard: other}, "the reference above, what was heard below"],
-    [{expected: word}, "not heard"],
-    [{heard: word}, "heard, not in the reference"],
-  ].map(([sample, meaning]) => h("span", {},
-    h("span", {class: "sample", ...written(word)}, drawPart({kind: "sample", label: meaning, ...sample})), meaning)));
+  drawKey(rtl);
   $("unfolded").append(...data.unfolded.filter(([,, rows]) => rows.length).map(([id, summary, rows]) =>
     h("details", {class: "small", id}, h("summary", {}, summary),
       h("table", {}, rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell))))))));
-  $("measured").append(...Object.entries(data.facts).flatMap(([name, value]) =>
-    [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]));
+  drawFacts();
 }
 
 drawFrame();

@@ -1,0 +1,153 @@
+"""The page of `python -m whisper_quran.recognize --html`, opened from disk in a headless Chromium."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import HOSTILE, assert_nothing_ran, wait_until
+
+from whisper_quran.config import RecognitionConfig
+from whisper_quran.data.audio import SAMPLE_RATE
+from whisper_quran.evaluation.word_errors import align
+from whisper_quran.recognition.page import write_recitations
+from whisper_quran.recognition.recognize import Recitation, RecitedAyah, RecitedWord, Recognition
+
+BASMALA, IKHLAS = "بسم الله الرحمن الرحيم", ("قل هو الله أحد", "الله الصمد")
+SECONDS = 8  # of a recording
+
+
+def words(text: str, first: int) -> tuple[RecitedWord, ...]:
+    """Words that are said half a second each, the first after so many others."""
+    return tuple(RecitedWord(word, n / 2, (n + 1) / 2) for n, word in enumerate(text.split(), first))
+
+
+def ikhlas(heard: str) -> Recitation:
+    """112:1 and 2, after a basmala."""
+    preface, first, second = words(BASMALA, 0), words(IKHLAS[0], 4), words(IKHLAS[1], 8)
+    ayat = (RecitedAyah(1, 1, 4, 2.0, 4.0, IKHLAS[0], first), RecitedAyah(2, 1, 2, 4.0, 5.0, IKHLAS[1], second))
+    return Recitation(112, preface, ayat, heard, align(" ".join([BASMALA, *IKHLAS]), heard).edits, 0.937)
+
+
+@pytest.fixture
+def open_recitations(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Write the page of recordings, which are of a tone, and open it: of (name, text heard, recitation or none)."""
+
+    def open_recitations(*recordings: tuple[str, str, Recitation | None], model: str = "base", **options: Any) -> Any:
+        config = RecognitionConfig(("audio",), model=model, html=tmp_path / "page.html", **options)
+        found = []
+        for name, heard, recitation in recordings:
+            path = tmp_path / "audio" / name
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, np.sin(np.arange(SECONDS * SAMPLE_RATE) / 8), SAMPLE_RATE, format="MP3")
+            found.append(Recognition(str(path), SECONDS, name == "cut.mp3", heard, (recitation,) if recitation else ()))
+        write_recitations(config, found)
+        if config.embed_audio:
+            shutil.rmtree(tmp_path / "audio")
+        return open_page(
+            tmp_path / "page.html", **({"viewport": {"width": 360, "height": 740}} if "phone" in model else {})
+        )
+
+    return open_recitations
+
+
+def test_it_says_where_a_recording_is_and_what_was_heard_differently(open_recitations: Callable[..., Any]) -> None:
+    heard = "بسم الله الرحمن الرحيم قل هو احد أحد الله السمد"
+    page = open_recitations(("a b.mp3", heard, ikhlas(heard)), ("cut.mp3", "ask not what", None))
+    assert page.locator("h1").inner_text() == page.title()
+    assert page.locator("#subtitle").inner_text() == "2\u00a0recordings · 16 s of audio"
+    assert page.locator("#contents li").all_inner_texts() == ["a b.mp3 الإخلاص 112:1–2", "cut.mp3 not the Qur'an"]
+    first, second = page.locator("#recordings section").all()
+    assert first.locator("h3 bdi").all_inner_texts() == [
+        "سورة الإخلاص",
+        "surah 112, ayah 1 to 2",
+        "confidence 93\u00a0%",
+    ]
+    lines = first.locator("article")
+    assert lines.locator(".where").all_inner_texts() == ["▶ 0:00", "112:1\n▶ 0:02", "112:2\n▶ 0:04"]
+    assert [line.locator(".s, .d, .i").count() for line in lines.all()] == [0, 1, 1]
+    assert [lines.nth(n).locator(".s").inner_text().split() for n in (1, 2)] == [["الله", "احد"], ["الصمد", "السمد"]]
+    assert {(text.get_attribute("lang"), text.get_attribute("dir")) for text in lines.locator(".text").all()} == {
+        ("ar", "rtl")
+    }
+    assert second.locator("h3").inner_text() == "Not the Qur'an"
+    assert second.locator(".text").inner_text() == "ask not what"
+    assert ["damaged" in each.inner_text() for each in (first, second)] == [False, True]
+
+
+def test_other_spellings_are_not_marked_and_errors_stay_in_their_ayah(open_recitations: Callable[..., Any]) -> None:
+    """The hamza of أحد makes no sound of its own; two words are heard as one across the end of an ayah."""
+    heard = "قل هو الله احد بسم الله الرحمن الرحيم قل هو الله أحدالله الصمد"
+    page = open_recitations(("a.mp3", heard, ikhlas(heard)))
+    lines = page.locator("article")
+    assert "".join(lines.nth(0).locator(".i").all_inner_texts()).replace("+\u00a0", "") == "قل هو الله احد"
+    assert [line.locator(".word").count() for line in lines.all()] == [4, 4, 2]
+    heard = "بسم الله الرحمن الرحيم قل هو الله احد الله الصمد"
+    page = open_recitations(("a.mp3", heard, ikhlas(heard)))
+    assert page.locator("article :is(.s, .d, .i)").count() == 0
+
+
+@pytest.mark.parametrize("embed_audio", [False, True])
+def test_a_word_plays_from_where_it_is_said_and_is_marked(
+    open_recitations: Callable[..., Any], embed_audio: bool
+) -> None:
+    heard = "قل هو الله احد الله السمد"
+    page = open_recitations(
+        ("#1 'a'.mp3", heard, ikhlas(heard)), ("b.mp3", heard, ikhlas(heard)), embed_audio=embed_audio
+    )
+    time = "document.querySelector('#audio').currentTime"
+    for recording, word, second in ((0, 6, 3.0), (0, 2, 1.0), (1, 9, 4.5)):
+        section = page.locator("#recordings section").nth(recording)
+        section.locator(".word").nth(word).click()
+        wait_until(page, f"{time} > {second}")
+        assert page.evaluate(time) < second + 2
+        wait_until(page, "document.querySelector('.now')")
+        marked = page.locator(".now")
+        assert marked.count() == 1
+        expected = " ".join([BASMALA, *IKHLAS]).split()
+        assert marked.inner_text() in expected[word : word + 4]
+        assert section.locator(".now").count() == 1
+    # What was heard in its place plays the word too; so does the button of a line, by keyboard.
+    page.locator("#recordings section").nth(0).locator(".s span").last.click()
+    wait_until(page, f"{time} > 4.5 && {time} < 6")
+    page.locator("article .play").nth(1).focus()
+    page.keyboard.press("Enter")
+    wait_until(page, f"{time} > 2 && {time} < 4")
+    # Where nothing is said nothing is marked, nor when the player is closed.
+    page.evaluate("document.querySelector('#audio').currentTime = 7")
+    wait_until(page, "!document.querySelector('.now')")
+    page.evaluate("document.querySelector('#audio').currentTime = 1")
+    wait_until(page, "document.querySelector('.now')")
+    page.locator("#close").click()
+    wait_until(page, "!document.querySelector('.now') && document.querySelector('#audio').paused")
+
+
+@pytest.mark.parametrize("embed_audio", [False, True])
+def test_hostile_names_and_texts_are_shown_and_never_run(
+    open_recitations: Callable[..., Any], embed_audio: bool
+) -> None:
+    recordings = []
+    for number, hostile in enumerate(HOSTILE):
+        word = "".join(hostile.split())
+        heard = f"{BASMALA} قل {word} الله أحد الله الصمد {word}"
+        name = hostile.replace("/", "\N{FRACTION SLASH}")
+        recordings.append((name, f"{hostile} {word}", ikhlas(heard) if number % 2 else None))
+    page = open_recitations(*recordings, model="".join(HOSTILE), embed_audio=embed_audio)
+    assert page.locator("h2").count() == len(HOSTILE)
+    assert page.locator("#recordings > section > .text").first.text_content().startswith(HOSTILE[0])
+    assert HOSTILE[0] in page.locator("#measured").inner_text()
+    for button in page.locator(".recording .play").all():
+        button.click()
+        wait_until(page, "document.querySelector('#audio').currentTime > 0")
+    page.locator(".s").first.hover()
+    page.locator("#contents a").last.click()
+    assert_nothing_ran(page)
+
+
+def test_it_fits_a_phone(open_recitations: Callable[..., Any]) -> None:
+    heard = "قل هو الله احد الله السمد"
+    page = open_recitations((f"{'long_name_' * 12}.mp3", heard, ikhlas(heard)), ("b.mp3", heard, None), model="phone")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -1,0 +1,110 @@
+"""The page of what was recognised: each recording with its ayat, which plays them and follows the words.
+
+It is a page as the report of an evaluation is one (:mod:`..evaluation.page`), with ``page.html``, ``page.css`` and
+``page.js`` beside this file.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ..config import RecognitionConfig
+from ..data.audio import decode_file
+from ..data.corpus import SURAHS
+from ..data.text import normalize
+from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
+from ..evaluation.listening import Recording, data_address, embedded_size, relative_address
+from ..evaluation.page import write_page
+from ..evaluation.page_data import short_names, short_parts
+from ..runtime.console import Log, format_duration, format_size, printable
+from ..runtime.files import make_folder
+from ..runtime.version import __version__
+from .recognize import Recitation, RecitedWord, Recognition
+from .written import ayah_numbers
+
+_SOUND_ALIKE = ("marks", "spelling")  # kinds of error that are no other sound
+
+
+def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], log: Log = print) -> None:
+    """Write the page ``config.html`` of what was ``found``; the recordings are linked from it, or put into it.
+
+    Raises:
+        UserError: the page cannot be written, or the audio not be put into it.
+    """
+    assert config.html is not None
+    folder = make_folder(config.html.parent)
+    if config.embed_audio:
+        size = format_size(embedded_size(each.seconds for each in found))
+        log(f"putting the audio into {config.html}: {size}")
+        addresses = [data_address(decode_file(each.file).samples) for each in found]
+    else:
+        addresses = [relative_address(Path(each.file), folder) for each in found]
+    recordings = [Recording([url], each.damaged) for url, each in zip(addresses, found, strict=True)]
+    write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, recordings), recordings)
+    log(f"to look into, and to listen to: {config.html}")
+
+
+def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Arrange the recordings for the page: a recitation has lines of [surah:ayah, words, parts (:func:`.short_parts`)],
+    the first without a number if it is the preface."""
+    names = [printable(each.file) for each in found]
+    seconds = format_duration(sum(each.seconds for each in found))
+    return {
+        "title": "Which ayat are these?",
+        "subtitle": [f"{len(found):,}\u00a0recording{'s' * (len(found) != 1)}", f"{seconds} of audio"],
+        "recordings": [
+            {
+                "file": name,
+                "name": short,
+                "seconds": each.seconds,
+                "heard": each.heard,
+                "addresses": recording.addresses,
+                "damaged": recording.damaged,
+                "recitations": [
+                    {
+                        "surah": recitation.surah,
+                        "name": SURAHS[recitation.surah - 1],
+                        "ayat": ayah_numbers(recitation),
+                        "confidence": recitation.confidence,
+                        "lines": _lines(recitation),
+                    }
+                    for recitation in each.recitations
+                ],
+            }
+            for name, short, each, recording in zip(names, short_names(names), found, recordings, strict=True)
+        ],
+        "kinds": list(KINDS.items()),
+        "facts": {
+            "model": printable(config.model),
+            "text": printable(str(config.text)),
+            "marked": "what the model heard differently: a mistake of the reciter's, or its own. Not marked are other "
+            "spellings of the same sound",
+            "confidence": "how many of the letters were heard",
+            "times": "from the attention that the model pays to the audio; press a word to hear it",
+            "whisper_quran": __version__,
+        },
+    }
+
+
+def _lines(recitation: Recitation) -> list[list[Any]]:
+    """Cut a recitation, with what was heard differently, into lines: the preface, if there is one, and the ayat."""
+    lines: list[tuple[str, Sequence[RecitedWord]]] = [("", recitation.preface)] if recitation.preface else []
+    lines += [(f"{recitation.surah}:{ayah.ayah}", ayah.words) for ayah in recitation.ayat]
+    ends = list(accumulate(len(words) for _, words in lines))
+    steps: list[list[Step]] = [[] for _ in lines]
+    said = 0
+    for step in steps_of([normalize(word.text, "diacritics") for word in recitation.words], recitation.edits):
+        said += step[0] is not None
+        steps[bisect_left(ends, said)].append(step)  # a word that was added is in the line of the one before it
+    return [
+        [where, [[word.text, word.start, word.end] for word in words], short_parts(_audible(explain_steps(its)))]
+        for (where, words), its in zip(lines, steps, strict=True)
+    ]
+
+
+def _audible(parts: Sequence[Part]) -> list[Part]:
+    """Take what sounds as it is written for right."""
+    return [replace(part, kind="") if part.kind in _SOUND_ALIKE and part.expected else part for part in parts]

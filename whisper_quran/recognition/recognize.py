@@ -1,0 +1,182 @@
+"""Which ayah is this? Where in the Qur'an recordings are, when each word is said, and what was heard differently.
+
+for recognition in recognize(RecognitionConfig(files=("recording.mp3",), model="runs/mine/best.pt")):
+    for each in recognition.recitations:
+        print(each.surah, each.ayat[0].ayah, "to", each.ayat[-1].ayah, each.confidence)
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+
+from ..checkpoints.checkpoint import load_checkpoint
+from ..checkpoints.dims import tokenizer_for
+from ..checkpoints.names import check_model_source
+from ..config import RecognitionConfig
+from ..data.audio import SAMPLE_RATE, AudioError, decode_files
+from ..data.corpus import AUDIO_EXTENSIONS, read_text
+from ..data.text import normalize
+from ..decoding.long_audio import Heard, transcribe_clips
+from ..decoding.nearest import letters
+from ..decoding.quran import Quran
+from ..decoding.recognizer import Candidate, Recognizer, joined
+from ..decoding.word_times import alignment_heads
+from ..evaluation.word_errors import align
+from ..runtime.console import Log, printable
+from ..runtime.device import choose_device, choose_precision
+from ..runtime.errors import UserError
+
+_UNSAID = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # an untouched model writes numbers of ayat, as books do
+
+
+@dataclass(frozen=True)
+class RecitedWord:
+    """A word of the text, said from ``start`` to ``end`` seconds; for one that was not heard they are the same."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class RecitedAyah:
+    """An ayah, or its words ``first_word`` to ``last_word`` (from 1), said from ``start`` to ``end`` seconds."""
+
+    ayah: int
+    first_word: int
+    last_word: int
+    start: float
+    end: float
+    text: str
+    words: tuple[RecitedWord, ...]
+
+
+@dataclass(frozen=True)
+class Recitation:
+    """Consecutive ayat of a surah, and what was ``heard`` of them; ``preface`` is a basmala or isti'adha before them.
+
+    ``edits`` turn its :attr:`words` into it (:class:`..evaluation.word_errors.Alignment`), without
+    diacritics, digits and punctuation;
+    ``confidence`` is the share of the letters that were heard, 0 to 1.
+    """
+
+    surah: int
+    preface: tuple[RecitedWord, ...]
+    ayat: tuple[RecitedAyah, ...]
+    heard: str
+    edits: str
+    confidence: float
+
+    @property
+    def words(self) -> list[RecitedWord]:
+        """The words of the preface and of the ayat."""
+        return [*self.preface, *(word for ayah in self.ayat for word in ayah.words)]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A recording: its length, the text heard, and what was recited in it; nothing if it is not the Qur'an.
+
+    ``damaged`` if the file is cut short or has broken parts.
+    """
+
+    file: str
+    seconds: float
+    damaged: bool
+    heard: str
+    recitations: tuple[Recitation, ...]
+
+
+def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recognition]:
+    """Recognise the recordings of ``config``, one after another; what cannot be decoded is logged and left out.
+
+    It prints and writes nothing: what ``json``, ``srt`` and ``html`` ask for is left to the command.
+
+    Raises:
+        UserError: a file, the text, the model or an option must be changed.
+    """
+    files = _files(config.files)
+    if not config.text.is_file():
+        get = "python -m whisper_quran.download"
+        raise UserError(f"no text {config.text}: give the whole Qur'an with --text FILE, or get it by {get}")
+    check_model_source(config.model)
+    device, _ = choose_device(config.device)
+    model = load_checkpoint(config.model, device)
+    text = Quran(read_text(config.text)[0], tokenizer_for(model.dims, config.language))
+    recognizer = Recognizer(text, device, alignment_heads(model))
+    dtype = choose_precision(config.precision, device, model).dtype
+    with closing(decode_files(files, config.workers)) as decoded:
+        for file, audio in zip(files, decoded, strict=True):
+            if isinstance(audio, AudioError):
+                log(f"{printable(str(file))}: left out: {audio}")
+                continue
+            (transcript,) = transcribe_clips(
+                model, [audio.samples], batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
+                language=config.language, stop_loops=True,
+            )  # fmt: skip
+            found = tuple(_recitations(transcript.heard, recognizer, text))
+            yield Recognition(str(file), len(audio.samples) / SAMPLE_RATE, audio.damaged, transcript.text, found)
+
+
+def _files(names: Sequence[str]) -> list[Path]:
+    """Return the files, and the audio files in the folders, of ``names``."""
+    files: list[Path] = []
+    for path in map(Path, names):
+        if not path.exists():
+            raise UserError(f"no file or folder {path}: give recordings, or folders of them")
+        found = [path] if path.is_file() else sorted(path.rglob("*"))
+        files += [each for each in found if each == path or each.suffix.lower() in AUDIO_EXTENSIONS]
+    if not files:
+        raise UserError(f"no recordings in {', '.join(names)}: give audio files, or folders of them")
+    return files
+
+
+def is_likely(distance: int, text: str) -> bool:
+    """Return whether ``text`` with so many letters wrong is more than a chance: under half of them, less two.
+
+    A few letters are near to some words of the Qur'an whatever they are.
+    """
+    return distance <= len(letters(text)) / 2 - 2
+
+
+def _recitations(pieces: Sequence[Heard], recognizer: Recognizer, text: Quran) -> Iterator[Recitation]:
+    """Yield what the pieces of a recording recite, those that go on where the one before ended together.
+
+    A preface begins anew.
+    """
+    together: list[tuple[Heard, Candidate]] = []
+    for piece in pieces:
+        candidate = piece.candidate
+        if candidate is None or not is_likely(candidate.distance, " ".join(recognizer.words(candidate))):
+            continue
+        if together and (candidate.preface or not candidate.run.follows(together[-1][1].run)):
+            yield _recitation(together, text)
+            together = []
+        together.append((piece, candidate))
+    if together:
+        yield _recitation(together, text)
+
+
+def _recitation(pieces: Sequence[tuple[Heard, Candidate]], text: Quran) -> Recitation:
+    (run,) = joined(candidate.run for _, candidate in pieces)
+    preface = pieces[0][1].preface.split()
+    times = [time for piece, _ in pieces for time in pairwise(piece.times)]
+    words = [
+        RecitedWord(word, round(start, 2), round(end, 2))
+        for word, (start, end) in zip([*preface, *text.words(run)], times, strict=True)
+    ]
+    numbers = text.numbers[run.passage][run.first : run.last + 1]
+    ayat = []
+    for ayah, group in groupby(zip(numbers, words[len(preface) :], strict=True), key=lambda each: each[0][0]):
+        places, its_words = zip(*group, strict=True)
+        start, end, said = its_words[0].start, its_words[-1].end, " ".join(word.text for word in its_words)
+        ayat.append(RecitedAyah(ayah, places[0][1], places[-1][1], start, end, said, its_words))
+    whole, heard = " ".join(word.text for word in words), " ".join(piece.text for piece, _ in pieces)
+    edits = align(normalize(whole, "diacritics"), normalize(_UNSAID.sub(" ", heard), "diacritics")).edits
+    distance = sum(candidate.distance for _, candidate in pieces)
+    confidence = max(0.0, 1 - distance / max(1, len(letters(whole))))
+    surah = text.surahs[run.passage]
+    return Recitation(surah, tuple(words[: len(preface)]), tuple(ayat), heard, edits, round(confidence, 3))

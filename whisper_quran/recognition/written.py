@@ -1,0 +1,45 @@
+"""What is recognised, as text: for people, and as subtitles."""
+
+from ..data.corpus import SURAHS
+from ..runtime.console import format_duration, percent, printable
+from .recognize import Recitation, Recognition
+
+
+def describe(recognition: Recognition) -> str:
+    """Return what is printed of a recording."""
+    lines = [f"{printable(recognition.file)} ({format_duration(recognition.seconds)})"]
+    for each in recognition.recitations:
+        where = f"surah {each.surah}, ayah {ayah_numbers(each)}"
+        lines.append(f"  سورة {SURAHS[each.surah - 1]}: {where}, confidence {percent(each.confidence)}")
+        for ayah in each.ayat:
+            lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
+        if each.edits:
+            lines.append(f"  heard:  {each.heard}")
+    if not recognition.recitations:
+        lines.append(f"  not the Qur'an. Heard: {recognition.heard or 'nothing'}")
+    return "\n".join(lines)
+
+
+def ayah_numbers(recitation: Recitation) -> str:
+    """Return which ayat it is of: ``"1 to 4"``, or ``"255"``."""
+    first, last = recitation.ayat[0].ayah, recitation.ayat[-1].ayah
+    return f"{first} to {last}" if first < last else f"{first}"
+
+
+def subtitles(recognition: Recognition) -> str:
+    """Return the ayat of a recording in the SubRip format."""
+    ayat = [(each.surah, ayah) for each in recognition.recitations for ayah in each.ayat]
+    blocks = []
+    for number, (surah, ayah) in enumerate(ayat, 1):
+        times = " --> ".join(_clock(time, whole=True).replace(".", ",") for time in (ayah.start, ayah.end))
+        blocks.append(f"{number}\n{times}\n{ayah.text} ({surah}:{ayah.ayah})\n")
+    return "\n".join(blocks)
+
+
+def _clock(seconds: float, whole: bool = False) -> str:
+    """Write a time as mm:ss.s, or ``whole`` as hh:mm:ss.mmm."""
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds, 60_000)
+    if whole:
+        return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"
+    return f"{minutes:02}:{rest // 1000:02}.{rest % 1000 // 100}"
