@@ -44,6 +44,8 @@ class LetterIndex:
     def __init__(self, text: ClosedText, device: torch.device) -> None:
         self.closed_text = text
         self.prefaces = {letters(preface): preface for preface in ("", *text.prefaces)}
+        # Those that are nothing of the text (the isti'adha is not, the basmala is an ayah).
+        self.apart = [letters(each) for each in text.prefaces if not text.locate(text.encode(each.split()))]
         spelled, length = [], 0
         self.words: list[tuple[int, int]] = []  # of each word its passage, and its number there
         self.first: list[int] = []  # the first word of those that can be in one run with it
@@ -79,14 +81,15 @@ class LetterIndex:
     def nearest(self, heard: str, margin: int = 0) -> list[Nearest]:
         """Return the runs nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
 
-        There are none if nothing has a letter in common with it. Equals come in the order of the text.
+        There are none if nothing has a letter in common with it, or if a preface that is nothing of the text is nearer
+        alone. Equals come in the order of the text.
         """
         said = "".join(letter for letter in letters(heard) if letter in self.alphabet)
         if not said:
             return []
         costs = self._distances(said)[self.end_places] + self.end_costs
         least, lasts = (each.tolist() for each in costs.topk(min(_ENDS, len(costs)), largest=False))
-        limit = len(said) - 1
+        limit = min([len(said), *(Levenshtein.distance(each, said) for each in self.apart)]) - 1
         runs: list[Nearest] = []
         for cost, last in zip(least, lasts, strict=True):
             if cost > limit:
