@@ -37,7 +37,7 @@ from whisper_quran.decoding.quran import Quran
 from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.recognize import recognize
+from whisper_quran.recognition.recognize import recognize
 from whisper_quran.runtime.console import markdown_table, percent
 from whisper_quran.runtime.device import choose_device, choose_precision
 

@@ -116,3 +116,17 @@ def test_without_the_packages_it_says_how_to_bring_them(tmp_path):
     done = subprocess.run([sys.executable, "-S", script, "--data", "x"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert "pip wheel --no-deps" in done.stderr and "--no-index --find-links wheels" in done.stderr
+
+
+@pytest.mark.soak
+def test_recognition_is_measured_in_all_parts(ayat, base_weights):
+    """Five ayat of surah 1, of which untouched ``base`` hears most well enough."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "recognition.py"), "--data", str(ayat)]
+    done = subprocess.run([*command, "--model", str(base_weights / "base.pt")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| Yasser")]
+    whole, cut, long, words = rows
+    free, nearest, constrained, found_nearest, found, _ = (float(cell.removesuffix(" %")) for cell in whole[2:])
+    assert max(nearest, constrained) < free / 3 and min(found_nearest, found) >= 80
+    assert long[1] == "1:1 to 1:5" and long[3] == "5 of 5"
+    assert int(cut[1]) <= 5 and int(words[1]) <= 5
