@@ -5,19 +5,18 @@ as long as its model, the precision it ran in, its text and the length of its au
 """
 
 import csv
-import fcntl
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..data.passages import Passage
 from ..runtime.console import printable
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, make_folder, storage_error
+from ..runtime.files import atomic_write, lock_folder, make_folder, storage_error
 from .word_errors import Alignment, ErrorCounts, align
 
 COLUMNS = (
@@ -141,7 +140,8 @@ class Predictions:
                 writing there; or the folder cannot be written.
         """
         self.path = make_folder(folder) / "predictions.csv"
-        self._lock = _acquire(folder)
+        _check_names(folder)
+        self._lock = lock_folder(folder, "evaluation")
         self.rows = {row.key: row for row in read_predictions(self.path)} if self.path.exists() else {}
         self.made: dict[str, Any] = {"options": options, "models": {}}
         if not self.rows:
@@ -213,19 +213,11 @@ class Predictions:
             writer.writerows(row.cells() for row in self.rows.values())
 
 
-def _acquire(folder: Path) -> IO[str]:
-    """Take the folder's lock, which an evaluation holds until it ends; refuse what is in the way of its files."""
-    try:
-        for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
-            if (folder / name).exists() and not (folder / name).is_file():
-                raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until close)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock
-    except BlockingIOError:
-        raise UserError(f"another evaluation is writing {folder}: wait for it, or choose another --out") from None
-    except OSError as error:
-        raise storage_error(error, folder) from error
+def _check_names(folder: Path) -> None:
+    """Refuse what is in the way of the files that an evaluation writes."""
+    for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:
