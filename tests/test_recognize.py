@@ -18,7 +18,9 @@ from whisper.tokenizer import get_tokenizer
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.data.audio import decode_file
 from whisper_quran.decoding.batch_decoder import BatchDecoder
+from whisper_quran.decoding.closed_text import Run
 from whisper_quran.decoding.nearest import letters
+from whisper_quran.decoding.recognizer import Candidate
 from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
 from whisper_quran.recognition.recognize import Recognition, is_likely
 from whisper_quran.recognition.written import subtitles
@@ -158,14 +160,17 @@ def test_other_models_have_whispers_default_heads():
 
 
 @pytest.mark.parametrize(
-    ("distance", "text", "likely"),
+    ("distance", "lost", "text", "likely"),
     [
-        (0, "حم", False),
-        (0, "الصمد", True),
-        (1, "الصمد", False),
-        (3, "قل هو الله أحد", True),
-        (4, "قل هو الله أحد", False),
+        (0, 0.0, "حم", True),
+        (1, 0.0, "حم", False),
+        (2, 2.0, "الصمد", True),
+        (3, 2.0, "الصمد", False),
+        (2, 4.0, "الصمد", False),
+        (5, 6.0, "قل هو الله أحد", True),
+        (5, 7.0, "قل هو الله أحد", False),
+        (6, 6.0, "قل هو الله أحد", False),
     ],
 )
-def test_few_letters_must_all_be_right(distance, text, likely):
-    assert is_likely(distance, text) == likely
+def test_half_of_the_letters_must_be_right_and_the_model_must_find_it_likely(distance, lost, text, likely):
+    assert is_likely(Candidate(Run(0, 0, 0), "", distance, distance, -10.0 - lost, -10.0), text) == likely

@@ -236,10 +236,11 @@ class BatchDecoder:
         rows = [[*self.prompt.tolist(), *text, self.eot] for text in texts]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
+        said = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
         x, _ = self._read(tokens[:, :-1], [])
-        logprobs = F.log_softmax(self._logits(x[:, self.begin - 1 :]), dim=-1)
-        said = logprobs.gather(2, tokens[:, self.begin :, None]).squeeze(2).cpu()
-        return [float(row[: len(text) + 1].sum()) for row, text in zip(said, texts, strict=True)]
+        logits = self._logits(x[:, self.begin - 1 :][said])
+        losses = F.cross_entropy(logits, tokens[:, self.begin :][said], reduction="none").cpu()
+        return [-float(each.sum()) for each in losses.split([len(text) + 1 for text in texts])]
 
     @torch.no_grad()
     def attention(self, text: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:

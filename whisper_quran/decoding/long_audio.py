@@ -159,7 +159,8 @@ def _from_pause_to_pause(
     for piece, result, is_last in decode(waiting):
         text = "" if fallback and is_silent(result) else result.text
         if recognizer:
-            candidates[piece] += recognizer.candidates(text, result.tokens, source.log_probabilities)
+            log_probability = result.avg_logprob * (len(result.tokens) + 1)
+            candidates[piece] += recognizer.candidates(text, log_probability, source.log_probabilities)
         if not is_last:
             continue
         letters = []

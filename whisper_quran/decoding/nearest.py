@@ -21,7 +21,7 @@ from .closed_text import ClosedText, Run
 _FAR = 10_000  # a distance that nothing has
 _SHIFTS = (1, 2, 4, 8, 16)  # so that 31 letters of the text may be missing in one place
 _BETWEEN = "\n" * (sum(_SHIFTS) + 1)  # what separates passages is more, so that no run crosses it
-_BREAK = 4  # letters: a run of whole verses is preferred to another that is so much nearer
+_BREAK = 5  # letters: a run of whole verses is preferred to another that is so much nearer
 _ENDS = 256  # of the places where runs end, the nearest, which are looked at more closely
 
 
@@ -71,6 +71,7 @@ class LetterIndex:
         self.between = between.to(device)
         self.run_begins = torch.full_like(self.between, _FAR)
         self.run_begins[self.starts] = 0
+        self._leave_out(self.run_begins)
         self.end_places = torch.tensor(self.ends, device=device)
         breaks = [text.breaks(Run(passage, 0, number)) for passage, number in self.words]
         self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * _BREAK
@@ -84,10 +85,12 @@ class LetterIndex:
         if not said:
             return []
         costs = self._distances(said)[self.end_places] + self.end_costs
-        lasts = costs.topk(min(_ENDS, len(costs)), largest=False).indices.tolist()
+        least, lasts = (each.tolist() for each in costs.topk(min(_ENDS, len(costs)), largest=False))
         limit = len(said) - 1
         runs: list[Nearest] = []
-        for last in lasts:
+        for cost, last in zip(least, lasts, strict=True):
+            if cost > limit:
+                break
             found = list(self._runs_to(last, said, limit))
             runs += found
             limit = min([limit, *(run.cost + margin for run in found)])
@@ -107,12 +110,17 @@ class LetterIndex:
             if prefaced < count:
                 torch.add(self.run_begins, prefaced, out=changed)
                 torch.minimum(following, changed, out=following)
-            for shift in _SHIFTS:
-                torch.add(following[:-shift], shift, out=changed[shift:])
-                torch.minimum(following[shift:], changed[shift:], out=following[shift:])
-            torch.maximum(following, self.between, out=following)
+            self._leave_out(following, changed)
             row, following = following, row
         return row
+
+    def _leave_out(self, row: Tensor, spare: Tensor | None = None) -> None:
+        """Lower the distances in ``row`` to those of leaving out letters of the text before each place."""
+        spare = torch.empty_like(row) if spare is None else spare
+        for shift in _SHIFTS:
+            torch.add(row[:-shift], shift, out=spare[shift:])
+            torch.minimum(row[shift:], spare[shift:], out=row[shift:])
+        torch.maximum(row, self.between, out=row)
 
     def _preface_distances(self, said: str) -> list[int]:
         """Return, for each beginning of ``said``, its distance to the nearest preface; beyond all of them _FAR."""

@@ -15,10 +15,10 @@ from .closed_text import ClosedText, Run
 from .nearest import LetterIndex, Nearest
 
 # In nats.
-_LETTER = 2.0
+_LETTER = 3.0
 _AWAY, _AWORD, _ELSEWHERE = 6.0, 0.1, 12.0  # going on so many words away, or anywhere: there are 78,000 in the Qur'an
-_MARGIN = 8  # letters: what costs more than the nearest candidate and this is none
-_SCORED = 6  # texts at most whose log-probability the model is asked for
+_MARGIN = 2  # letters: what costs more than the nearest candidate and this is none
+_SCORED = 12  # texts at most whose log-probability the model is asked for
 
 Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as tokens, to how likely the model finds each
 
@@ -27,7 +27,8 @@ Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as token
 class Candidate(Nearest):
     """A run that may have been said.
 
-    ``log_probability`` is how likely the model finds its words, ``free_log_probability`` those it chose when free.
+    ``log_probability`` is how likely the model finds its words, ``free_log_probability`` those it chose when free: the
+    text of a high temperature is near to short runs by chance, and is evidence of them only as far as it is likely.
     """
 
     log_probability: float
@@ -36,7 +37,7 @@ class Candidate(Nearest):
     @property
     def weight(self) -> float:
         """How much speaks for it, whatever comes before and after it."""
-        return self.log_probability - _LETTER * self.cost
+        return self.log_probability + self.free_log_probability - _LETTER * self.cost
 
 
 class Recognizer:
@@ -46,20 +47,19 @@ class Recognizer:
     def __init__(self, text: ClosedText, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
         self.text, self.letters, self.heads = text, LetterIndex(text, device), heads
 
-    def candidates(self, heard: str, tokens: Sequence[int], score: Score) -> list[Candidate]:
-        """Return what may have been said in a piece where a model heard the text ``heard``, of ``tokens``.
+    def candidates(self, heard: str, log_probability: float, score: Score) -> list[Candidate]:
+        """Return what may have been said in a piece where a model heard ``heard``, which it finds that likely.
 
-        Words that stand in several places are as many candidates. There are none if nothing is near.
+        Words that stand in several places are as many candidates. There are none if nothing is near. If no other words
+        are, these are taken to be as likely as what was heard.
         """
         nearest = self.letters.nearest(heard, _MARGIN)
         said = [tuple(self.text.encode(self.words(each))) for each in nearest]
         texts = list(dict.fromkeys(said))[:_SCORED]
-        if not texts:
-            return []
-        free, *scores = score([tokens, *texts])
+        scores = score(texts) if len(texts) > 1 else [log_probability] * len(texts)
         likely = dict(zip(texts, scores, strict=True))
         return [
-            Candidate(each.run, each.preface, each.distance, each.cost, likely[text], free)
+            Candidate(each.run, each.preface, each.distance, each.cost, likely[text], log_probability)
             for each, text in zip(nearest, said, strict=True)
             if text in likely
         ]

@@ -1,0 +1,317 @@
+"""Which ayah is this? How often it is found, of what recordings, and what that takes beside hearing them freely.
+
+  python benchmarks/recognition.py --data DIR --model base.pt [--reciters R...] [--surahs A:B] [--parts ayat cut ...]
+
+Parts: ``ayat``, whole ayat up to 30 s, against the whole ayah that is nearest to what was heard by edit distance (which
+knows that it is one ayah, as the recognizer does not); ``cut``, ayat cut in two at their quietest place; ``long``, five
+minutes of consecutive ayat as one recording; ``words``, ayat in which one word is replaced by another of the same
+reciter's, told from untouched ones by confidence (area under the ROC curve).
+
+The nearest ayah is that to the greedy text: what is decoded again at a high temperature has fewer of its letters.
+
+Times are of the same pass: what finding takes, against all the rest.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rapidfuzz.distance import Levenshtein
+
+from whisper_quran.checkpoints.checkpoint import load_checkpoint
+from whisper_quran.checkpoints.dims import tokenizer_for
+from whisper_quran.config import RecognitionConfig
+from whisper_quran.data.audio import SAMPLE_RATE
+from whisper_quran.data.audio_cache import AudioCache, prepare_audio
+from whisper_quran.data.corpus import Ayah, default_text, open_corpus, read_text
+from whisper_quran.data.features import FRAME, frame_energy
+from whisper_quran.data.text import normalize
+from whisper_quran.decoding.long_audio import Transcript, transcribe_clips
+from whisper_quran.decoding.nearest import letters
+from whisper_quran.decoding.quran import Quran
+from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
+from whisper_quran.decoding.word_times import alignment_heads
+from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
+from whisper_quran.recognize import recognize
+from whisper_quran.runtime.console import markdown_table, percent
+from whisper_quran.runtime.device import choose_device, choose_precision
+
+LONG = 300  # seconds
+NEAR = 1.0  # seconds between a boundary and where it was found
+QUIET = 0.02  # of the mean energy: what is below it is a pause
+FEW = 5  # words of a piece
+
+
+class TimedRecognizer(Recognizer):
+    """A recognizer that knows how long it took to find candidates."""
+
+    seconds = 0.0
+
+    def candidates(self, *args) -> list[Candidate]:
+        start = time.perf_counter()
+        found = super().candidates(*args)
+        self.seconds += time.perf_counter() - start
+        return found
+
+
+class Bench:
+    """The model, the text and the recordings."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self.device, _ = choose_device(args.device)
+        self.model = load_checkpoint(args.model, self.device)
+        self.dtype = choose_precision(args.precision, self.device, self.model).dtype
+        self.text_file = default_text(args.data)
+        self.texts = read_text(self.text_file)[0]
+        self.text = Quran(self.texts, tokenizer_for(self.model.dims, "ar"))
+
+    def ayat(self, reciter: str) -> tuple[list[Ayah], AudioCache]:
+        """Return the ayat of ``reciter`` that can be decoded, and their audio."""
+        ayat = open_corpus(self.args.data, None, None, self.args.surahs).select([reciter])[0]
+        cache = prepare_audio({reciter: [ayah.audio for ayah in ayat]}, self.folder / "cache", 2)
+        return [ayah for ayah in ayat if ayah.audio in cache], cache
+
+    def hear(self, clips: Sequence[np.ndarray], recognizer: Recognizer | None = None, **options) -> list[Transcript]:
+        """Transcribe ``clips``, and with a ``recognizer`` find where they are."""
+        options |= {"batch_size": self.args.batch_size, "dtype": self.dtype, "stop_loops": True}
+        heard = transcribe_clips(self.model, clips, recognizer=recognizer, **options)
+        return sorted(heard, key=lambda each: each.clip)
+
+
+def errors(reference: str, hypothesis: str) -> ErrorCounts:
+    return count_errors(normalize(reference, "diacritics"), normalize(hypothesis, "diacritics"))
+
+
+def whole_ayat(bench: Bench) -> None:
+    """Print the table of whole ayat."""
+    verses = {key: letters(text) for key, text in bench.texts.items()}
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 30 * SAMPLE_RATE][: bench.args.limit]
+        recognizer = TimedRecognizer(bench.text, bench.device)
+        start = time.perf_counter()
+        heard = bench.hear([cache.read(ayah.audio) for ayah in ayat], recognizer)
+        seconds = time.perf_counter() - start
+        greedy = bench.hear([cache.read(ayah.audio) for ayah in ayat], fallback=False)
+        free, nearest, constrained, found_nearest, found = ErrorCounts(), ErrorCounts(), ErrorCounts(), 0, 0
+        for ayah, each, first in zip(ayat, heard, greedy, strict=True):
+            said = letters(first.text)
+            key = min(verses, key=lambda key: Levenshtein.distance(verses[key], said))
+            chosen = [piece.candidate for piece in each.heard if piece.candidate]
+            words = " ".join(word for candidate in chosen for word in recognizer.words(candidate))
+            free += errors(ayah.text, each.text)
+            nearest += errors(ayah.text, bench.texts[key])
+            constrained += errors(ayah.text, words)
+            found_nearest += key == (ayah.surah, ayah.number)
+            found += [k for c in chosen for k in bench.text.ayat(c.run)] == [(ayah.surah, ayah.number)]
+        rates = [percent(each.wer) for each in (free, nearest, constrained)]
+        shares = [percent(count / len(ayat)) for count in (found_nearest, found)]
+        took = percent(recognizer.seconds / (seconds - recognizer.seconds))
+        lines.append([reciter, str(len(ayat)), *rates, *shares, took])
+        print(f"{reciter}: done in {seconds:.0f} s", flush=True)
+    header = [
+        "ayat up to 30 s",
+        "",
+        "free WER",
+        "nearest ayah",
+        "constrained",
+        "found: nearest",
+        "found",
+        "time on top",
+    ]
+    print(f"\n{markdown_table(header, lines)}", flush=True)
+
+
+def cut_in_two(clip: np.ndarray) -> int:
+    """Return the sample in the middle half of ``clip`` where it is quietest; 0 if there is no pause."""
+    smooth = np.convolve(frame_energy(clip), np.ones(30) / 30, "same")
+    first, last = len(smooth) // 4, 3 * len(smooth) // 4
+    quietest = first + int(smooth[first:last].argmin())
+    return quietest * FRAME if smooth[quietest] < QUIET * smooth.mean() else 0
+
+
+def split_words(words: Sequence[str], heard: Sequence[str]) -> int:
+    """Return after how many of ``words``, which were said in two pieces, the first ends, by what was ``heard``."""
+    spelled, first, second = list(map(letters, words)), *map(letters, heard)
+
+    def distance(count: int) -> int:
+        before, after = "".join(spelled[:count]), "".join(spelled[count:])
+        return Levenshtein.distance(before, first) + Levenshtein.distance(after, second)
+
+    return min(range(1, len(words)), key=distance)
+
+
+def cut_ayat(bench: Bench) -> None:
+    """Print the table of ayat cut in two. Which words are in a piece is told by what is heard, the ayah being known."""
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        halves: list[tuple[Ayah, np.ndarray, np.ndarray]] = []
+        for ayah in ayat:
+            clip = np.array(cache.read(ayah.audio))
+            if 8 * SAMPLE_RATE < len(clip) <= 60 * SAMPLE_RATE and len(ayah.text.split()) > 1:
+                at = cut_in_two(clip)
+                if at and max(at, len(clip) - at) <= 30 * SAMPLE_RATE:
+                    halves.append((ayah, clip[:at], clip[at:]))
+        halves = random.Random(0).sample(halves, min(len(halves), bench.args.limit or len(halves)))
+        recognizer = Recognizer(bench.text, bench.device)
+        heard = bench.hear([half for _, *both in halves for half in both], recognizer)
+        counts = np.zeros((2, 3), dtype=int)  # of pieces of few words, of more: all, found, found to the word
+        for number, (ayah, *_) in enumerate(halves):
+            words, pair = ayah.text.split(), heard[2 * number : 2 * number + 2]
+            middle = split_words(words, [each.text for each in pair])
+            for each, first, last in ((pair[0], 1, middle), (pair[1], middle + 1, len(words))):
+                places = [bench.text.place(run) for run in joined(h.candidate.run for h in each.heard if h.candidate)]
+                said = " ".join(w for h in each.heard if h.candidate for w in recognizer.words(h.candidate))
+                exact = said == " ".join(words[first - 1 : last])  # the same words may stand in several places
+                right = exact or any(
+                    (p.surah, p.first_ayah, p.last_ayah) == (ayah.surah, ayah.number, ayah.number)
+                    and p.first_word <= last
+                    and p.last_word >= first
+                    for p in places
+                )
+                counts[int(last - first + 1 >= FEW)] += [1, right, exact]
+        cells = [f"{found} of {all_}, {exact} to the word" for all_, found, exact in counts.tolist()]
+        lines.append([reciter, str(len(halves)), *cells])
+    header = ["ayat cut in two", "", f"pieces of under {FEW} words: found", f"of {FEW} and more: found"]
+    print(f"\n{markdown_table(header, lines)}", flush=True)
+
+
+def long_recordings(bench: Bench) -> None:
+    """Print the table of five minutes of consecutive ayat: how many are found, and how near their boundaries."""
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        clips, ends, length = [], [], 0
+        for ayah in ayat:
+            if length > LONG * SAMPLE_RATE:
+                break
+            clips.append(np.array(cache.read(ayah.audio)))
+            length += len(clips[-1])
+            ends.append(length / SAMPLE_RATE)
+        file = bench.folder / f"{reciter}.wav"
+        soundfile.write(file, np.concatenate(clips), SAMPLE_RATE)
+        start = time.perf_counter()
+        config = RecognitionConfig(
+            files=(str(file),), model=bench.args.model, text=bench.text_file, precision=bench.args.precision
+        )
+        (recognition,) = recognize(config)
+        seconds = time.perf_counter() - start
+        found = {(part.surah, each.ayah): each for part in recognition.recitations for each in part.ayat}
+        keys = [(ayah.surah, ayah.number) for ayah in ayat[: len(clips)]]
+        others = sum(len(part.ayat) for part in recognition.recitations) - sum(key in found for key in keys)
+        away = [
+            min(abs(found[this].end - end), abs(found[following].start - end))
+            for this, following, end in zip(keys, keys[1:], ends, strict=False)
+            if this in found and following in found
+        ]
+        near = sum(each <= NEAR for each in away) / (len(keys) - 1)
+        names = f"{keys[0][0]}:{keys[0][1]} to {keys[-1][0]}:{keys[-1][1]}"
+        share = f"{sum(key in found for key in keys)} of {len(keys)}"
+        lines.append([reciter, names, f"{ends[-1]:.0f}", share, str(others), percent(near)])
+        lines[-1] += [f"{np.median(away):.2f}", f"{seconds:.0f}"]
+    header = ["one recording", "ayat", "seconds", "found", "others found", f"boundaries within {NEAR:.0f} s"]
+    print(f"\n{markdown_table([*header, 'median, s', 'took, s'], lines)}", flush=True)
+
+
+def replaced_words(bench: Bench) -> None:
+    """Print how well confidence tells ayat with a word of another from untouched ones."""
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        ayat = [ayah for ayah in ayat if 3 * SAMPLE_RATE < cache.length(ayah.audio) <= 25 * SAMPLE_RATE]
+        ayat = random.Random(0).sample(ayat, min(len(ayat), bench.args.limit or len(ayat)))
+        recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
+        clips = [np.array(cache.read(ayah.audio)) for ayah in ayat]
+        heard = bench.hear(clips, recognizer)
+        words = [timed_words(each, recognizer) for each in heard]
+        spliced, kept = [], []
+        for number, its in enumerate(words):
+            others = [(n, w) for n, w in enumerate(words) if n != number and w]
+            if len(its) > 2 and others:
+                draw = random.Random(number)
+                there, theirs = draw.choice(others)
+                (word, start, end), (other, a, b) = draw.choice(its[1:-1]), draw.choice(theirs)
+                if letters(word) != letters(other) and end > start and b > a:
+                    source = clips[there][int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)]
+                    clip = clips[number]
+                    parts = [clip[: int(start * SAMPLE_RATE)], source, clip[int(end * SAMPLE_RATE) :]]
+                    spliced.append(np.concatenate(parts))
+                    kept.append(heard[number])
+        again = bench.hear(spliced, recognizer)
+        cells = [f"{area(map(of, kept), map(of, again)):.3f}" for of in (heard_letters, gap)]
+        lines.append([reciter, str(len(spliced)), *cells])
+    header = ["a word replaced, area under the ROC", "pairs", "letters heard", "log-probability lost"]
+    print(f"\n{markdown_table(header, lines)}", flush=True)
+
+
+def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[str, float, float]]:
+    """Return the words that were found, and when each is said."""
+    return [
+        (word, start, end)
+        for piece in transcript.heard
+        if piece.candidate
+        for word, start, end in zip(recognizer.words(piece.candidate), piece.times, piece.times[1:], strict=False)
+    ]
+
+
+def heard_letters(transcript: Transcript) -> float:
+    """The confidence of :mod:`whisper_quran.recognize`: the share of letters heard as they are written."""
+    found = [each.candidate for each in transcript.heard if each.candidate]
+    return -sum(each.distance for each in found) / max(1, len(letters(transcript.text))) if found else -1.0
+
+
+def gap(transcript: Transcript) -> float:
+    """How much less likely the model finds what was found than what it heard, a letter."""
+    found = [each.candidate for each in transcript.heard if each.candidate]
+    lost = sum(each.log_probability - each.free_log_probability for each in found)
+    return lost / max(1, len(letters(transcript.text))) if found else -100.0
+
+
+def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:
+    """How often an untouched one has the higher value of a pair of both kinds; equals count half."""
+    a, b = np.array([*untouched])[:, None], np.array([*replaced])[None]
+    return float((a > b).mean() + (a == b).mean() / 2)
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "ayat": whole_ayat,
+    "cut": cut_ayat,
+    "long": long_recordings,
+    "words": replaced_words,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--reciters", nargs="+")
+    parser.add_argument("--surahs")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--limit", type=int, help="ayat of each reciter at most, in each part but long")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    args = parser.parse_args()
+    args.reciters = args.reciters or open_corpus(args.data, None, None, None).reciters
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        bench = Bench(args, Path(folder))
+        Recognizer(bench.text, bench.device)
+        print(
+            f"{args.model}, {bench.device}: model, text and indexes in {time.perf_counter() - start:.1f} s", flush=True
+        )
+        for part in args.parts:
+            PARTS[part](bench)
+
+
+if __name__ == "__main__":
+    main()
