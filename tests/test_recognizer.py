@@ -2,19 +2,23 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from rapidfuzz.distance import Levenshtein
 from whisper.tokenizer import get_tokenizer
 
-from tests.conftest import make_whisper
+from tests.conftest import make_whisper, talkative
+from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import read_text
 from whisper_quran.data.text import normalize
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.closed_text import ClosedText, Run
+from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.nearest import _BREAK, LetterIndex, letters
 from whisper_quran.decoding.quran import Quran
 from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
+from whisper_quran.decoding.word_times import alignment_heads
 
 CPU = torch.device("cpu")
 TOKENIZER = get_tokenizer(True, language="ar", task="transcribe")
@@ -108,6 +112,20 @@ def test_log_probabilities_are_those_of_the_model():
                 logprobs = model.decoder(whole[:, :-1], features[index : index + 1]).log_softmax(dim=-1)
             expected = logprobs[0, 3:].gather(1, whole[0, 4:, None]).sum()
             assert said == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_a_text_without_an_end_fills_the_context_and_is_recognised(text):
+    """As a model that babbles writes it: one token more than can be read again. And one that is longer by far."""
+    model = talkative(make_whisper(layers=2), eot_gain=0.0)
+    audio = (np.random.default_rng(0).normal(size=SAMPLE_RATE) * 3000).astype(np.int16)
+    recognizer = Recognizer(text, CPU, alignment_heads(model))
+    (transcript,) = transcribe_clips(model, [audio], batch_size=1, fallback=False, recognizer=recognizer)
+    assert len(transcript.heard) == 1
+    decoder = BatchDecoder(model, 1)
+    for _, result in decoder.decode([torch.randn(1, 1500, 64)]):
+        assert len(result.tokens) == 445
+        full, longer = decoder.log_probabilities([result.tokens, [*result.tokens, *result.tokens]])
+        assert -float("inf") < full == longer < 0
 
 
 def candidate(run: Run, weight: float = -10.0) -> Candidate:

@@ -231,16 +231,18 @@ class BatchDecoder:
         """Return how likely the model finds each of ``texts`` (tokens), and the eot after it, in the clip last yielded.
 
         They are those of the model alone, without Whisper's rules. The clip's cross-attention keys and values are still
-        in its slot, so that this costs the decoder's pass over the texts, all at once.
+        in its slot, so that this costs the decoder's pass over the texts, all at once. Of what is longer than the
+        context, as a text without an end is, it is that of what fits.
         """
-        rows = [[*self.prompt.tolist(), *text, self.eot] for text in texts]
+        fits = len(self.positional_embedding) + 1
+        rows = [[*self.prompt.tolist(), *text, self.eot][:fits] for text in texts]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
         said = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
         x, _ = self._read(tokens[:, :-1], [])
         logits = self._logits(x[:, self.begin - 1 :][said])
         losses = F.cross_entropy(logits, tokens[:, self.begin :][said], reduction="none").cpu()
-        return [-float(each.sum()) for each in losses.split([len(text) + 1 for text in texts])]
+        return [-float(each.sum()) for each in losses.split([len(row) - self.begin for row in rows])]
 
     @torch.no_grad()
     def attention(self, text: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:

@@ -247,8 +247,12 @@ class _Pieces:
     def letter_times(
         self, piece: Piece, tokens: Sequence[int], heads: Sequence[tuple[int, int]]
     ) -> list[tuple[str, float]]:
-        """Return the letters of ``tokens``, as they are compared, and when in the piece last decoded each is said."""
+        """Return the letters of ``tokens``, as they are compared, and when in the piece last decoded each is said.
+
+        A text without an end overfills the context by a token, which is left out.
+        """
         assert self.decoder
+        tokens = tokens[: self.encoder.model.dims.n_text_ctx - self.decoder.begin]
         frames = max(1, (piece.end - piece.start) * TOKENS_PER_SECOND // SAMPLE_RATE)
         starts = token_starts(self.decoder.attention(tokens, heads, frames), self.decoder.begin - 1)
         texts, groups = self.decoder.task.tokenizer.split_tokens_on_unicode([*tokens])
