@@ -227,6 +227,9 @@ def _soundfile(path: str) -> Decoded:
                     raise UnusableAudio(f"{NO_SPEECH}: sampled at {rate} Hz")
                 if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
                     raise AudioError(f"resampling {rate} Hz would need a kernel of gigabytes")
+                # Or soundfile seeks to where it is after every read, and an MP3's frames that lean on earlier ones
+                # would be decoded without them.
+                sound._info.seekable = 0
                 mono, damaged, mended = _read_mono(sound)
         except soundfile.LibsndfileError as error:
             raise AudioError(error.error_string.rstrip(".")) from error

@@ -45,7 +45,7 @@ from .audio import (
     torchaudio_problem,
 )
 
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
