@@ -37,7 +37,7 @@ from whisper_quran.decoding.quran import Quran
 from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.recognition.recognize import recognize
+from whisper_quran.recognition.recitations import recognize
 from whisper_quran.runtime.console import markdown_table, percent
 from whisper_quran.runtime.device import choose_device, choose_precision
 
@@ -246,9 +246,9 @@ def replaced_words(bench: Bench) -> None:
                     spliced.append(np.concatenate(parts))
                     kept.append(heard[number])
         again = bench.hear(spliced, recognizer)
-        cells = [f"{area(map(of, kept), map(of, again)):.3f}" for of in (heard_letters, gap)]
-        lines.append([reciter, str(len(spliced)), *cells])
-    header = ["a word replaced, area under the ROC", "pairs", "letters heard", "log-probability lost"]
+        clean, wrong = ([confidence(each, recognizer) for each in heard] for heard in (kept, again))
+        lines.append([reciter, str(len(spliced)), f"{area(clean, wrong):.3f}"])
+    header = ["a word replaced", "pairs", "area under the ROC"]
     print(f"\n{markdown_table(header, lines)}", flush=True)
 
 
@@ -262,17 +262,11 @@ def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[st
     ]
 
 
-def heard_letters(transcript: Transcript) -> float:
-    """The confidence of :mod:`whisper_quran.recognize`: the share of letters heard as they are written."""
+def confidence(transcript: Transcript, recognizer: Recognizer) -> float:
+    """The command's confidence: the share of the letters that were heard."""
     found = [each.candidate for each in transcript.heard if each.candidate]
-    return -sum(each.distance for each in found) / max(1, len(letters(transcript.text))) if found else -1.0
-
-
-def gap(transcript: Transcript) -> float:
-    """How much less likely the model finds what was found than what it heard, a letter."""
-    found = [each.candidate for each in transcript.heard if each.candidate]
-    lost = sum(each.log_probability - each.free_log_probability for each in found)
-    return lost / max(1, len(letters(transcript.text))) if found else -100.0
+    count = sum(len(letters(word)) for each in found for word in recognizer.words(each))
+    return max(0.0, 1 - sum(each.distance for each in found) / max(1, count)) if found else 0.0
 
 
 def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:

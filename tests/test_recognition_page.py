@@ -14,7 +14,7 @@ from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.evaluation.word_errors import align
 from whisper_quran.recognition.page import write_recitations
-from whisper_quran.recognition.recognize import Recitation, RecitedAyah, RecitedWord, Recognition
+from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition
 
 BASMALA, IKHLAS = "بسم الله الرحمن الرحيم", ("قل هو الله أحد", "الله الصمد")
 SECONDS = 8  # of a recording

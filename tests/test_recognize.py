@@ -22,8 +22,9 @@ from whisper_quran.decoding.closed_text import Run
 from whisper_quran.decoding.nearest import letters
 from whisper_quran.decoding.recognizer import Candidate
 from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
-from whisper_quran.recognition.recognize import Recognition, is_likely
+from whisper_quran.recognition.recitations import Recognition, is_likely
 from whisper_quran.recognition.written import subtitles
+from whisper_quran.recognize import write_subtitles
 
 
 def recognize(*options: object) -> subprocess.CompletedProcess[str]:
@@ -44,6 +45,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     (folder / "b.flac").write_bytes((quran / "odd" / "jfk_english_44kHz.flac").read_bytes())
     (folder / "notes.txt").write_text("not audio")
     (folder / "broken.mp3").write_bytes(b"nothing")
+    soundfile.write(folder / "c.wav", np.zeros(32_000), 16_000)
     text = quran / "metadata" / "ayah_text_clear.csv"
     options = ["--model", base_weights / "base.pt", "--text", text, "--precision", "fp32", "--json", "--srt"]
     options += ["--html", folder / "page" / "page.html"]
@@ -58,7 +60,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
 def test_a_recording_of_two_surahs_is_found_ayah_by_ayah(recited):
     """By the untouched model, which hears half of the words wrong."""
     found, folder, ends = recited
-    assert [row["file"] for row in found] == [str(folder / "a.wav"), str(folder / "b.flac")]
+    assert [row["file"] for row in found] == [str(folder / name) for name in ("a.wav", "b.flac", "c.wav")]
     ayat = [(each["surah"], ayah) for each in found[0]["recitations"] for ayah in each["ayat"]]
     assert [(surah, ayah["ayah"]) for surah, ayah in ayat] == [
         *((112, number) for number in range(1, 5)),
@@ -85,14 +87,19 @@ def test_the_page_has_all_recordings_and_links_them(recited):
     found, folder, _ = recited
     page = (folder / "page" / "page.html").read_text(encoding="utf-8")
     shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["recordings"]
-    assert [(each["name"], each["addresses"]) for each in shown] == [("a.wav", ["../a.wav"]), ("b.flac", ["../b.flac"])]
+    assert [(each["name"], each["addresses"]) for each in shown] == [
+        (name, [f"../{name}"]) for name in ("a.wav", "b.flac", "c.wav")
+    ]
     assert [line[0] for each in shown[0]["recitations"] for line in each["lines"] if line[0]] == [
         f"{each['surah']}:{ayah['ayah']}" for each in found[0]["recitations"] for ayah in each["ayat"]
     ]
 
 
-def test_english_is_not_the_quran(recited):
-    assert recited[0][1]["recitations"] == []
+def test_english_and_silence_are_not_the_quran(recited):
+    found = recited[0]
+    assert [(each["recitations"], each["seconds"]) for each in found[1:]] == [([], 11.0), ([], 2.0)]
+    assert [(each["start"], each["end"]) for each in found[1]["others"]] == [(0.0, 11.0)]
+    assert found[2]["heard"] == "" and found[2]["others"] == []
 
 
 def test_subtitles_are_an_ayah_each(recited):
@@ -173,4 +180,11 @@ def test_other_models_have_whispers_default_heads():
     ],
 )
 def test_half_of_the_letters_must_be_right_and_the_model_must_find_it_likely(distance, lost, text, likely):
-    assert is_likely(Candidate(Run(0, 0, 0), "", distance, distance, -10.0 - lost, -10.0), text) == likely
+    assert is_likely(Candidate(Run(0, 0, 0), "", distance, distance, "", -10.0 - lost, -10.0), text) == likely
+
+
+def test_subtitles_that_are_there_are_not_replaced(tmp_path, capsys):
+    for text in ("mine", "others"):
+        write_subtitles(tmp_path / "a.srt", text)
+    assert (tmp_path / "a.srt").read_text() == "mine"
+    assert "a.srt is there already: not written" in capsys.readouterr().err

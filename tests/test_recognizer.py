@@ -15,7 +15,7 @@ from whisper_quran.data.text import normalize
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.closed_text import ClosedText, Run
 from whisper_quran.decoding.long_audio import transcribe_clips
-from whisper_quran.decoding.nearest import _BREAK, LetterIndex, letters
+from whisper_quran.decoding.nearest import BREAK, LetterIndex, letters
 from whisper_quran.decoding.quran import Quran
 from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads
@@ -51,7 +51,7 @@ def test_the_nearest_runs_are_those_of_a_slow_search(seed):
             for last in range(first, len(words)):
                 said = "".join(words[first : last + 1])
                 distance = min(Levenshtein.distance(letters(p) + said, letters(heard)) for p in ["", *prefaces])
-                costs[Run(passage, first, last)] = distance + _BREAK * ((first > 0) + (last < len(words) - 1))
+                costs[Run(passage, first, last)] = distance + BREAK * ((first > 0) + (last < len(words) - 1))
     apart = [letters(each) for each in prefaces if not text.locate(text.encode(each.split()))]
     nothing = min([len(letters(heard)), *(Levenshtein.distance(each, letters(heard)) for each in apart)])
     limit = min(min(costs.values()) + margin, nothing - 1)
@@ -79,7 +79,17 @@ def test_what_was_misheard_is_found(index, text, heard, place):
 
 @pytest.mark.parametrize(
     "heard",
-    ["", "...", "18", "hello world, this is English", "أعوذ بالله من الشيط ونرجين", "أعوذ بالله من الشيطان الرجيم"],
+    [
+        *(
+            "",
+            "...",
+            "18",
+            "hello world, this is English",
+            "أعوذ بالله من الشيط ونرجين",
+            "أعوذ بالله من الشيطان الرجيم",
+        ),
+        *("صدق الله العظيم", "الله اكبر", "سمع الله لمن حمده"),
+    ],
 )
 def test_what_has_no_letters_of_the_text_is_nowhere(index, heard):
     assert index.nearest(heard) == []
@@ -129,7 +139,7 @@ def test_a_text_without_an_end_fills_the_context_and_is_recognised(text):
 
 
 def candidate(run: Run, weight: float = -10.0) -> Candidate:
-    return Candidate(run, "", 0, 0, weight, 0.0)
+    return Candidate(run, "", 0, 0, "", weight, 0.0)
 
 
 def test_the_same_words_are_told_apart_by_what_comes_before_them(text):
@@ -145,6 +155,20 @@ def test_the_same_words_are_told_apart_by_what_comes_before_them(text):
         "55:13:1-55:14:5",
         "55:16:1-55:16:4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "place"),
+    [
+        (["وقضي بينهم بالحق وقيل", "الحمد لله رب العالمين"], "39:75:10-39:75:17"),  # and not 1:2
+        (["وإلهكم إله واحد لا إله إلا هو", "الرحمن الرحيم", "إن في خلق السماوات والأرض"], "2:163:1-2:164:5"),  # nor 1:3
+    ],
+)
+def test_a_verse_cut_at_a_breath_is_not_taken_for_a_whole_one_elsewhere(text, pieces, place):
+    recognizer = Recognizer(text, CPU)
+    found = [recognizer.candidates(heard, -5.0, lambda texts: [-5.0 for _ in texts], alone=False) for heard in pieces]
+    (run,) = joined(each.run for each in recognizer.choose(found))
+    assert text.describe(run) == place
 
 
 def test_a_piece_that_is_said_again_stays_a_run_of_its_own():

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .decoding.batch_decoder import decode_batch
     from .decoding.long_audio import decode_clips
     from .evaluation.evaluate import evaluate
-    from .recognition.recognize import recognize
+    from .recognition.recitations import recognize
     from .runtime.errors import UserError
     from .training.train import train
 
@@ -64,7 +64,7 @@ _HOME = {
     "decode_clips": "decoding.long_audio",
     "evaluate": "evaluation.evaluate",
     "load_checkpoint": "checkpoints.checkpoint",
-    "recognize": "recognition.recognize",
+    "recognize": "recognition.recitations",
     "save_checkpoint": "checkpoints.checkpoint",
     "train": "training.train",
 }

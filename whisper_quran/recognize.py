@@ -24,6 +24,14 @@ def log(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def write_subtitles(path: Path, text: str) -> None:
+    if path.exists():
+        log(f"{path} is there already: not written")
+        return
+    with atomic_write(path) as file:
+        file.write(text)
+
+
 def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
     if config.html:
@@ -32,15 +40,14 @@ def main() -> None:
             raise UserError(f"--html {config.html} is a folder: give a file, such as {config.html / 'page.html'}")
     # Imported here so that --help and whatever is wrong so far answer at once: torch takes seconds.
     from .recognition.page import write_recitations
-    from .recognition.recognize import recognize
+    from .recognition.recitations import recognize
     from .recognition.written import describe, subtitles
 
     found = []
     for recognition in recognize(config, log):
         print(json.dumps(asdict(recognition), ensure_ascii=False) if config.json else describe(recognition), flush=True)
         if config.srt and recognition.recitations:
-            with atomic_write(Path(recognition.file).with_suffix(".srt")) as file:
-                file.write(subtitles(recognition))
+            write_subtitles(Path(recognition.file).with_suffix(".srt"), subtitles(recognition))
         found.append(recognition)
     if config.html:
         write_recitations(config, found, log)

@@ -49,6 +49,7 @@ class ClosedText:
         verses: which verse of its passage each word is of; a passage is one, unless a subclass knows better.
         spoken: runs that are not spoken as they are written, and the words that are heard in their place.
         prefaces: what may be said before a run.
+        apart: what is often said, too, and is nothing of the text.
         tokens: (n_symbols,) the token of each symbol of the index; that of the separator is eot.
         begins: (n_symbols,) whether a word begins with the symbol.
     """
@@ -59,6 +60,7 @@ class ClosedText:
         self.verses = [[0] * len(words) for words in self.passages]
         preface_words = [_words(text) for text in prefaces]
         self.prefaces = [" ".join(words) for words in preface_words]
+        self.apart: Sequence[str] = ()
         self.encoded: dict[str, list[int]] = {}  # the tokens of each word
         for word in {word for words in [*self.passages, *preface_words] for word in words}:
             self.encoded[word] = tokenizer.encode(" " + word, disallowed_special=())

@@ -53,18 +53,21 @@ _Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A piece's last text, what it may be of the closed text, and when its letters are said (if that is asked for)."""
+    """A piece's last text, what all its texts may be of the closed text, and when the letters of each are said, if that
+    is asked for."""
 
     piece: Piece
     text: str
     temperature: float
     candidates: list[Candidate]
-    letters: list[tuple[str, float]]
+    letters: dict[str, list[tuple[str, float]]]
 
 
 @dataclass(frozen=True)
 class Heard:
     """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none.
+
+    If the piece was decoded several times, it is the text that the run is nearest to.
 
     ``times``, if the recognizer finds them: when each word of the run begins, its preface's first, and when it ends.
     """
@@ -155,19 +158,22 @@ def _from_pause_to_pause(
     waiting = pieces(source.clips)
     count = Counter(piece.clip for piece in waiting)
     candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts that a piece was decoded to
+    letters: dict[Piece, dict[str, list[tuple[str, float]]]] = defaultdict(dict)
     decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
     for piece, result, is_last in decode(waiting):
         text = "" if fallback and is_silent(result) else result.text
         if recognizer:
             log_probability = result.avg_logprob * (len(result.tokens) + 1)
-            candidates[piece] += recognizer.candidates(text, log_probability, source.log_probabilities)
+            alone = count[piece.clip] == 1
+            found = recognizer.candidates(text, log_probability, source.log_probabilities, alone)
+            candidates[piece] += found
+            if found and recognizer.heads:
+                letters[piece][text] = source.letter_times(piece, result.tokens, recognizer.heads)
         if not is_last:
             continue
-        letters = []
-        if recognizer and recognizer.heads:
-            letters = source.letter_times(piece, result.tokens, recognizer.heads)
         parts = decoded[piece.clip]
-        parts.append(_Decoded(piece, text, result.temperature, candidates.pop(piece, []), letters))
+        found, times = candidates.pop(piece, []), letters.pop(piece, {})
+        parts.append(_Decoded(piece, text, result.temperature, found, times))
         if len(parts) == count[piece.clip]:
             yield _joined(decoded.pop(piece.clip), recognizer)
 
@@ -212,10 +218,13 @@ def _joined(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
 
 def _heard(part: _Decoded, candidate: Candidate | None, recognizer: Recognizer) -> Heard:
     start, end = part.piece.start / SAMPLE_RATE, part.piece.end / SAMPLE_RATE
+    if candidate is None:
+        return Heard(start, end, part.text, None)
     times: list[float] = []
-    if candidate and recognizer.heads:
-        times = [start + time for time in word_times(recognizer.words(candidate), part.letters, end - start)]
-    return Heard(start, end, part.text, candidate, tuple(times))
+    if recognizer.heads:
+        said = part.letters[candidate.heard]
+        times = [start + time for time in word_times(recognizer.words(candidate), said, end - start)]
+    return Heard(start, end, candidate.heard, candidate, tuple(times))
 
 
 def needs_fallback(result: DecodingResult) -> bool:

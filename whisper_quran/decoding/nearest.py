@@ -21,7 +21,7 @@ from .closed_text import ClosedText, Run
 _FAR = 10_000  # a distance that nothing has
 _SHIFTS = (1, 2, 4, 8, 16)  # so that 31 letters of the text may be missing in one place
 _BETWEEN = "\n" * (sum(_SHIFTS) + 1)  # what separates passages is more, so that no run crosses it
-_BREAK = 5  # letters: a run of whole verses is preferred to another that is so much nearer
+BREAK = 5  # letters: a run of whole verses is preferred to another that is so much nearer
 _ENDS = 256  # of the places where runs end, the nearest, which are looked at more closely
 
 
@@ -29,7 +29,7 @@ _ENDS = 256  # of the places where runs end, the nearest, which are looked at mo
 class Nearest:
     """A run, the preface that was said before it ("" if none), and how many letters separate them from what was heard.
 
-    ``cost`` is this distance, and _BREAK letters more for each of its ends that is inside a verse.
+    ``cost`` is this distance, and BREAK letters more for each of its ends that is inside a verse.
     """
 
     run: Run
@@ -44,8 +44,9 @@ class LetterIndex:
     def __init__(self, text: ClosedText, device: torch.device) -> None:
         self.closed_text = text
         self.prefaces = {letters(preface): preface for preface in ("", *text.prefaces)}
-        # Those that are nothing of the text (the isti'adha is not, the basmala is an ayah).
+        # What is nothing of the text: of prefaces the isti'adha; the basmala is an ayah.
         self.apart = [letters(each) for each in text.prefaces if not text.locate(text.encode(each.split()))]
+        self.apart += map(letters, text.apart)
         spelled, length = [], 0
         self.words: list[tuple[int, int]] = []  # of each word its passage, and its number there
         self.first: list[int] = []  # the first word of those that can be in one run with it
@@ -76,13 +77,13 @@ class LetterIndex:
         self._leave_out(self.run_begins)
         self.end_places = torch.tensor(self.ends, device=device)
         breaks = [text.breaks(Run(passage, 0, number)) for passage, number in self.words]
-        self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * _BREAK
+        self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * BREAK
 
     def nearest(self, heard: str, margin: int = 0) -> list[Nearest]:
         """Return the runs nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
 
-        There are none if nothing has a letter in common with it, or if a preface that is nothing of the text is nearer
-        alone. Equals come in the order of the text.
+        There are none if nothing has a letter in common with it, or if what is nothing of the text is as near. Equals
+        come in the order of the text; of what stands in more than 256 places some are left out.
         """
         said = "".join(letter for letter in letters(heard) if letter in self.alphabet)
         if not said:
@@ -141,7 +142,7 @@ class LetterIndex:
             each = {p: Levenshtein.distance(p + text, said, score_cutoff=limit) for p in self.prefaces}
             preface = min(each, key=each.__getitem__)
             run = Run(passage, self.words[first][1], number)
-            cost = each[preface] + _BREAK * self.closed_text.breaks(run)
+            cost = each[preface] + BREAK * self.closed_text.breaks(run)
             if cost <= limit:
                 yield Nearest(run, self.prefaces[preface], each[preface], cost)
 

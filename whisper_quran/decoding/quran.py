@@ -9,6 +9,9 @@ from ..data.text import normalize
 from .closed_text import ClosedText, Run
 
 _ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
+# Said after a recitation, or in prayer.
+_APART = ("صدق الله العظيم", "الله أكبر", "سمع الله لمن حمده", "سبحان ربي العظيم", "سبحان ربي الأعلى", "آمين",
+          "السلام عليكم ورحمة الله")  # fmt: skip
 # The letters that stand alone at the beginning of surahs are called by their names.
 _OPENINGS = set("الم المص الر المر كهيعص طه طسم طس يس ص حم عسق ق ن".split())
 _NAMES = dict(zip("المصركهيعطسحقن", "الف لام ميم صاد را كاف ها يا عين طا سين حا قاف نون".split(), strict=True))
@@ -42,6 +45,7 @@ class Quran(ClosedText):
         ]
         passages = [" ".join(text for _, text in ayat[surah]) for surah in ayat]
         super().__init__(passages, tokenizer, prefaces(texts))
+        self.apart = _APART
         self.verses = [[ayah for ayah, _ in numbers] for numbers in self.numbers]
         for number, words in enumerate(self.passages):
             opening = [_spoken(word) for word in words[:2]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .closed_text import ClosedText, Run
-from .nearest import LetterIndex, Nearest
+from .nearest import BREAK, LetterIndex, Nearest
 
 # In nats.
 _LETTER = 3.0
@@ -27,10 +27,12 @@ Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as token
 class Candidate(Nearest):
     """A run that may have been said.
 
-    ``log_probability`` is how likely the model finds its words, ``free_log_probability`` those it chose when free: the
-    text of a high temperature is near to short runs by chance, and is evidence of them only as far as it is likely.
+    ``heard`` is the text that the model chose when free, ``free_log_probability`` how likely it finds that, and
+    ``log_probability`` how likely the run's words. The text of a high temperature is near to short runs by chance: it
+    is evidence of them only as far as it is likely.
     """
 
+    heard: str
     log_probability: float
     free_log_probability: float
 
@@ -47,19 +49,20 @@ class Recognizer:
     def __init__(self, text: ClosedText, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
         self.text, self.letters, self.heads = text, LetterIndex(text, device), heads
 
-    def candidates(self, heard: str, log_probability: float, score: Score) -> list[Candidate]:
+    def candidates(self, heard: str, log_probability: float, score: Score, alone: bool = True) -> list[Candidate]:
         """Return what may have been said in a piece where a model heard ``heard``, which it finds that likely.
 
         Words that stand in several places are as many candidates. There are none if nothing is near. If no other words
-        are, these are taken to be as likely as what was heard.
+        are, these are taken to be as likely as what was heard. Unless the piece is ``alone``, it may begin and end
+        inside verses for nothing, if its neighbours go on there.
         """
-        nearest = self.letters.nearest(heard, _MARGIN)
+        nearest = self.letters.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
         said = [tuple(self.text.encode(self.words(each))) for each in nearest]
         texts = list(dict.fromkeys(said))[:_SCORED]
         scores = score(texts) if len(texts) > 1 else [log_probability] * len(texts)
         likely = dict(zip(texts, scores, strict=True))
         return [
-            Candidate(each.run, each.preface, each.distance, each.cost, likely[text], log_probability)
+            Candidate(each.run, each.preface, each.distance, each.cost, heard, likely[text], log_probability)
             for each, text in zip(nearest, said, strict=True)
             if text in likely
         ]
@@ -73,10 +76,24 @@ class Recognizer:
                 continue
             following = []
             for candidate in candidates:
-                weight, way = max(((w - _step(way, candidate), way) for w, way in ways), key=lambda each: each[0])
+                weight, way = max(((w - self._step(way, candidate), way) for w, way in ways), key=lambda each: each[0])
                 following.append((weight + candidate.weight, [*way, candidate]))
             ways = following
         return max(ways, key=lambda each: each[0])[1]
+
+    def _step(self, way: Sequence[Candidate | None], candidate: Candidate) -> float:
+        """Return what it costs to go on with ``candidate`` after the last run of ``way``."""
+        before = next((each.run for each in reversed(way) if each), None)
+        if before is None:
+            return 0.0
+        run = candidate.run
+        if run.follows(before):
+            verses = self.text.verses[run.passage]
+            inside = verses[before.last] == verses[run.first]
+            return -2 * _LETTER * BREAK * inside  # it is no end: what it cost both is given back
+        if before.passage != run.passage:
+            return _ELSEWHERE
+        return min(_ELSEWHERE, _AWAY + _AWORD * abs(run.first - before.last - 1))
 
     def words(self, nearest: Nearest) -> list[str]:
         """Return the words of ``nearest``, its preface's first."""
@@ -92,13 +109,3 @@ def joined(runs: Iterable[Run]) -> list[Run]:
         else:
             whole.append(run)
     return whole
-
-
-def _step(way: Sequence[Candidate | None], candidate: Candidate) -> float:
-    """Return what it costs to go on with ``candidate`` after the last run of ``way``."""
-    before = next((each.run for each in reversed(way) if each), None)
-    if before is None or candidate.run.follows(before):
-        return 0.0
-    if before.passage != candidate.run.passage:
-        return _ELSEWHERE
-    return min(_ELSEWHERE, _AWAY + _AWORD * abs(candidate.run.first - before.last - 1))

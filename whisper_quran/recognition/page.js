@@ -47,7 +47,13 @@ function drawRecitation(number, {surah, name, ayat, confidence, lines}) {
   ];
 }
 
-function drawRecording({file, name, seconds, heard, damaged, recitations}, number) {
+function drawOther(number, [start, heard]) {
+  return [
+    h("h3", {}, "Not the Qur'an ", playButton(number, start, `Play what is not the Qur'an, at ${clock(start)}`, clock(start))),
+    h("p", {class: "text soft", ...written(heard)}, heard)];
+}
+
+function drawRecording({file, name, seconds, heard, damaged, recitations, others}, number) {
   const unknown = () => [
     h("h3", {}, "Not the Qur'an"),
     h("p", {class: "text soft", ...written(heard)}, heard || "Nothing was heard.")];
@@ -60,7 +66,9 @@ function drawRecording({file, name, seconds, heard, damaged, recitations}, numbe
     h("span", {class: "small"}, clock(seconds)),
     damaged && h("span", {class: "small damaged"}, "audio damaged or cut short"),
     playButton(number, 0, `Play ${name}`, "Play")),
-  recitations.length ? recitations.flatMap(each => drawRecitation(number, each)) : unknown());
+  recitations.length
+    ? [...recitations.flatMap(each => drawRecitation(number, each)), ...others.flatMap(each => drawOther(number, each))]
+    : unknown());
 }
 
 function drawContents() {

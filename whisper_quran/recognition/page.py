@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RecognitionConfig
-from ..data.audio import decode_file
+from ..data.audio import AudioError, decode_file
 from ..data.corpus import SURAHS
 from ..data.text import normalize
 from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
@@ -22,7 +22,7 @@ from ..evaluation.page_data import short_names, short_parts
 from ..runtime.console import Log, format_duration, format_size, printable
 from ..runtime.files import make_folder
 from ..runtime.version import __version__
-from .recognize import Recitation, RecitedWord, Recognition
+from .recitations import Recitation, RecitedWord, Recognition
 from .written import ayah_numbers
 
 _SOUND_ALIKE = ("marks", "spelling")  # kinds of error that are no other sound
@@ -39,12 +39,19 @@ def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], l
     if config.embed_audio:
         size = format_size(embedded_size(each.seconds for each in found))
         log(f"putting the audio into {config.html}: {size}")
-        addresses = [data_address(decode_file(each.file).samples) for each in found]
+        addresses = [_embedded(each.file) for each in found]
     else:
-        addresses = [relative_address(Path(each.file), folder) for each in found]
-    recordings = [Recording([url], each.damaged) for url, each in zip(addresses, found, strict=True)]
+        addresses = [[relative_address(Path(each.file), folder)] for each in found]
+    recordings = [Recording(urls, each.damaged) for urls, each in zip(addresses, found, strict=True)]
     write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, recordings), recordings)
     log(f"to look into, and to listen to: {config.html}")
+
+
+def _embedded(file: str) -> list[str]:
+    try:
+        return [data_address(decode_file(file).samples)]
+    except AudioError:  # it is silent, or is no longer there
+        return []
 
 
 def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: Sequence[Recording]) -> dict[str, Any]:
@@ -63,6 +70,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
                 "heard": each.heard,
                 "addresses": recording.addresses,
                 "damaged": recording.damaged,
+                "others": [[other.start, other.heard] for other in each.others],
                 "recitations": [
                     {
                         "surah": recitation.surah,

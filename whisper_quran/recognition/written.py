@@ -2,7 +2,7 @@
 
 from ..data.corpus import SURAHS
 from ..runtime.console import format_duration, percent, printable
-from .recognize import Recitation, Recognition
+from .recitations import Recitation, Recognition
 
 
 def describe(recognition: Recognition) -> str:
@@ -15,7 +15,10 @@ def describe(recognition: Recognition) -> str:
             lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
         if each.edits:
             lines.append(f"  heard:  {each.heard}")
-    if not recognition.recitations:
+    if recognition.recitations:
+        for other in recognition.others:
+            lines.append(f"  {_clock(other.start)} – {_clock(other.end)}  not the Qur'an. Heard: {other.heard}")
+    else:
         lines.append(f"  not the Qur'an. Heard: {recognition.heard or 'nothing'}")
     return "\n".join(lines)
 

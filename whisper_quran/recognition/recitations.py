@@ -6,20 +6,24 @@ for recognition in recognize(RecognitionConfig(files=("recording.mp3",), model="
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Any
+
+from whisper.audio import CHUNK_LENGTH
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..checkpoints.names import check_model_source
 from ..config import RecognitionConfig
-from ..data.audio import SAMPLE_RATE, AudioError, decode_files
+from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
 from ..data.corpus import AUDIO_EXTENSIONS, read_text
 from ..data.text import normalize
-from ..decoding.long_audio import Heard, transcribe_clips
+from ..decoding.long_audio import Heard, Transcript, transcribe_clips
 from ..decoding.nearest import letters
 from ..decoding.quran import Quran
 from ..decoding.recognizer import Candidate, Recognizer, joined
@@ -30,7 +34,6 @@ from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import UserError
 
 _UNSAID = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # an untouched model writes numbers of ayat, as books do
-
 _LOST = 0.6  # nats a letter
 
 
@@ -79,10 +82,19 @@ class Recitation:
 
 
 @dataclass(frozen=True)
+class Other:
+    """Where something was ``heard`` that is not the Qur'an, to half a minute: from ``start`` to ``end`` seconds."""
+
+    start: float
+    end: float
+    heard: str
+
+
+@dataclass(frozen=True)
 class Recognition:
     """A recording: its length, the text heard, and what was recited in it; nothing if it is not the Qur'an.
 
-    ``damaged`` if the file is cut short or has broken parts.
+    ``damaged`` if the file is cut short or has broken parts. ``others`` are the parts that are not the Qur'an.
     """
 
     file: str
@@ -90,15 +102,18 @@ class Recognition:
     damaged: bool
     heard: str
     recitations: tuple[Recitation, ...]
+    others: tuple[Other, ...] = ()
 
 
 def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recognition]:
-    """Recognise the recordings of ``config``, one after another; what cannot be decoded is logged and left out.
+    """Recognise the recordings of ``config``, in order; what cannot be decoded is logged and left out.
+
+    They are heard in groups, as many as fill a batch of 30 s each.
 
     It prints and writes nothing: what ``json``, ``srt`` and ``html`` ask for is left to the command.
 
     Raises:
-        UserError: a file, the text, the model or an option must be changed.
+        UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
     """
     files = _files(config.files)
     if not config.text.is_file():
@@ -110,17 +125,38 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     text = Quran(read_text(config.text)[0], tokenizer_for(model.dims, config.language))
     recognizer = Recognizer(text, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
+    hear = partial(
+        transcribe_clips, model, batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
+        language=config.language, stop_loops=True,
+    )  # fmt: skip
+    none = True
     with closing(decode_files(files, config.workers)) as decoded:
-        for file, audio in zip(files, decoded, strict=True):
-            if isinstance(audio, AudioError):
-                log(f"{printable(str(file))}: left out: {audio}")
-                continue
-            (transcript,) = transcribe_clips(
-                model, [audio.samples], batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
-                language=config.language, stop_loops=True,
-            )  # fmt: skip
-            found = tuple(_recitations(transcript.heard, recognizer, text))
-            yield Recognition(str(file), len(audio.samples) / SAMPLE_RATE, audio.damaged, transcript.text, found)
+        for group in _groups(zip(files, decoded, strict=True), config.batch_size * CHUNK_LENGTH):
+            clips = [audio.samples for _, audio in group if not isinstance(audio, AudioError)]
+            transcripts = iter(sorted(hear(clips), key=lambda each: each.clip))
+            for file, audio in group:
+                if not isinstance(audio, AudioError):
+                    yield _recognition(file, audio, next(transcripts), recognizer, text)
+                elif str(audio).startswith(NO_SPEECH):
+                    yield Recognition(str(file), header_seconds(file) or 0.0, False, "", ())
+                else:
+                    log(f"{printable(str(file))}: left out: {audio}")
+                    continue
+                none = False
+    if none:
+        raise UserError("none of the recordings can be decoded: give other audio files")
+
+
+def _groups(read: Iterable[tuple[Path, Decoded | AudioError]], seconds: float) -> Iterator[list[Any]]:
+    """Cut what was read into groups that are heard together, of so many seconds or a little more."""
+    group, length = [], 0.0
+    for file, audio in read:
+        group.append((file, audio))
+        length += 0 if isinstance(audio, AudioError) else len(audio.samples) / SAMPLE_RATE
+        if length >= seconds:
+            yield group
+            group, length = [], 0.0
+    yield group
 
 
 def _files(names: Sequence[str]) -> list[Path]:
@@ -139,7 +175,8 @@ def _files(names: Sequence[str]) -> list[Path]:
 def is_likely(candidate: Candidate, text: str) -> bool:
     """Return whether ``text``, which the candidate says, is more than a chance.
 
-    Less than half of its letters are wrong, and the model finds it hardly less likely than what it heard. Of 486 ayat
+    Less than half of its letters are wrong, and if other texts were as near, the model finds it hardly less likely than
+    what it heard. Of 486 ayat
     that untouched ``base`` heard these were 93 %; of 494 with a text that lacks their surahs, 5 %.
     """
     count = len(letters(text))
@@ -147,22 +184,24 @@ def is_likely(candidate: Candidate, text: str) -> bool:
     return candidate.distance <= (count - 1) / 2 and lost < _LOST * count
 
 
-def _recitations(pieces: Sequence[Heard], recognizer: Recognizer, text: Quran) -> Iterator[Recitation]:
-    """Yield what the pieces of a recording recite, those that go on where the one before ended together.
-
-    A preface begins anew.
-    """
-    together: list[tuple[Heard, Candidate]] = []
-    for piece in pieces:
+def _recognition(
+    file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer, text: Quran
+) -> Recognition:
+    """Make of what was heard recitations, each of pieces that go on where the one before ended, and the rest."""
+    together: list[list[tuple[Heard, Candidate]]] = []
+    others: list[Other] = []
+    for piece in transcript.heard:
         candidate = piece.candidate
         if candidate is None or not is_likely(candidate, " ".join(recognizer.words(candidate))):
+            if piece.text:
+                others.append(Other(round(piece.start, 2), round(piece.end, 2), piece.text))
             continue
-        if together and (candidate.preface or not candidate.run.follows(together[-1][1].run)):
-            yield _recitation(together, text)
-            together = []
-        together.append((piece, candidate))
-    if together:
-        yield _recitation(together, text)
+        if not together or candidate.preface or not candidate.run.follows(together[-1][-1][1].run):
+            together.append([])
+        together[-1].append((piece, candidate))
+    found = tuple(_recitation(pieces, text) for pieces in together)
+    seconds = len(audio.samples) / SAMPLE_RATE
+    return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
 
 
 def _recitation(pieces: Sequence[tuple[Heard, Candidate]], text: Quran) -> Recitation:
