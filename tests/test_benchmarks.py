@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were."""
+"""benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were; and
+two smaller ones: benchmarks/memory.py counts what a real step takes, benchmarks/packing.py compares the same ayat."""
 
 import json
 import os
@@ -116,3 +117,30 @@ def test_without_the_packages_it_says_how_to_bring_them(tmp_path):
     done = subprocess.run([sys.executable, "-S", script, "--data", "x"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert "pip wheel --no-deps" in done.stderr and "--no-index --find-links wheels" in done.stderr
+
+
+def test_memory_is_counted_as_a_real_step_takes_it():
+    """Of every way to train, with contents and without; and the table has a row for each."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--tokens", "9"]
+    checked, table = (
+        subprocess.run([*script, *options], capture_output=True, text=True)
+        for options in (["--check", "nano", "--clips", "2"], ["--models", "nano"])
+    )
+    assert checked.returncode == 0 == table.returncode, checked.stderr + table.stderr
+    rows = [line.split(" | ") for line in checked.stdout.splitlines() if "coder" in line]
+    assert len(rows) == 8
+    for *_, counted, real, _grown in rows:
+        assert counted == real
+    assert table.stdout.count("| nano | ") == 8 and "| 16 |" in table.stdout
+
+
+def test_packed_windows_are_measured_beside_the_same_ayat_alone(ayat, tmp_path):
+    save_checkpoint(tmp_path / "nano.pt", make_whisper(seed=0))
+    command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--data", str(ayat), "--rounds", "1"]
+    command += ["--model", str(tmp_path / "nano.pt"), "--reciter", "Yasser_Salama_hadr", "--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        line.strip("| ").split(" | ")[:3] for line in done.stdout.splitlines() if line.startswith(("| off", "| warm"))
+    ]
+    assert rows == [[cache, *row] for cache in ("off", "warm") for row in (["single ayat", "5"], ["packed", "1"])]
