@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +72,10 @@ class Throughput:
     micro_batch: int  # clips at a time in the end: fewer than the batch if the GPU's memory ran out
 
 
-def make_model(size: str, device: torch.device | str = "cpu") -> Whisper:
-    """A Whisper with the dimensions of ``size`` and random weights, made on ``device``."""
-    state, heads, layers = SIZES[size]
+def make_model(size: str, device: torch.device | str = "cpu", layers: int | None = None) -> Whisper:
+    """A Whisper with the dimensions of ``size``, or fewer ``layers``, and random weights, made on ``device``."""
+    state, heads, all_layers = SIZES[size]
+    layers = layers or all_layers
     n_mels, n_vocab = (128, 51866) if size == "large-v3" else (80, 51865)
     torch.manual_seed(0)
     with torch.device(device):
@@ -84,12 +85,14 @@ def make_model(size: str, device: torch.device | str = "cpu") -> Whisper:
     return model
 
 
-def open_clips(data: Path, cache: Path, limit: int | None = None) -> Clips:
-    """Decode the ayat under ``data``, of every reciter at most ``limit``, and pair them with their tokens."""
+def open_clips(data: Path, cache: Path, limit: int | None = None, reciters: Sequence[str] = ()) -> Clips:
+    """Decode the ayat under ``data``, of every reciter (or of ``reciters``) at most ``limit``, and pair them with their
+    tokens."""
     corpus = open_corpus(data)
-    ayat, _ = corpus.select(corpus.reciters)
-    ayat = [ayah for name in corpus.reciters for ayah in [ayah for ayah in ayat if ayah.reciter == name][:limit]]
-    sources = {name: [ayah.audio for ayah in ayat if ayah.reciter == name] for name in corpus.reciters}
+    names = reciters or corpus.reciters
+    ayat, _ = corpus.select(names)
+    ayat = [ayah for name in names for ayah in [ayah for ayah in ayat if ayah.reciter == name][:limit]]
+    sources = {name: [ayah.audio for ayah in ayat if ayah.reciter == name] for name in names}
     recordings = prepare_audio(sources, cache, workers=4)
     tokenizer = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
     return Clips(build_examples(ayat, recordings, tokenizer, 30, 448)[0], recordings)

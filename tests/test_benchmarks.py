@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were."""
+"""benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were; and
+two smaller ones: benchmarks/memory.py counts what a real step takes, benchmarks/packing.py compares the same ayat."""
 
 import json
 import os
@@ -130,3 +131,30 @@ def test_recognition_is_measured_in_all_parts(ayat, base_weights):
     assert max(nearest, constrained) < free / 3 and min(found_nearest, found) >= 80
     assert long[1] == "1:1 to 1:5" and long[3] == "5 of 5"
     assert int(cut[1]) <= 5 and int(words[1]) <= 5
+
+
+def test_memory_is_counted_as_a_real_step_takes_it():
+    """Of every way to train, with contents and without; and the table has a row for each."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--tokens", "9"]
+    checked, table = (
+        subprocess.run([*script, *options], capture_output=True, text=True)
+        for options in (["--check", "nano", "--clips", "2"], ["--models", "nano"])
+    )
+    assert checked.returncode == 0 == table.returncode, checked.stderr + table.stderr
+    rows = [line.split(" | ") for line in checked.stdout.splitlines() if "coder" in line]
+    assert len(rows) == 8
+    for *_, counted, real, _grown in rows:
+        assert counted == real
+    assert table.stdout.count("| nano | ") == 8 and "| 16 |" in table.stdout
+
+
+def test_packed_windows_are_measured_beside_the_same_ayat_alone(ayat, tmp_path):
+    save_checkpoint(tmp_path / "nano.pt", make_whisper(seed=0))
+    command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--data", str(ayat), "--rounds", "1"]
+    command += ["--model", str(tmp_path / "nano.pt"), "--reciter", "Yasser_Salama_hadr", "--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        line.strip("| ").split(" | ")[:3] for line in done.stdout.splitlines() if line.startswith(("| off", "| warm"))
+    ]
+    assert rows == [[cache, *row] for cache in ("off", "warm") for row in (["single ayat", "5"], ["packed", "1"])]

@@ -19,9 +19,10 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
         rows, columns = weight.shape
-        self.a = nn.Parameter(weight.new_empty(rank, columns))
+        a = torch.empty(rank, columns, dtype=weight.dtype)  # drawn on the CPU: the same numbers for every device
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        self.a = nn.Parameter(a.to(weight.device))
         self.b = nn.Parameter(weight.new_zeros(rows, rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.b @ self.a
@@ -35,8 +36,7 @@ def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for linear in linears:
-            adapter = LowRank(linear.weight.cpu(), rank).to(linear.weight.device)
-            parametrize.register_parametrization(linear, "weight", adapter)
+            parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank))
 
 
 def merge_adapters(model: Whisper) -> None:
