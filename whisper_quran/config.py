@@ -92,7 +92,7 @@ class TrainingConfig:
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1)
     grad_checkpoint: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
-    compile: bool = _speed(False, "torch.compile encoder and decoder: slow first steps, faster ones after")
+    compile: bool = _speed(False, "torch.compile encoder and decoder, for a GPU: slow first steps; a CPU gains nothing")
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
     encoder_cache: str = _speed(
         "auto", "keep a frozen encoder's outputs there: auto (up to half of the free disk), off, or so many GB"
