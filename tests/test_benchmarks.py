@@ -133,6 +133,7 @@ def test_recognition_is_measured_in_all_parts(ayat, base_weights):
     assert int(cut[1]) <= 5 and int(words[1]) <= 5
 
 
+@pytest.mark.soak
 def test_memory_is_counted_as_a_real_step_takes_it():
     """Of every way to train, with contents and without; and the table has a row for each."""
     script = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--tokens", "9"]
@@ -148,6 +149,7 @@ def test_memory_is_counted_as_a_real_step_takes_it():
     assert table.stdout.count("| nano | ") == 8 and "| 16 |" in table.stdout
 
 
+@pytest.mark.soak
 def test_packed_windows_are_measured_beside_the_same_ayat_alone(ayat, tmp_path):
     save_checkpoint(tmp_path / "nano.pt", make_whisper(seed=0))
     command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--data", str(ayat), "--rounds", "1"]

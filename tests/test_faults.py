@@ -23,7 +23,7 @@ from whisper_quran.training.trainer import Trainer
 @pytest.mark.parametrize(
     ("seed", "trials"),
     [
-        pytest.param(1, 3, marks=pytest.mark.slow),
+        pytest.param(1, 2, marks=pytest.mark.slow),
         pytest.param(20, 20, marks=pytest.mark.soak),
     ],
 )

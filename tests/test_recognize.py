@@ -23,8 +23,7 @@ from whisper_quran.decoding.nearest import letters
 from whisper_quran.decoding.recognizer import Candidate
 from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
 from whisper_quran.recognition.recitations import Recognition, is_likely
-from whisper_quran.recognition.written import subtitles
-from whisper_quran.recognize import write_subtitles
+from whisper_quran.recognition.written import subtitles, write_subtitles
 
 
 def recognize(*options: object) -> subprocess.CompletedProcess[str]:
@@ -184,7 +183,8 @@ def test_half_of_the_letters_must_be_right_and_the_model_must_find_it_likely(dis
 
 
 def test_subtitles_that_are_there_are_not_replaced(tmp_path, capsys):
-    for text in ("mine", "others"):
-        write_subtitles(tmp_path / "a.srt", text)
-    assert (tmp_path / "a.srt").read_text() == "mine"
-    assert "a.srt is there already: not written" in capsys.readouterr().err
+    (tmp_path / "a.srt").write_text("somebody's")
+    for name in ("a.mp3", "b.mp3"):
+        write_subtitles(Recognition(str(tmp_path / name), 1.0, False, "", ()))
+    assert (tmp_path / "a.srt").read_text() == "somebody's" and (tmp_path / "b.srt").exists()
+    assert capsys.readouterr().out == f"{tmp_path / 'a.srt'} is there already: not written\n"

@@ -49,12 +49,16 @@ def project(tmp_path, quran) -> Path:
 
 
 def renamed(workshop: Path) -> str:
-    """The example for the project: the package's new name, a small model, and the one surah that both reciters have."""
+    """The example for the project: the package's new name, a small model, and the one surah that both reciters have.
+
+    One ayah of it is recognised: the small model babbles to the end of its context, at every temperature.
+    """
     code = example()
     for pattern, replacement in (
         (r"from whisper_quran import", "from recitation.speech import"),
         (r'model="\w+"', f"model={str(workshop / 'model.pt')!r}"),
         (r'surahs="[\d:]+"', 'surahs="1:1"'),
+        (r'f"(data/audio/{reciters\[0\]})"', r'f"\1/001001.mp3"'),
     ):
         code, count = re.subn(pattern, replacement, code)
         assert count, f"the README's example has no {pattern}"
@@ -100,8 +104,12 @@ assert "__file__" not in globals() and module == "recitation.speech.training.tra
 
 
 def test_the_example_runs_in_a_notebook(project, workshop):
-    """No ``__main__`` file to import again, streams that are no files, and a process that must not be forked."""
-    check_results(project, python(project, "-c", NOTEBOOK.format(code=renamed(workshop))))
+    """No ``__main__`` file to import again, streams that are no files, and a process that must not be forked.
+
+    Up to recognising, which starts what evaluating does.
+    """
+    code = renamed(workshop).partition("for recording in recognize(")[0]
+    check_results(project, python(project, "-c", NOTEBOOK.format(code=code)))
 
 
 QUIET = """

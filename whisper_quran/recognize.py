@@ -12,24 +12,15 @@ piece to piece. What is printed as heard differently is what the model heard: a 
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from .config import RecognitionConfig
 from .runtime.command_line import parse
 from .runtime.errors import UserError, run_command
-from .runtime.files import atomic_write, check_folder
+from .runtime.files import check_folder
 
 
 def log(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def write_subtitles(path: Path, text: str) -> None:
-    if path.exists():
-        log(f"{path} is there already: not written")
-        return
-    with atomic_write(path) as file:
-        file.write(text)
 
 
 def main() -> None:
@@ -41,13 +32,13 @@ def main() -> None:
     # Imported here so that --help and whatever is wrong so far answer at once: torch takes seconds.
     from .recognition.page import write_recitations
     from .recognition.recitations import recognize
-    from .recognition.written import describe, subtitles
+    from .recognition.written import describe, write_subtitles
 
     found = []
     for recognition in recognize(config, log):
         print(json.dumps(asdict(recognition), ensure_ascii=False) if config.json else describe(recognition), flush=True)
         if config.srt and recognition.recitations:
-            write_subtitles(Path(recognition.file).with_suffix(".srt"), subtitles(recognition))
+            write_subtitles(recognition, log)
         found.append(recognition)
     if config.html:
         write_recitations(config, found, log)

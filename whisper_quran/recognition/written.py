@@ -1,7 +1,10 @@
 """What is recognised, as text: for people, and as subtitles."""
 
+from pathlib import Path
+
 from ..data.corpus import SURAHS
-from ..runtime.console import format_duration, percent, printable
+from ..runtime.console import Log, format_duration, percent, printable
+from ..runtime.files import atomic_write
 from .recitations import Recitation, Recognition
 
 
@@ -37,6 +40,16 @@ def subtitles(recognition: Recognition) -> str:
         times = " --> ".join(_clock(time, whole=True).replace(".", ",") for time in (ayah.start, ayah.end))
         blocks.append(f"{number}\n{times}\n{ayah.text} ({surah}:{ayah.ayah})\n")
     return "\n".join(blocks)
+
+
+def write_subtitles(recognition: Recognition, log: Log = print) -> None:
+    """Write :func:`subtitles` beside the recording, as NAME.srt. If that is there, it stays, and a line is logged."""
+    path = Path(recognition.file).with_suffix(".srt")
+    if path.exists():
+        log(f"{printable(str(path))} is there already: not written")
+        return
+    with atomic_write(path) as file:
+        file.write(subtitles(recognition))
 
 
 def _clock(seconds: float, whole: bool = False) -> str:
