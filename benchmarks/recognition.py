@@ -37,7 +37,7 @@ from whisper_quran.decoding.quran import Quran
 from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.recognition.recitations import recognize
+from whisper_quran.recognition.recitations import confidence_of, recognize
 from whisper_quran.runtime.console import markdown_table, percent
 from whisper_quran.runtime.device import choose_device, choose_precision
 
@@ -90,27 +90,26 @@ def errors(reference: str, hypothesis: str) -> ErrorCounts:
 
 def whole_ayat(bench: Bench) -> None:
     """Print the table of whole ayat."""
+    recognizer = TimedRecognizer(bench.text, bench.device)
     verses = {key: letters(text) for key, text in bench.texts.items()}
     lines = []
     for reciter in bench.args.reciters:
         ayat, cache = bench.ayat(reciter)
         ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 30 * SAMPLE_RATE][: bench.args.limit]
-        recognizer = TimedRecognizer(bench.text, bench.device)
-        start = time.perf_counter()
-        heard = bench.hear([cache.read(ayah.audio) for ayah in ayat], recognizer)
+        clips = [cache.read(ayah.audio) for ayah in ayat]
+        recognizer.seconds, start = 0.0, time.perf_counter()
+        heard = bench.hear(clips, recognizer)
         seconds = time.perf_counter() - start
-        greedy = bench.hear([cache.read(ayah.audio) for ayah in ayat], fallback=False)
+        greedy = bench.hear(clips, fallback=False)
         free, nearest, constrained, found_nearest, found = ErrorCounts(), ErrorCounts(), ErrorCounts(), 0, 0
         for ayah, each, first in zip(ayat, heard, greedy, strict=True):
             said = letters(first.text)
             key = min(verses, key=lambda key: Levenshtein.distance(verses[key], said))
-            chosen = [piece.candidate for piece in each.heard if piece.candidate]
-            words = " ".join(word for candidate in chosen for word in recognizer.words(candidate))
             free += errors(ayah.text, each.text)
             nearest += errors(ayah.text, bench.texts[key])
-            constrained += errors(ayah.text, words)
+            constrained += errors(ayah.text, said_by(each, recognizer))
             found_nearest += key == (ayah.surah, ayah.number)
-            found += [k for c in chosen for k in bench.text.ayat(c.run)] == [(ayah.surah, ayah.number)]
+            found += [k for c in each.found for k in bench.text.ayat(c.run)] == [(ayah.surah, ayah.number)]
         rates = [percent(each.wer) for each in (free, nearest, constrained)]
         shares = [percent(count / len(ayat)) for count in (found_nearest, found)]
         took = percent(recognizer.seconds / (seconds - recognizer.seconds))
@@ -150,6 +149,7 @@ def split_words(words: Sequence[str], heard: Sequence[str]) -> int:
 
 def cut_ayat(bench: Bench) -> None:
     """Print the table of ayat cut in two. Which words are in a piece is told by what is heard, the ayah being known."""
+    recognizer = Recognizer(bench.text, bench.device)
     lines = []
     for reciter in bench.args.reciters:
         ayat, cache = bench.ayat(reciter)
@@ -161,16 +161,16 @@ def cut_ayat(bench: Bench) -> None:
                 if at and max(at, len(clip) - at) <= 30 * SAMPLE_RATE:
                     halves.append((ayah, clip[:at], clip[at:]))
         halves = random.Random(0).sample(halves, min(len(halves), bench.args.limit or len(halves)))
-        recognizer = Recognizer(bench.text, bench.device)
         heard = bench.hear([half for _, *both in halves for half in both], recognizer)
         counts = np.zeros((2, 3), dtype=int)  # of pieces of few words, of more: all, found, found to the word
         for number, (ayah, *_) in enumerate(halves):
             words, pair = ayah.text.split(), heard[2 * number : 2 * number + 2]
             middle = split_words(words, [each.text for each in pair])
             for each, first, last in ((pair[0], 1, middle), (pair[1], middle + 1, len(words))):
-                places = [bench.text.place(run) for run in joined(h.candidate.run for h in each.heard if h.candidate)]
-                said = " ".join(w for h in each.heard if h.candidate for w in recognizer.words(h.candidate))
-                exact = said == " ".join(words[first - 1 : last])  # the same words may stand in several places
+                places = [bench.text.place(run) for run in joined(found.run for found in each.found)]
+                exact = said_by(each, recognizer) == " ".join(
+                    words[first - 1 : last]
+                )  # the same words may stand in several places
                 right = exact or any(
                     (p.surah, p.first_ayah, p.last_ayah) == (ayah.surah, ayah.number, ayah.number)
                     and p.first_word <= last
@@ -223,12 +223,12 @@ def long_recordings(bench: Bench) -> None:
 
 def replaced_words(bench: Bench) -> None:
     """Print how well confidence tells ayat with a word of another from untouched ones."""
+    recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
     lines = []
     for reciter in bench.args.reciters:
         ayat, cache = bench.ayat(reciter)
         ayat = [ayah for ayah in ayat if 3 * SAMPLE_RATE < cache.length(ayah.audio) <= 25 * SAMPLE_RATE]
         ayat = random.Random(0).sample(ayat, min(len(ayat), bench.args.limit or len(ayat)))
-        recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
         clips = [np.array(cache.read(ayah.audio)) for ayah in ayat]
         heard = bench.hear(clips, recognizer)
         words = [timed_words(each, recognizer) for each in heard]
@@ -246,7 +246,9 @@ def replaced_words(bench: Bench) -> None:
                     spliced.append(np.concatenate(parts))
                     kept.append(heard[number])
         again = bench.hear(spliced, recognizer)
-        clean, wrong = ([confidence(each, recognizer) for each in heard] for heard in (kept, again))
+        clean, wrong = (
+            [confidence_of(each.found, said_by(each, recognizer)) for each in heard] for heard in (kept, again)
+        )
         lines.append([reciter, str(len(spliced)), f"{area(clean, wrong):.3f}"])
     header = ["a word replaced", "pairs", "area under the ROC"]
     print(f"\n{markdown_table(header, lines)}", flush=True)
@@ -262,11 +264,9 @@ def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[st
     ]
 
 
-def confidence(transcript: Transcript, recognizer: Recognizer) -> float:
-    """The command's confidence: the share of the letters that were heard."""
-    found = [each.candidate for each in transcript.heard if each.candidate]
-    count = sum(len(letters(word)) for each in found for word in recognizer.words(each))
-    return max(0.0, 1 - sum(each.distance for each in found) / max(1, count)) if found else 0.0
+def said_by(transcript: Transcript, recognizer: Recognizer) -> str:
+    """Return the text of the runs that were found; empty if none was."""
+    return " ".join(word for each in transcript.found for word in recognizer.words(each))
 
 
 def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:

@@ -89,6 +89,11 @@ class Transcript:
     segments: tuple[Segment, ...] = ()  # if it was decoded with timestamps
     heard: tuple[Heard, ...] = ()  # if there was a recognizer
 
+    @property
+    def found(self) -> list[Candidate]:
+        """The runs of the closed text that its pieces are, in order."""
+        return [each.candidate for each in self.heard if each.candidate]
+
 
 def decode_clips(
     model: Whisper,

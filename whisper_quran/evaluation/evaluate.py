@@ -282,7 +282,7 @@ class Evaluation:
         """Make a row of what ``model`` heard, and one of what it is in the closed text, if there is one."""
         rows = [self._prediction(model.name, passage, transcript)]
         if model.recognizer:
-            found = [each.candidate for each in transcript.heard if each.candidate]
+            found = transcript.found
             text = " ".join(word for each in found for word in model.recognizer.words(each))
             row = self._prediction(model.name + CONSTRAINED, passage, replace(transcript, text=text))
             place = "; ".join(model.recognizer.text.describe(run) for run in joined(each.run for each in found))

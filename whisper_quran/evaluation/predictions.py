@@ -6,6 +6,7 @@ as long as its model, the precision it ran in, its text and the length of its au
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from ..data.passages import Passage
 from ..runtime.console import printable
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, lock_folder, make_folder, storage_error
+from ..runtime.files import atomic_write, lock_folder, storage_error
 from .word_errors import Alignment, ErrorCounts, align
 
 COLUMNS = (
@@ -139,7 +140,7 @@ class Predictions:
             UserError: it was made with other ``options``, or nothing records how it was made; another evaluation is
                 writing there; or the folder cannot be written.
         """
-        self.path = make_folder(folder) / "predictions.csv"
+        self.path = folder / "predictions.csv"
         _check_names(folder)
         self._lock = lock_folder(folder, "evaluation")
         self.rows = {row.key: row for row in read_predictions(self.path)} if self.path.exists() else {}
@@ -216,7 +217,8 @@ class Predictions:
 def _check_names(folder: Path) -> None:
     """Refuse what is in the way of the files that an evaluation writes."""
     for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
-        if (folder / name).exists() and not (folder / name).is_file():
+        # os.path's do not raise if the folder may not be looked into: taking its lock says so.
+        if os.path.exists(folder / name) and not os.path.isfile(folder / name):
             raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
 
 

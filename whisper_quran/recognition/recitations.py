@@ -220,7 +220,13 @@ def _recitation(pieces: Sequence[tuple[Heard, Candidate]], text: Quran) -> Recit
         ayat.append(RecitedAyah(ayah, places[0][1], places[-1][1], start, end, said, its_words))
     whole, heard = " ".join(word.text for word in words), " ".join(piece.text for piece, _ in pieces)
     edits = align(normalize(whole, "diacritics"), normalize(_UNSAID.sub(" ", heard), "diacritics")).edits
-    distance = sum(candidate.distance for _, candidate in pieces)
-    confidence = max(0.0, 1 - distance / max(1, len(letters(whole))))
+    confidence = round(confidence_of([candidate for _, candidate in pieces], whole), 3)
     surah = text.surahs[run.passage]
-    return Recitation(surah, tuple(words[: len(preface)]), tuple(ayat), heard, edits, round(confidence, 3))
+    return Recitation(surah, tuple(words[: len(preface)]), tuple(ayat), heard, edits, confidence)
+
+
+def confidence_of(found: Sequence[Candidate], text: str) -> float:
+    """Return the share of the letters of ``text``, which these say together, that were heard; 0 if none are there."""
+    if not found:
+        return 0.0
+    return max(0.0, 1 - sum(each.distance for each in found) / max(1, len(letters(text))))
