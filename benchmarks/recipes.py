@@ -34,6 +34,7 @@ PACKED = {"pack": 1.0, "timestamps": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
     UNTOUCHED: {},
     "plain": {},
+    "plain, augmented": {"augment": True},
     "packed": {"pack": 1.0},
     "half packed, timestamps": PACKED | {"pack": 0.5},
     "packed, timestamps": PACKED,

@@ -24,7 +24,6 @@ import soundfile
 from rapidfuzz.distance import Levenshtein
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
-from whisper_quran.checkpoints.dims import tokenizer_for
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
@@ -69,7 +68,7 @@ class Bench:
         self.dtype = choose_precision(args.precision, self.device, self.model).dtype
         self.text_file = default_text(args.data)
         self.texts = read_text(self.text_file)[0]
-        self.text = Quran(self.texts, tokenizer_for(self.model.dims, "ar"))
+        self.text = Quran(self.texts)
 
     def ayat(self, reciter: str) -> tuple[list[Ayah], AudioCache]:
         """Return the ayat of ``reciter`` that can be decoded, and their audio."""

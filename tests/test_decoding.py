@@ -11,6 +11,7 @@ import soundfile
 import torch
 import whisper
 from conftest import make_whisper
+from conftest import talkative as make_talkative
 from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 from whisper.utils import compression_ratio
@@ -20,7 +21,7 @@ from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, is_looping
 from whisper_quran.decoding.long_audio import decode_clips, is_silent, needs_fallback, segments, transcribe_clips
-from whisper_quran.decoding.search import _gumbel
+from whisper_quran.decoding.sampling import gumbel
 from whisper_quran.runtime.errors import UserError
 
 RATE = 16_000
@@ -33,23 +34,10 @@ def read(file) -> np.ndarray:
 
 
 def talkative(model: Whisper, eot_gain: float = 2.4) -> Whisper:
-    """Give random weights something to say: texts that hang on the audio, differ, and end (or not) by themselves.
-
-    Random Whispers repeat one token to the limit whatever they hear. Here all embeddings are large, eot's largest, so
-    that it comes up every few tokens, and the encoder listens to the audio more than to the position.
-    """
-    encoder, decoder = model.encoder, model.decoder
+    """Give random weights something to say, and to a slot whose clip has ended something else to say next."""
+    make_talkative(model, eot_gain)
     with torch.no_grad():
-        encoder.conv1.weight *= 8
-        encoder.conv2.weight *= 8
-        decoder.token_embedding.weight.normal_(std=0.5)
-        decoder.positional_embedding.normal_(std=0.5)
-        decoder.positional_embedding[0] *= 10  # unsure of what follows there, too: a slot whose clip has ended
-        decoder.token_embedding.weight[50257 if model.is_multilingual else 50256] *= eot_gain
-        for block in decoder.blocks:
-            for attention in (block.attn, block.cross_attn):
-                for linear in (attention.query, attention.key, attention.value):
-                    linear.weight *= 6
+        model.decoder.positional_embedding[0] *= 10
     return model
 
 
@@ -164,15 +152,11 @@ def test_special_tokens_are_never_text(model, features):
     tokens = [50300, 1211, 50363, 50259, 10859]
     assert "<|" in whisper.tokenizer.get_tokenizer(True).decode(tokens)
 
-    class Forced:
-        state = (torch.zeros(1, dtype=torch.long),)
-
-        def __call__(self, logits, slots, last):
-            forced = [*tokens, 50257][int(self.state[0])]
-            logits.scatter_(1, torch.tensor([[forced]]), 1e6)
-            self.state[0].add_(1)
-
-    (result,) = dict(BatchDecoder(model, 1, make_filter=lambda *_: Forced()).decode([features[:1]])).values()
+    forced = iter([*tokens, 50257])
+    decoder = BatchDecoder(model, 1)
+    choose = decoder._choose
+    decoder._choose = lambda logits, *rest: choose(logits.index_fill_(1, torch.tensor(next(forced)), 1e6), *rest)
+    (result,) = dict(decoder.decode([features[:1]])).values()
     assert result.tokens == tokens
     assert result.text == whisper.tokenizer.get_tokenizer(True).decode([1211, 10859]).strip()
 
@@ -224,11 +208,12 @@ def test_an_autocast_around_it_changes_nothing(model, features, expected):
     assert_same(results, expected)
 
 
-def test_a_temperature_is_given_to_decode_and_not_for_beams(model, features):
+def test_a_temperature_is_given_to_decode_and_there_are_no_beams(model, features):
     with pytest.raises(ValueError, match="give it to decode"):
         BatchDecoder(model, 1, temperature=0.5)
-    with pytest.raises(ValueError, match="beams"):
-        list(BatchDecoder(model, 1, beam_size=2).decode([features[:1]], 0.5, [0]))
+    for beams in (1, 2):
+        with pytest.raises(ValueError, match="beams"):
+            decode_batch(model, features, beam_size=beams)
 
 
 class Watched(Sequence):
@@ -322,9 +307,10 @@ def length_of(clip: int) -> int:
 
 
 @pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
-def test_a_filter_rules_slot_by_slot_and_step_by_step(model, features, slots, stride):
+def test_rules_hold_slot_by_slot_and_step_by_step(model, features, slots, stride):
     """Its state moves with the clips when they are gathered, and begins anew with each."""
-    decoder = BatchDecoder(model, slots, make_filter=Counting)
+    decoder = BatchDecoder(model, slots)
+    decoder.rules = Counting(slots, decoder.device)
     decoder.stride = stride
     results = dict(decoder.decode(features.split(2)))
     for clip in range(len(features)):
@@ -353,7 +339,8 @@ class Looping(Counting):
 
 @pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
 def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, features, slots, stride):
-    decoder = BatchDecoder(model, slots, make_filter=Looping, stop_loops=True)
+    decoder = BatchDecoder(model, slots, stop_loops=True)
+    decoder.rules = Looping(slots, decoder.device)
     decoder.stride = stride
     results = dict(decoder.decode(features.split(2)))
     for clip in range(len(features)):
@@ -392,11 +379,11 @@ def test_loops_are_recognised(text):
 def test_tokens_are_sampled_as_the_softmax_says():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf, 0.5])
     seeds = torch.arange(40_000) * 16 + 2
-    chosen = (logits / 0.5 + _gumbel(seeds, torch.full_like(seeds, 7), 6)).argmax(dim=-1)
+    chosen = (logits / 0.5 + gumbel(seeds, torch.full_like(seeds, 7), 6)).argmax(dim=-1)
     found = chosen.bincount(minlength=6) / len(seeds)
     assert torch.allclose(found, (logits / 0.5).softmax(dim=0), atol=0.01)
     positions = torch.arange(40_000)  # along a text as well as over clips
-    chosen = (logits / 0.5 + _gumbel(torch.full_like(positions, 3), positions, 6)).argmax(dim=-1)
+    chosen = (logits / 0.5 + gumbel(torch.full_like(positions, 3), positions, 6)).argmax(dim=-1)
     assert torch.allclose(chosen.bincount(minlength=6) / len(seeds), (logits / 0.5).softmax(dim=0), atol=0.01)
 
 

@@ -11,7 +11,7 @@ from whisper.tokenizer import get_tokenizer
 from tests.conftest import make_whisper, talkative
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import read_text
-from whisper_quran.data.text import normalize
+from whisper_quran.data.text import normalize, target_tokens
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.closed_text import ClosedText, Run
 from whisper_quran.decoding.long_audio import transcribe_clips
@@ -26,7 +26,7 @@ TOKENIZER = get_tokenizer(True, language="ar", task="transcribe")
 
 @pytest.fixture(scope="module")
 def text(quran) -> Quran:
-    return Quran(read_text(quran / "metadata" / "ayah_text_clear.csv")[0], TOKENIZER)
+    return Quran(read_text(quran / "metadata" / "ayah_text_clear.csv")[0])
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def test_the_nearest_runs_are_those_of_a_slow_search(seed):
         return " ".join("".join(rng.choices("ابت", k=rng.randint(1, 4))) for _ in range(words))
 
     prefaces = [sentence(2) for _ in range(seed % 3)]
-    text = ClosedText([sentence(rng.randint(1, 6)) for _ in range(4)], TOKENIZER, prefaces)
+    text = ClosedText([sentence(rng.randint(1, 6)) for _ in range(4)], prefaces)
+    text.apart = prefaces[:1]
     index, heard, margin = LetterIndex(text, CPU), sentence(rng.randint(1, 5)), rng.randint(0, 9)
     costs = {}
     for passage, words in enumerate(text.passages):
@@ -52,7 +53,7 @@ def test_the_nearest_runs_are_those_of_a_slow_search(seed):
                 said = "".join(words[first : last + 1])
                 distance = min(Levenshtein.distance(letters(p) + said, letters(heard)) for p in ["", *prefaces])
                 costs[Run(passage, first, last)] = distance + BREAK * ((first > 0) + (last < len(words) - 1))
-    apart = [letters(each) for each in prefaces if not text.locate(text.encode(each.split()))]
+    apart = [letters(each) for each in text.apart]
     nothing = min([len(letters(heard)), *(Levenshtein.distance(each, letters(heard)) for each in apart)])
     limit = min(min(costs.values()) + margin, nothing - 1)
     expected = {run: cost for run, cost in costs.items() if cost <= limit}
@@ -113,11 +114,11 @@ def test_log_probabilities_are_those_of_the_model():
     """Several texts about the clip that was yielded last, as Whisper's own decoder finds them one by one."""
     model = make_whisper(layers=2)
     features = torch.randn(3, 1500, 64)
-    texts = [TOKENIZER.encode(" قل هو الله أحد"), [], TOKENIZER.encode(" الله الصمد")]
+    texts = ["قل هو الله أحد", "قل", "الله الصمد"]
     decoder = BatchDecoder(model, 2, sample_len=5)
     for index, _ in decoder.decode(features.split(1)):
-        for tokens, said in zip(texts, decoder.log_probabilities(texts), strict=True):
-            whole = torch.tensor([[*TOKENIZER.sot_sequence_including_notimestamps, *tokens, TOKENIZER.eot]])
+        for text, said in zip(texts, decoder.log_probabilities(texts), strict=True):
+            whole = torch.tensor([target_tokens(TOKENIZER, text)])
             with torch.no_grad():
                 logprobs = model.decoder(whole[:, :-1], features[index : index + 1]).log_softmax(dim=-1)
             expected = logprobs[0, 3:].gather(1, whole[0, 4:, None]).sum()
@@ -134,8 +135,8 @@ def test_a_text_without_an_end_fills_the_context_and_is_recognised(text):
     decoder = BatchDecoder(model, 1)
     for _, result in decoder.decode([torch.randn(1, 1500, 64)]):
         assert len(result.tokens) == 445
-        full, longer = decoder.log_probabilities([result.tokens, [*result.tokens, *result.tokens]])
-        assert -float("inf") < full == longer < 0
+        longer, much_longer = decoder.log_probabilities(["الله " * 500, "الله " * 1000])
+        assert -float("inf") < longer == much_longer < 0
 
 
 def candidate(run: Run, weight: float = -10.0) -> Candidate:
@@ -143,8 +144,8 @@ def candidate(run: Run, weight: float = -10.0) -> Candidate:
 
 
 def test_the_same_words_are_told_apart_by_what_comes_before_them(text):
-    refrain = text.locate(TOKENIZER.encode(" فبأي آلاء ربكما تكذبان"))
-    before = next(run for run in text.locate(TOKENIZER.encode(" خلق الإنسان من صلصال كالفخار")))
+    refrain = text.locate("فبأي آلاء ربكما تكذبان".split())
+    (before,) = text.locate("خلق الإنسان من صلصال كالفخار".split())
     assert len(refrain) == 31
     recognizer = Recognizer(text, CPU)
     pieces = [[candidate(run) for run in refrain], [candidate(before)], [], [candidate(run) for run in refrain]]
@@ -180,8 +181,7 @@ def test_what_the_model_finds_likelier_is_preferred_to_a_letter_less(text):
     """«الغصراء» has as many letters of «لليسرى» as of «للعسرى»: the model decides, by as much as it is sure."""
     recognizer = Recognizer(text, CPU)
     for surer in ("فسنيسره للعسرى", "فسنيسره لليسرى"):
-        favoured = TOKENIZER.encode(f" {surer}")
-        score = lambda texts, favoured=favoured: [-5.0 if [*each] == favoured else -40.0 for each in texts]  # noqa: E731
+        score = lambda texts, surer=surer: [-5.0 if each == surer else -40.0 for each in texts]  # noqa: E731
         (best,) = recognizer.choose([recognizer.candidates("فسن يسره للغصراء", -40.0, score)])
         assert " ".join(recognizer.words(best)) == surer
         assert best.log_probability == -5.0

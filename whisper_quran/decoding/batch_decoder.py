@@ -1,24 +1,22 @@
-"""Decoding of many clips at once, greedy, at a temperature or with beams: ``whisper.decode``, several times faster.
+"""Decoding of many clips at once, greedy or at a temperature: ``whisper.decode``, several times faster.
 
 ``whisper.decode`` grows its key/value cache with ``torch.cat`` at every token, casts the weights at every token, and
 keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast:
 
 - A :class:`BatchDecoder` has a fixed number of *slots*, each with its place in preallocated caches: self-attention is
   written in place, cross-attention keys and values are computed once, when a clip enters.
-- One step samples one token in every slot, or one for each of its beams, which share the clip's cross-attention keys
-  and values. Its shapes depend on nothing but (slots, attended length), so that a GPU replays it as a CUDA graph; a CPU
-  runs the same function as it is.
+- One step samples one token in every slot. Its shapes depend on nothing but (slots, attended length), so that a GPU
+  replays it as a CUDA graph; a CPU runs the same function as it is.
 - The slot of a clip that has ended goes to the next clip. When no more clips come, the last ones move together into
   half as many slots. So a finished clip costs next to nothing, even beside one that is decoded to the limit.
 
-The prompt, and the tokens that are never sampled, are those of whisper's own ``DecodingTask``; a :class:`LogitFilter`
-can rule out more, row by row. Which of the others comes next is a :class:`.search.Search`'s choice. A clip's text does
-not depend on its neighbours, up to the rounding of differently shaped matrix products.
+The prompt, and the tokens that are never sampled, are those of whisper's own ``DecodingTask``. A clip's text does not
+depend on its neighbours, up to the rounding of differently shaped matrix products.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +26,7 @@ from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.features import encode
-from .beam_search import BeamSearch
-from .search import GreedySearch, Hypotheses, Sampling, Search
+from .sampling import Hypotheses, gumbel
 from .timestamps import TimestampRules
 
 _STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
@@ -38,28 +35,6 @@ _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
 _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not pay for 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
-
-
-class LogitFilter(Protocol):
-    """A rule on what each row may sample next, beside Whisper's own; it may differ from row to row and step to step.
-
-    A row is a slot, or one of its beams. What a filter rules out does not make what it leaves likelier: the results'
-    log-probabilities are those that the model gives without it.
-
-    ``state`` is what it remembers: tensors (rows, ...) on the decoder's device, which move with the clips.
-    """
-
-    state: Sequence[Tensor]
-
-    def __call__(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> None:
-        """Change ``logits`` (n, n_vocab) in place, and bring the state of ``rows`` (n,) up to date.
-
-        ``last`` (n,) are the tokens sampled before; None if clips have just entered. A row without a clip gets eot.
-        After the first token of a clip this runs inside a CUDA graph: only tensor operations, on the same memory.
-        """
-
-
-MakeFilter = Callable[[int, torch.device], LogitFilter]  # from the number of rows and the device
 
 
 class _Block:
@@ -102,12 +77,11 @@ class BatchDecoder:
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
     when they have changed. With ``timestamps`` these are among the tokens (:mod:`.timestamps`); with ``stop_loops`` a
-    text ends once :func:`is_looping` (of beams, the likeliest). ``options`` are fields of
-    :class:`whisper.DecodingOptions`; ``language`` is by default Arabic, and ``sample_len`` what the context holds. With
-    ``beam_size`` it searches with beams.
+    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``language`` is by
+    default Arabic, and ``sample_len`` what the context holds.
 
     Raises:
-        ValueError: the options ask for a temperature: :meth:`decode` takes one.
+        ValueError: the options ask for beams, or for a temperature: :meth:`decode` takes one.
     """
 
     @torch.no_grad()
@@ -117,7 +91,6 @@ class BatchDecoder:
         slots: int,
         *,
         dtype: torch.dtype | None = None,
-        make_filter: MakeFilter | None = None,
         timestamps: bool = False,
         stop_loops: bool = False,
         **options: Any,
@@ -126,6 +99,8 @@ class BatchDecoder:
         self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
         if self.task.options.temperature != 0:
             raise ValueError("the temperature is not an option of the decoder: give it to decode")
+        if self.task.n_group > 1 or self.task.options.beam_size is not None:
+            raise ValueError("there are no beams: a text is decoded greedily, or at a temperature")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.decoder.token_embedding.weight.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
@@ -141,12 +116,7 @@ class BatchDecoder:
         self.prompt = torch.tensor(prompt, device=self.device)
         self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
         self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
-        self.width = self.task.n_group
-        rows = slots * self.width
-        self.rules: list[LogitFilter] = []  # Whisper's own
-        if timestamps:
-            self.rules.append(TimestampRules(self.task.tokenizer, rows, self.device))
-        self.filters: list[LogitFilter] = [make_filter(rows, self.device)] if make_filter else []
+        self.rules = TimestampRules(self.task.tokenizer, slots, self.device) if timestamps else None
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
@@ -158,22 +128,18 @@ class BatchDecoder:
     def _allocate(self, dims: ModelDimensions) -> None:
         """Make the key/value caches, and what is known of each slot."""
 
-        def caches(rows: int, length: int) -> list[Tensor]:
-            shape = (rows, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
+        def caches(length: int) -> list[Tensor]:
+            shape = (self.slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
             return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
 
-        rows, context = self.slots * self.width, _round_up(self.last + 1)
-        self.keys, self.values = caches(rows, context), caches(rows, context)
-        self.cross_keys, self.cross_values = caches(self.slots, dims.n_audio_ctx), caches(self.slots, dims.n_audio_ctx)
-        self.hypotheses = Hypotheses(rows, self.begin, self.last, self.eot, self.device)
+        context = _round_up(self.last + 1)
+        self.keys, self.values = caches(context), caches(context)
+        self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
+        self.hypotheses = Hypotheses(self.slots, self.begin, self.last, self.eot, self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
-        self.sampling, self.temperature = Sampling(self.hypotheses), 0.0
-        self.likeliest: Search = GreedySearch(self.hypotheses)
-        if self.task.options.beam_size is not None:
-            patience, ranker = self.task.options.patience or 1.0, self.task.sequence_ranker
-            self.likeliest = BeamSearch(self.hypotheses, self.width, patience, ranker, bool(self.filters))
-        self.search: Search = self.likeliest
-        self.arange = torch.arange(max(rows, context), device=self.device)
+        self.temperature = 0.0
+        self.divisor = torch.ones((), device=self.device)  # it again, where a CUDA graph reads it anew
+        self.arange = torch.arange(max(self.slots, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
         """Return what whisper's filters forbid after ``tokens``. But for those of timestamps they look at nothing but
@@ -200,12 +166,10 @@ class BatchDecoder:
                 (by index), and not on its slot, its neighbours or the device.
 
         Raises:
-            ValueError: a temperature for beams.
+            ValueError: a batch has more clips than there are slots.
         """
-        if temperature and self.width > 1:
-            raise ValueError("beams are decoded at temperature 0")
-        self.temperature, self.search = temperature, self.sampling if temperature else self.likeliest
-        self.sampling.temperature.fill_(temperature or 1.0)
+        self.temperature = temperature
+        self.divisor.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
         in_use, count = self.slots, 0
         for features in batches:
@@ -216,7 +180,7 @@ class BatchDecoder:
             free = [slot for slot in range(self.slots) if slot not in active][: len(features)]
             slots = self._index(free)
             if temperature:
-                self.sampling.seeds[slots] = self._index([*seeds[count : count + len(features)]])
+                self.hypotheses.seeds[slots] = self._index([*seeds[count : count + len(features)]])
             self._enter(features.to(self.dtype), slots)
             active.update((slot, _Clip(count + i, features[i], self.steps)) for i, slot in enumerate(free))
             count += len(features)
@@ -227,21 +191,23 @@ class BatchDecoder:
             yield from self._advance(active, in_use)
 
     @torch.no_grad()
-    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[float]:
-        """Return how likely the model finds each of ``texts`` (tokens), and the eot after it, in the clip last yielded.
+    def log_probabilities(self, texts: Sequence[str]) -> list[float]:
+        """Return how likely the model finds each of ``texts``, and the eot after it, in the clip last yielded.
 
         They are those of the model alone, without Whisper's rules. The clip's cross-attention keys and values are still
         in its slot, so that this costs the decoder's pass over the texts, all at once. Of what is longer than the
         context, as a text without an end is, it is that of what fits.
         """
         fits = len(self.positional_embedding) + 1
-        rows = [[*self.prompt.tolist(), *text, self.eot][:fits] for text in texts]
+        encode_text = self.task.tokenizer.encode
+        said = [encode_text(f" {text}", disallowed_special=()) for text in texts]
+        rows = [[*self.prompt.tolist(), *tokens, self.eot][:fits] for tokens in said]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
-        said = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
+        asked = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
         x, _ = self._read(tokens[:, :-1], [])
-        logits = self._logits(x[:, self.begin - 1 :][said])
-        losses = F.cross_entropy(logits, tokens[:, self.begin :][said], reduction="none").cpu()
+        logits = self._logits(x[:, self.begin - 1 :][asked])
+        losses = F.cross_entropy(logits, tokens[:, self.begin :][asked], reduction="none").cpu()
         return [-float(each.sum()) for each in losses.split([len(row) - self.begin for row in rows])]
 
     @torch.no_grad()
@@ -287,23 +253,23 @@ class BatchDecoder:
             position = min(self.begin + self.steps - oldest, self.last)
             self._run(in_use, _round_up(position + 1))
             self.steps += 1
-        at_eot = (self.hypotheses.tokens[: in_use * self.width : self.width] == self.eot).tolist()
+        at_eot = (self.hypotheses.tokens[:in_use] == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
         if self.stop_loops and self.steps % _STRIDE == 0:
             ended += self._stop_loops([slot for slot in active if not at_eot[slot]])
         if not ended:
             return
         index = self._index(ended)
-        no_speech_probs = self.no_speech_probs[index].tolist()
-        for slot, said, no_speech_prob in zip(ended, self.search.results(index), no_speech_probs, strict=True):
+        sums, no_speech_probs = self.hypotheses.sum_logprobs[index].tolist(), self.no_speech_probs[index].tolist()
+        for slot, *said in zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True):
             clip, self.yielded = active.pop(slot), slot
-            yield clip.index, self._result(clip.features, *said, no_speech_prob)
+            yield clip.index, self._result(clip.features, *said)
 
     def _stop_loops(self, slots: list[int]) -> list[int]:
         """End the texts that loop, of those in ``slots``, and return their slots."""
-        sampled = self.hypotheses.sampled[self._index(slots) * self.width].tolist()
-        looping = [s for s, row in zip(slots, sampled, strict=True) if is_looping(self.hypotheses.text(row))]
-        self.hypotheses.end(self._rows(self._index(looping)))
+        texts = self.hypotheses.texts(self._index(slots))
+        looping = [slot for slot, text in zip(slots, texts, strict=True) if is_looping(text)]
+        self.hypotheses.end(self._index(looping))
         return looping
 
     def _gather(self, active: dict[int, _Clip], in_use: int) -> dict[int, _Clip]:
@@ -312,19 +278,11 @@ class BatchDecoder:
         free = [slot for slot in range(in_use) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
-        states = (*self.hypotheses.state, *self.search.state, *self._filter_states(), self.no_speech_probs)
+        states = (*self.hypotheses.state, *(self.rules.state if self.rules else ()), self.no_speech_probs)
         for tensor in (*caches, *states):
-            by_slot = tensor.view(self.slots, -1)
-            by_slot[target] = by_slot[source]
+            tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
-
-    def _filter_states(self) -> Iterator[Tensor]:
-        return (tensor for each in (*self.rules, *self.filters) for tensor in each.state)
-
-    def _rows(self, slots: Tensor) -> Tensor:
-        """The rows of ``slots`` (n,): (n * width,)."""
-        return (slots[:, None] * self.width + self.arange[: self.width]).view(-1)
 
     def _index(self, slots: list[int]) -> Tensor:
         """``slots`` on the device, without waiting for what it is doing."""
@@ -348,7 +306,7 @@ class BatchDecoder:
 
     def _run(self, in_use: int, length: int) -> None:
         """:meth:`_step`; on a GPU from the second time on as a CUDA graph."""
-        key = (in_use, length, self.search is self.sampling)
+        key = (in_use, length, self.temperature > 0)
         if self.device.type != "cuda":
             self._step(in_use, length)
         elif key in self.graphs:
@@ -368,14 +326,13 @@ class BatchDecoder:
 
     def _enter(self, features: Tensor, slots: Tensor) -> None:
         """Give ``slots`` (n,) to clips, ``features`` (n, n_audio_ctx, n_audio_state): read the prompt, sample once."""
-        rows = self._rows(slots)
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
             x = x.expand(len(features), -1, -1)
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
-                self.keys[layer][rows, :, : self.begin] = k.repeat_interleave(self.width, dim=0)
-                self.values[layer][rows, :, : self.begin] = v.repeat_interleave(self.width, dim=0)
+                self.keys[layer][slots, :, : self.begin] = k
+                self.values[layer][slots, :, : self.begin] = v
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
                 k, v = self._heads(F.linear(features, *block.cross_key_value), 2)
                 self.cross_keys[layer][slots] = k
@@ -384,38 +341,28 @@ class BatchDecoder:
             if self.task.tokenizer.no_speech is not None:
                 probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
                 self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
-            self.hypotheses.enter(rows, self.prompt[-1])
-            self.search.enter(rows)
-            logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
-            self._choose(logits.repeat_interleave(self.width, dim=0), rows, None)
+            self.hypotheses.enter(slots, self.prompt[-1])
+            self._choose(self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf), slots, None)
 
-    def _step(self, slots: int, length: int) -> None:
-        """Sample a token for every row of the first ``slots``, which attend to the first ``length`` positions.
+    def _step(self, n: int, length: int) -> None:
+        """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions.
 
         Everything is read from and written to the same memory each time: this is what a CUDA graph captures.
         """
-        n = slots * self.width
         with torch.autocast(self.device.type, enabled=False):
-            rows, tokens, positions = self.arange[:n], self.hypotheses.tokens[:n], self.hypotheses.positions[:n]
+            slots, tokens, positions = self.arange[:n], self.hypotheses.tokens[:n], self.hypotheses.positions[:n]
             ahead = self.arange[:length] > positions[:, None]
             mask = torch.zeros_like(ahead, dtype=self.dtype).masked_fill_(ahead, -torch.inf)[:, None, None]
             x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
                 keys, values = self.keys[layer], self.values[layer]
-                keys[rows, :, positions] = k[:, :, 0]
-                values[rows, :, positions] = v[:, :, 0]
+                keys[slots, :, positions] = k[:, :, 0]
+                values[slots, :, positions] = v[:, :, 0]
                 attended = F.scaled_dot_product_attention(q, keys[:n, :, :length], values[:n, :, :length], mask)
                 x = x + _join(attended, block.out)
-                # A slot's beams are one query of that length: they hear the same audio.
-                x = x.view(slots, self.width, -1)
-                cross_keys, cross_values = self.cross_keys[layer][:slots], self.cross_values[layer][:slots]
-                x = self._after_self_attention(x, block, cross_keys, cross_values).view(n, 1, -1)
-            logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
-            sources = self._choose(logits, rows, tokens)
-            if sources is not None:
-                for cache in (*self.keys, *self.values):
-                    cache[:n, :, :length] = cache[sources, :, :length]
+                x = self._after_self_attention(x, block, self.cross_keys[layer][:n], self.cross_values[layer][:n])
+            self._choose(self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf), slots, tokens)
 
     def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
         """What follows self-attention in a block: cross-attention and the MLP."""
@@ -423,21 +370,20 @@ class BatchDecoder:
         x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
         return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
 
-    def _choose(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> Tensor | None:
-        """Let the search choose tokens for ``rows`` (n,); ``last`` (n,) are those before. Return as it does.
+    def _choose(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
+        """Append a token to each of ``slots`` (n,): the likeliest of ``logits`` (n, n_vocab), or a sample.
 
-        The log-probabilities are those of Whisper and its rules, whatever the filters then rule out.
+        ``last`` (n,) are the tokens before; None if the clips have just entered.
         """
-        for rule in self.rules:
-            rule(logits, rows, last)
-        logprobs = F.log_softmax(logits, dim=-1)
-        for logit_filter in self.filters:
-            logit_filter(logits, rows, last)
-        sources = self.search.choose(logits, logprobs, rows)
-        if sources is not None:
-            for state in self._filter_states():
-                state[rows] = state[sources]
-        return sources
+        if self.rules:
+            self.rules(logits, slots, last)
+        scores = logits
+        if self.temperature:
+            seeds, positions = self.hypotheses.seeds[slots], self.hypotheses.positions[slots]
+            scores = logits / self.divisor + gumbel(seeds, positions, logits.shape[1])
+        chosen = scores.argmax(dim=-1)
+        logprobs = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
+        self.hypotheses.append(slots, chosen, logprobs)
 
     def _heads(self, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """(n, length, parts * state) -> as many (n, heads, length, width)."""

@@ -253,7 +253,7 @@ class _Pieces:
         self.kept: dict[Piece, Tensor] = {}
         self.decoder: BatchDecoder | None = None  # while it decodes
 
-    def log_probabilities(self, texts: Sequence[Sequence[int]]) -> list[float]:
+    def log_probabilities(self, texts: Sequence[str]) -> list[float]:
         """Return how likely the model finds ``texts`` in the piece last decoded."""
         assert self.decoder
         return self.decoder.log_probabilities(texts)

@@ -44,9 +44,7 @@ class LetterIndex:
     def __init__(self, text: ClosedText, device: torch.device) -> None:
         self.closed_text = text
         self.prefaces = {letters(preface): preface for preface in ("", *text.prefaces)}
-        # What is nothing of the text: of prefaces the isti'adha; the basmala is an ayah.
-        self.apart = [letters(each) for each in text.prefaces if not text.locate(text.encode(each.split()))]
-        self.apart += map(letters, text.apart)
+        self.apart = [letters(each) for each in text.apart]
         spelled, length = [], 0
         self.words: list[tuple[int, int]] = []  # of each word its passage, and its number there
         self.first: list[int] = []  # the first word of those that can be in one run with it

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
-from whisper.tokenizer import Tokenizer
-
 from ..data.text import normalize
 from .closed_text import ClosedText, Run
 
 _ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
-# Said after a recitation, or in prayer.
+# Said after a recitation, or in prayer, too.
 _APART = ("صدق الله العظيم", "الله أكبر", "سمع الله لمن حمده", "سبحان ربي العظيم", "سبحان ربي الأعلى", "آمين",
           "السلام عليكم ورحمة الله")  # fmt: skip
 # The letters that stand alone at the beginning of surahs are called by their names.
@@ -33,7 +31,7 @@ class Place:
 class Quran(ClosedText):
     """The text of ``texts`` (by surah and ayah). A basmala or an isti'adha, or both, may be said before any run."""
 
-    def __init__(self, texts: Mapping[tuple[int, int], str], tokenizer: Tokenizer) -> None:
+    def __init__(self, texts: Mapping[tuple[int, int], str]) -> None:
         ayat: dict[int, list[tuple[int, str]]] = {}
         for (surah, ayah), text in sorted(texts.items()):
             if text.strip():
@@ -44,8 +42,8 @@ class Quran(ClosedText):
             [(ayah, word + 1) for ayah, text in ayat[surah] for word in range(len(text.split()))] for surah in ayat
         ]
         passages = [" ".join(text for _, text in ayat[surah]) for surah in ayat]
-        super().__init__(passages, tokenizer, prefaces(texts))
-        self.apart = _APART
+        super().__init__(passages, prefaces(texts))
+        self.apart = (self.prefaces[0], *_APART)  # the isti'adha; the basmala is an ayah
         self.verses = [[ayah for ayah, _ in numbers] for numbers in self.numbers]
         for number, words in enumerate(self.passages):
             opening = [_spoken(word) for word in words[:2]]

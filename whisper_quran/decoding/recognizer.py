@@ -20,7 +20,7 @@ _AWAY, _AWORD, _ELSEWHERE = 6.0, 0.1, 12.0  # going on so many words away, or an
 _MARGIN = 2  # letters: what costs more than the nearest candidate and this is none
 _SCORED = 12  # texts at most whose log-probability the model is asked for
 
-Score = Callable[[Sequence[Sequence[int]]], list[float]]  # from texts, as tokens, to how likely the model finds each
+Score = Callable[[Sequence[str]], list[float]]  # from texts to how likely the model finds each
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Recognizer:
         inside verses for nothing, if its neighbours go on there.
         """
         nearest = self.letters.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
-        said = [tuple(self.text.encode(self.words(each))) for each in nearest]
+        said = [" ".join(self.words(each)) for each in nearest]
         texts = list(dict.fromkeys(said))[:_SCORED]
         scores = score(texts) if len(texts) > 1 else [log_probability] * len(texts)
         likely = dict(zip(texts, scores, strict=True))

@@ -1,7 +1,7 @@
 """Decoding with timestamps: which token may follow which, and where the text they enclose begins and ends.
 
 The rules are those of ``whisper.decoding.ApplyTimestampRules`` and the reading that of ``whisper.transcribe``, for all
-rows of a :class:`.batch_decoder.BatchDecoder` at once.
+slots of a :class:`.batch_decoder.BatchDecoder` at once.
 """
 
 from collections.abc import Sequence
@@ -17,27 +17,34 @@ _LATEST_START = 50  # tokens: a window's first text begins in its first second, 
 
 
 class TimestampRules:
-    """A :class:`.batch_decoder.LogitFilter`: timestamps begin a text, come in pairs inside it, and never go back.
+    """Which tokens may follow: timestamps begin a text, come in pairs inside it, and never go back.
 
     And if the timestamps together are likelier than the likeliest other token, it is one of them.
+
+    ``state`` is what is remembered of each slot: it moves with the clips.
     """
 
-    def __init__(self, tokenizer: Tokenizer, rows: int, device: torch.device) -> None:
+    def __init__(self, tokenizer: Tokenizer, slots: int, device: torch.device) -> None:
         self.begin, self.eot, self.none = tokenizer.timestamp_begin, tokenizer.eot, tokenizer.no_timestamps
-        self.after_one = torch.ones(rows, dtype=torch.bool, device=device)  # whether the last token was a timestamp
-        self.latest = torch.zeros(rows, dtype=torch.long, device=device)  # the last timestamp
+        self.after_one = torch.ones(slots, dtype=torch.bool, device=device)  # whether the last token was a timestamp
+        self.latest = torch.zeros(slots, dtype=torch.long, device=device)  # the last timestamp
         self.state: Sequence[Tensor] = (self.after_one, self.latest)
 
-    def __call__(self, logits: Tensor, rows: Tensor, last: Tensor | None) -> None:
+    def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
+        """Rule out tokens in ``logits`` (n, n_vocab), in place, after the tokens ``last`` (n,) of ``slots`` (n,).
+
+        ``last`` is None if the clips have just entered. After that this runs inside a CUDA graph: only tensor
+        operations, on the same memory.
+        """
         columns = torch.arange(logits.shape[1], device=logits.device)
         logits[:, self.none] = -torch.inf
         if last is None:
             logits.masked_fill_((columns < self.begin) | (columns > self.begin + _LATEST_START), -torch.inf)
-            self.after_one[rows] = True  # so that the first timestamp counts as the second of a pair
+            self.after_one[slots] = True  # so that the first timestamp counts as the second of a pair
             return
-        before, now = self.after_one[rows], last >= self.begin
-        latest = torch.where(now, last, self.latest[rows])
-        self.after_one[rows], self.latest[rows] = now, latest
+        before, now = self.after_one[slots], last >= self.begin
+        latest = torch.where(now, last, self.latest[slots])
+        self.after_one[slots], self.latest[slots] = now, latest
         closes = now & ~before  # the last token has ended a text: eot follows, or the timestamp that begins the next
         lowest = latest + (~closes).long()
         is_timestamp = columns >= self.begin

@@ -133,7 +133,7 @@ class Evaluation:
     def __init__(self, config: EvaluationConfig, data: EvaluationData, predictions: Predictions, log: Log):
         self.config, self.data, self.predictions, self.log = config, data, predictions, log
         self.started = time.perf_counter()
-        self.recognizers: dict[int, Recognizer] = {}  # by the number of a model's tokens
+        self.recognizer: Recognizer | None = None  # made for the first model
         self.results: dict[str, Any] = {
             "rows": [],
             "environment": {
@@ -185,17 +185,13 @@ class Evaluation:
             self.results["rows"] += [self._row(name, model, parameters, reciter) for name in model.names]
 
     def _recognizer(self, model: Whisper) -> Recognizer | None:
-        """Index the text of ``--constrain``, once for all models with these tokens."""
-        if self.config.constrain is None:
-            return None
-        if model.dims.n_vocab not in self.recognizers:
-            tokenizer, path = tokenizer_for(model.dims, self.config.language), _closed_text(self.config)
-            if self.config.constrain == QURAN:
-                text: ClosedText = Quran(read_text(path)[0], tokenizer)
-            else:
-                text = ClosedText(read_closed_text(path), tokenizer)
-            self.recognizers[model.dims.n_vocab] = Recognizer(text, model.device)
-        return self.recognizers[model.dims.n_vocab]
+        """Index the text of ``--constrain``, once for all models."""
+        if self.config.constrain and not self.recognizer:
+            path = _closed_text(self.config)
+            quran = self.config.constrain == QURAN
+            text = Quran(read_text(path)[0]) if quran else ClosedText(read_closed_text(path))
+            self.recognizer = Recognizer(text, model.device)
+        return self.recognizer
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
         """Make the model's encoder, with its cache if that is asked for, or of use.
@@ -441,7 +437,7 @@ def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) 
         return False
     recited = {(ayah.surah, ayah.number) for ayah in passage.parts}
     if len(found) == 1:
-        alike = text.locate(text.encode(text.words(found[0].run)))
+        alike = text.locate(text.words(found[0].run))
         return any(set(text.ayat(run)) == recited for run in alike)
     return {ayah for each in found for ayah in text.ayat(each.run)} == recited
 

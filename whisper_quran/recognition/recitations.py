@@ -17,7 +17,6 @@ from typing import Any
 from whisper.audio import CHUNK_LENGTH
 
 from ..checkpoints.checkpoint import load_checkpoint
-from ..checkpoints.dims import tokenizer_for
 from ..checkpoints.names import check_model_source
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
@@ -122,7 +121,7 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     check_model_source(config.model)
     device, _ = choose_device(config.device)
     model = load_checkpoint(config.model, device)
-    text = Quran(read_text(config.text)[0], tokenizer_for(model.dims, config.language))
+    text = Quran(read_text(config.text)[0])
     recognizer = Recognizer(text, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
     hear = partial(
