@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -230,14 +231,15 @@ def test_the_end_of_a_run_says_where_everything_is_and_what_comes_next(run, qura
 
 
 def test_the_bar_counts_epochs_of_the_run_and_the_time_that_it_takes(run, tmp_path, monkeypatch):
-    labels, postfixes = [], []
+    labels, units, postfixes = [], [], []
 
     class Bar(tqdm):
-        def set_postfix(self, **values):
+        def set_postfix(self, values, refresh):
             postfixes.append(values)
 
     def progress_bar(total, unit, description, **options):
         labels.append(description)
+        units.append(unit)
         return Bar(total=total, disable=True)
 
     monkeypatch.setattr(trainer, "progress_bar", progress_bar)
@@ -246,6 +248,12 @@ def test_the_bar_counts_epochs_of_the_run_and_the_time_that_it_takes(run, tmp_pa
     assert all(re.fullmatch(r"\d+ s", values["run_ends_in"]) for values in postfixes) and len(postfixes) == 4
     seconds = [int(values["run_ends_in"].split()[0]) for values in postfixes]
     assert seconds[0] >= seconds[-1]
+    assert run("--out", tmp_path / "packed", "--epochs", 1, "--no-vanilla", "--pack", 1)[0] == 0
+    assert units == ["clip", "clip", "window"]
+    assert not {"ayat/s", "real time"} & {*postfixes[0]}
+    rows = [row for row in rows_of(tmp_path / "packed") if row["event"] == "train"]
+    assert postfixes[-1]["ayat/s"] == f"{statistics.median(row['ayat_per_s'] for row in rows):.2f}"
+    assert float(postfixes[-1]["ayat/s"]) > statistics.median(row["clips_per_s"] for row in rows)
 
 
 def test_a_run_that_gets_no_better_ends_when_patience_does(run, tmp_path):

@@ -226,10 +226,11 @@ class Trainer:
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
         label = f"epoch {self.epoch + 1}/{self.epochs} (epoch-{self.epoch:03})"
         validations = (self.epochs - self.epoch) * self.validation_seconds()
+        unit = "window" if self.config.pack else "clip"
         with (
             self.interrupts.deferred(),
             closing(prefetch(self.steps())) as feed,  # type: ignore[type-var]
-            progress_bar(len(self.data.train), "clip", label, initial=done, disable=not self.world.is_main) as bar,
+            progress_bar(len(self.data.train), unit, label, initial=done, disable=not self.world.is_main) as bar,
         ):
             while True:
                 start = time.perf_counter()
@@ -259,7 +260,11 @@ class Trainer:
                     }
                 )
                 left = format_duration(self.training_seconds() + validations)
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", run_ends_in=left, refresh=False)
+                shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "run_ends_in": left}
+                if self.config.pack:
+                    shown["ayat/s"] = f"{self.recent('ayat_per_s'):.2f}"
+                    shown["real time"] = f"{self.recent('times_real_time'):.1f}x"
+                bar.set_postfix(shown, refresh=False)
                 bar.update(step.clips)
                 if self.should_stop(seconds):
                     self.save()
@@ -305,8 +310,11 @@ class Trainer:
 
     def training_seconds(self) -> float:
         """Estimate how long the steps that are left take."""
-        recent = [row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train"]
-        return (self.total_steps - self.step) * self.clips_per_step / median(recent)
+        return (self.total_steps - self.step) * self.clips_per_step / self.recent("clips_per_s")
+
+    def recent(self, speed: str) -> float:
+        """Return the median of a ``speed`` over the last steps."""
+        return median(row[speed] for row in self.history.rows[-50:] if row["event"] == "train")
 
     def validation_seconds(self) -> float:
         """Return how long the last validation took; 0 before the first."""
