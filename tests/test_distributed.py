@@ -17,7 +17,7 @@ from conftest import ROOT, results_of, rows_of, state_of, training_options, wait
 from whisper_quran.data.batches import shard
 
 # 7 ayat: with 6 clips a step, the last step of each epoch has one clip, and one process has none.
-RUN = ("--epochs", 10, "--max-steps", 20, "--no-vanilla", "--valid-limit", 3, "--keep", "best")
+RUN = ("--epochs", 4, "--max-steps", 8, "--no-vanilla", "--valid-limit", 3, "--keep", "best")
 
 
 def weight_distance(folder, other) -> float:

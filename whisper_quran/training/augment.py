@@ -14,13 +14,14 @@ from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
 from ..data.batches import generator
 
+_AS_IT_IS = 0.5  # the share of clips to which nothing is done
 _SPEEDS = (9, 10, 11)  # tenths: speed and pitch together, as a tape has them
 _GAIN = (-18.0, 6.0)  # dB
 _SNR = (5.0, 30.0)  # dB
 _DECAY = (0.1, 0.8)  # seconds until a room's echo has fallen by 60 dB
-_ECHO = (-15.0, 0.0)  # dB, the echo's energy against the direct sound
+_ECHO = (-15.0, -3.0)  # dB, the echo's energy against the direct sound
 _CUTOFF = (3500.0, 7000.0)  # Hz
-_MASKS, _WIDEST_BAND, _LONGEST_GAP = 2, 20, 60  # SpecAugment: of each kind; mel bins of 80; frames of 10 ms
+_MASKS, _WIDEST_BAND, _LONGEST_GAP = 2, 20, 30  # SpecAugment: of each kind; mel bins of 80; frames of 10 ms
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Change:
     noise_seed: int
 
 
+NOTHING = Change(10, 1.0, None, 0.0, None, 0.0, None, (), 0)
+
+
 class Augmentation:
     """Changes batches of clips: first :meth:`sound`, then :meth:`mask` of their spectrograms."""
 
@@ -50,6 +54,8 @@ class Augmentation:
 
     def _change(self, draw: torch.Generator) -> Change:
         share = torch.rand(10 + 4 * _MASKS, generator=draw, dtype=torch.float64).tolist()
+        if torch.rand((), generator=draw) < _AS_IT_IS:
+            return NOTHING
         noisy, echoing, narrow = share[0] < 0.5, share[1] < 0.3, share[2] < 0.3
         ranges = (_SNR, _DECAY, _ECHO, _GAIN, _CUTOFF)
         values = [low + (high - low) * part for (low, high), part in zip(ranges, share[3:8], strict=True)]
