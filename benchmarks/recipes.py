@@ -43,7 +43,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "packed, timestamps, rank 16": PACKED | {"lora": 16},
     "packed, timestamps, encoder trained": PACKED | {"train_encoder": True},
 }
-PACKED_AYAT = 5  # in a window, about
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def train_by(args: argparse.Namespace, name: str, seed: int, out: Path) -> tuple
     options = RECIPES[name]
     rate = args.lr * (5 if "lora" in options else 1)
     share = options.get("pack", 0.0)
-    ayat_per_window = share * PACKED_AYAT + 1 - share
+    ayat_per_window = share * args.packed_ayat + 1 - share
     config = TrainingConfig(
         data=args.data, train_reciters=args.train_reciters, valid_reciters=args.valid_reciters, surahs=args.surahs,
         valid_limit=args.valid_limit, model=args.model, epochs=args.epochs, lr=rate, warmup_steps=args.warmup_steps,
@@ -184,6 +183,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16, help="ayat a step, about")
+    parser.add_argument("--packed-ayat", type=float, default=3.4, help="ayat in a packed window, on average")
     parser.add_argument("--lr", type=float, default=1e-4, help="five times that for adapters")
     parser.add_argument("--warmup-steps", type=int, default=10)
     parser.add_argument("--valid-limit", type=int)

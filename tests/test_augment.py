@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import RUN, results_of
 
+from whisper_quran.data.batches import Sound
 from whisper_quran.data.features import log_mel
 from whisper_quran.training.augment import NOTHING, Augmentation
 
@@ -19,7 +20,7 @@ def tone(hertz: float, seconds: float = 2.0) -> torch.Tensor:
 
 
 def changed(clip: torch.Tensor, **change) -> torch.Tensor:
-    return Augmentation(0, CPU).sound(clip[None], [replace(NOTHING, **change)])[0][0]
+    return Augmentation(0, CPU).sound(clip[None], [Sound(1, len(clip), False)], [replace(NOTHING, **change)])[0][0]
 
 
 def level(x: torch.Tensor) -> float:
@@ -37,11 +38,22 @@ def test_nothing_is_nothing():
     assert torch.equal(changed(clip), clip.float() / 32768)
 
 
-def test_speed_moves_length_and_pitch_and_never_makes_a_clip_too_long():
+def test_speed_moves_length_and_pitch():
     assert len(changed(tone(440), speed=11)) == pytest.approx(32_000 / 1.1, abs=2)
     assert loudest(changed(tone(440), speed=11)) == pytest.approx(484, abs=1)
     assert loudest(changed(tone(440), speed=9)) == pytest.approx(396, abs=1)
-    assert len(changed(tone(440, 29), speed=9)) == 29 * 16_000
+
+
+def test_no_clip_becomes_too_long_and_none_with_timestamps_shorter_or_longer():
+    augmentation = Augmentation(0, CPU)
+    for samples, timed, speeds in (
+        (27 * 16_000, False, {9, 10, 11}),
+        (27 * 16_000 + 1, False, {10, 11}),
+        (160_000, True, {10}),
+    ):
+        drawn = augmentation.changes(0, [Sound(number, samples, timed) for number in range(200)])
+        assert {change.speed for change in drawn} == speeds
+        assert sum(change != NOTHING for change in drawn) > 50
 
 
 def test_noise_has_the_level_asked_for_and_gain_is_gain():
@@ -80,17 +92,17 @@ def test_masks_silence_bands_and_gaps_and_nothing_else():
 def test_what_is_done_follows_from_seed_epoch_and_clip_and_not_from_the_batch():
     augmentation = Augmentation(3, CPU)
     clips = torch.randint(-9000, 9000, (6, 40_000), dtype=torch.int16)
-    numbers = [7, 8, 9, 10, 11, 2**32 - 1]
-    together, lengths = augmentation.sound(clips, augmentation.changes(1, numbers))
+    sounds = [Sound(number, 40_000, False) for number in [7, 8, 9, 10, 11, 2**32 - 1]]
+    together, lengths = augmentation.sound(clips, sounds, augmentation.changes(1, sounds))
     assert len(set(lengths)) > 1
-    for row, number in enumerate(numbers):
-        (alone,), (length,) = augmentation.sound(clips[row : row + 1], augmentation.changes(1, [number]))
+    for row, sound in enumerate(sounds):
+        (alone,), (length,) = augmentation.sound(clips[row : row + 1], [sound], augmentation.changes(1, [sound]))
         assert length == lengths[row]
         assert torch.equal(together[row, : len(alone)], alone)
         assert not together[row, len(alone) :].any()
-    assert augmentation.changes(1, numbers) != augmentation.changes(2, numbers)
-    assert augmentation.changes(1, numbers) != Augmentation(4, CPU).changes(1, numbers)
-    drawn = Augmentation(0, CPU).changes(0, range(1000))
+    assert augmentation.changes(1, sounds) != augmentation.changes(2, sounds)
+    assert augmentation.changes(1, sounds) != Augmentation(4, CPU).changes(1, sounds)
+    drawn = Augmentation(0, CPU).changes(0, [Sound(number, 40_000, False) for number in range(1000)])
     assert {change.speed for change in drawn} == {9, 10, 11}
     counts = {
         0.5: sum(c == NOTHING for c in drawn),

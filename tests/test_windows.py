@@ -15,6 +15,7 @@ from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import build_examples
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.windows import WindowMaker, spoken
+from whisper_quran.decoding.timestamps import read_segments
 from whisper_quran.runtime.console import no_log
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
@@ -81,13 +82,53 @@ def test_timestamps_are_whispers_at_the_joints(recited):
         assert window.taught_from == 3
         written, at = "", 0
         ends = np.cumsum([lengths[ayah] for ayah in window.parts])
-        if len(window.parts) == 1:
+        if len(window.parts) == 1 or window.cut:
             continue
         for ayah, end in zip(window.parts, ends, strict=True):
             written += f"<|{round(at / 320) * 0.02:.2f}|> {ayah.text}<|{round(end / 320) * 0.02:.2f}|>"
             at = end
         assert TOKENIZER.decode_with_timestamps(window.tokens[3:-1]) == written
         assert window.tokens[-1] == TOKENIZER.eot
+
+
+def test_a_window_with_timestamps_goes_on_with_the_ayah_that_does_not_fit(recited):
+    """And is taught where that begins, and nothing of its text; without timestamps there is silence."""
+    lengths = {example.parts[0]: example.samples for example in recited[0]}
+    made = windows(recited, pack=1.0, timestamps=1.0)
+    plain = windows(recited, pack=1.0)
+    assert [window.parts for window in made] == [window.parts for window in plain]
+    assert all(window.cut is None for window in plain)
+    for window, without, after in zip(made, plain, [*made[1:], None], strict=True):
+        goes_on = after and after.parts[0].surah == window.parts[0].surah
+        assert window.cut == (after.parts[0] if goes_on else None)
+        if window.cut is None:
+            continue
+        joint = sum(lengths[ayah] for ayah in window.parts)
+        assert window.samples == 30 * 16_000 < joint + lengths[window.cut]
+        heard = window.audio(recited[1])
+        assert np.array_equal(heard[:joint], without.audio(recited[1]))
+        assert np.array_equal(heard[joint:], recited[1].read(window.cut.audio)[: len(heard) - joint])
+        *_, end, start, eot = window.tokens
+        assert (start, eot) == (end, TOKENIZER.eot)
+        texts = [token for token in window.tokens if token < TOKENIZER.eot]
+        assert texts == TOKENIZER.encode(" " + window.text)
+        # Whisper takes its audio from there on next.
+        segments, reached = read_segments(window.tokens[window.taught_from : -1], TOKENIZER, 30.0)
+        assert reached == pytest.approx(joint / 16_000, abs=0.011 if len(window.parts) > 1 else 2)
+        assert [segment.text for segment in segments] == [ayah.text for ayah in window.parts]
+    assert sum(window.cut is not None for window in made) > 5
+
+
+def test_the_prompt_of_windows_with_timestamps_has_them(recited):
+    """As ``whisper.transcribe`` puts them there: all that it decoded before."""
+    options = {"pack": 1.0, "timestamps": 1.0}
+    before: list[int] = []
+    for window, alone in zip(windows(recited, prompt=1.0, **options), windows(recited, **options), strict=True):
+        prompt = list(window.tokens[: window.taught_from - 3])
+        assert window.tokens[len(prompt) :] == alone.tokens
+        assert prompt == ([TOKENIZER.sot_prev, *before[-223:]] if before else [])
+        taught = list(alone.tokens[3:-1])
+        before = [*before, *taught[:-1]] if alone.cut else []
 
 
 def test_a_single_ayahs_timestamps_are_where_it_is_spoken(recited):

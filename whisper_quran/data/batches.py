@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from whisper.audio import N_SAMPLES
@@ -36,14 +37,24 @@ class Example(Passage):
     """A window of training and what the decoder is taught.
 
     ``tokens`` run from the prompt to eot; those from ``taught_from`` on are targets of the loss, the others are given.
+    With timestamps the window may go on after its ayat with the beginning of another, which is ``cut`` at its end.
     """
 
     tokens: tuple[int, ...]
     taught_from: int
+    timed: bool = False  # whether timestamps are taught
+    cut: Ayah | None = None
 
     @property
     def target_tokens(self) -> int:
         return len(self.tokens) - self.taught_from
+
+    def audio(self, cache: AudioCache) -> np.ndarray:
+        """Read the samples from ``cache``: int16 (samples,) at 16 kHz."""
+        whole = super().audio(cache)
+        if self.cut is None:
+            return whole
+        return np.concatenate([whole, cache.read(self.cut.audio)[: self.samples - len(whole)]])
 
 
 def build_examples(
@@ -72,6 +83,14 @@ def build_examples(
     return examples, skipped
 
 
+class Sound(NamedTuple):
+    """What augmentation must know of a clip."""
+
+    number: int  # that follows from its samples
+    samples: int  # without padding
+    timed: bool  # whether timestamps are taught: their audio must not become shorter or longer
+
+
 @dataclass(frozen=True)
 class Batch:
     """Clips with what the decoder is taught, as plain tensors.
@@ -85,7 +104,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: tuple[int, ...] = ()  # if asked for, a number for each clip that follows from its samples
+    clips: tuple[Sound, ...] = ()  # if asked for
     known: Known | None = None  # what an encoder cache has of the clips
 
     def __len__(self) -> int:
@@ -118,12 +137,12 @@ def make_batch(
     cache: AudioCache,
     pin: bool = False,
     encoder: FrozenEncoder | None = None,
-    numbered: bool = False,
+    augmented: bool = False,
 ) -> Batch:
     """Collate ``examples``, with what the cache of a frozen ``encoder`` has of them.
 
     ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
-    ``numbered`` gives the batch its ``clips``.
+    ``augmented`` gives the batch its ``clips``.
     """
     length = max(len(example.tokens) for example in examples) - 1
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
@@ -137,8 +156,13 @@ def make_batch(
     known = encoder.find(clips, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     given, where, next_tokens = (tensor.pin_memory() if pin else tensor for tensor in text)
-    numbers = tuple(zlib.crc32(clip.tobytes()) for clip in clips) if numbered else ()
-    return Batch(collate(clips, pin), given, where, next_tokens, numbers, known)
+    sounds: tuple[Sound, ...] = ()
+    if augmented:
+        sounds = tuple(
+            Sound(zlib.crc32(clip.tobytes()), len(clip), example.timed)
+            for clip, example in zip(clips, examples, strict=True)
+        )
+    return Batch(collate(clips, pin), given, where, next_tokens, sounds, known)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:

@@ -37,15 +37,21 @@ class WindowMaker:
         """Make windows of one reciter's ``examples``, each of one ayah: every ayah is in one of them."""
         ordered = sorted(examples, key=lambda example: place(example.parts[0]))
         draw = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
-        windows, position = [], 0
+        windows: list[Example] = []
+        before: list[int] = []  # what is taught of the ayat that lead up to the position, with timestamps or without
+        position = 0
         while position < len(ordered):
             packed, timed, prompted = (
                 draw.random() < share for share in (self.config.pack, self.config.timestamps, self.config.prompt)
             )
             end = self._end(ordered, position, timed) if packed else position + 1
             window = self._window(ordered[position:end], timed)
-            windows.append(self._prompted(window, ordered, position) if prompted else window)
-            position = end
+            taught = window.tokens[window.taught_from : -1]
+            goes_on = end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0])
+            if packed and goes_on:
+                window = self._cut(window, ordered[end])
+            windows.append(self._prompted(window, before) if prompted else window)
+            before, position = [*before, *taught][-self.n_text_ctx :] if goes_on else [], end
         return windows
 
     def _end(self, ordered: Sequence[Example], position: int, timed: bool) -> int:
@@ -70,20 +76,27 @@ class WindowMaker:
         start = self._start(timed)
         ayat = tuple(ayah for part in parts for ayah in part.parts)
         tokens = (*start, *told, self.tokenizer.eot)
-        return Example(ayat, sum(part.samples for part in parts), tokens, len(start))
+        return Example(ayat, sum(part.samples for part in parts), tokens, len(start), timed)
 
-    def _prompted(self, window: Example, ordered: Sequence[Example], position: int) -> Example:
-        """Put <|startofprev|> and the end of the text that leads up to ``window`` before it, as ``whisper.decode``."""
-        room = min(self.n_text_ctx - len(window.tokens), self.n_text_ctx // 2 - 1)
-        text: list[int] = []
-        while (
-            position > 0 and len(text) < room and follows(ordered[position - 1].parts[-1], ordered[position].parts[0])
-        ):
-            position -= 1
-            text = [*_text(ordered[position]), *text]
-        if not text or room < 1:
+    def _cut(self, window: Example, following: Example) -> Example:
+        """Fill a window with timestamps up with the beginning of the ayah ``following`` it, which does not fit.
+
+        What is taught of that is where it begins, as Whisper was taught of a text that its 30 s do not hold whole. So a
+        model says from where to go on, instead of guessing at half a text.
+        """
+        length = int(self.config.max_duration * SAMPLE_RATE)
+        fits = window.samples + following.samples <= length
+        if not window.timed or fits or len(window.tokens) >= self.n_text_ctx:
             return window
-        prompt = (self.tokenizer.sot_prev, *text[-room:])
+        *told, end, eot = window.tokens
+        return replace(window, samples=length, tokens=(*told, end, end, eot), cut=following.parts[0])
+
+    def _prompted(self, window: Example, before: Sequence[int]) -> Example:
+        """Put <|startofprev|> and the last of the tokens ``before`` it ahead of a window, as ``whisper.transcribe``."""
+        room = min(self.n_text_ctx - len(window.tokens), self.n_text_ctx // 2 - 1)
+        if not before or room < 1:
+            return window
+        prompt = (self.tokenizer.sot_prev, *before[-room:])
         return replace(window, tokens=(*prompt, *window.tokens), taught_from=len(prompt) + window.taught_from)
 
     @staticmethod

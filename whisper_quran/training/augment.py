@@ -5,14 +5,14 @@ into other micro-batches or processes, meets the same. The text stays what it wa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torchaudio.functional import resample
 from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
-from ..data.batches import generator
+from ..data.batches import Sound, generator
 
 _AS_IT_IS = 0.5  # the share of clips to which nothing is done
 _SPEEDS = (9, 10, 11)  # tenths: speed and pitch together, as a tape has them
@@ -48,9 +48,13 @@ class Augmentation:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
-    def changes(self, epoch: int, clips: Sequence[int]) -> list[Change]:
-        """Draw what is done to ``clips``, given by numbers that stand for their samples, in ``epoch``."""
-        return [self._change(generator(self.seed, epoch, clip + 1)) for clip in clips]
+    def changes(self, epoch: int, clips: Sequence[Sound]) -> list[Change]:
+        """Draw what is done to ``clips`` in ``epoch``."""
+        changes = [self._change(generator(self.seed, epoch, clip.number + 1)) for clip in clips]
+        return [
+            replace(change, speed=10) if clip.timed or clip.samples * 10 > change.speed * N_SAMPLES else change
+            for clip, change in zip(clips, changes, strict=True)
+        ]
 
     def _change(self, draw: torch.Generator) -> Change:
         share = torch.rand(10 + 4 * _MASKS, generator=draw, dtype=torch.float64).tolist()
@@ -71,17 +75,16 @@ class Augmentation:
             noise_seed=int(torch.randint(2**31, (), generator=draw)),
         )
 
-    def sound(self, audio: Tensor, changes: Sequence[Change]) -> tuple[Tensor, list[int]]:
+    def sound(self, audio: Tensor, clips: Sequence[Sound], changes: Sequence[Change]) -> tuple[Tensor, list[int]]:
         """Change int16 audio (batch, n), zeros on the right; return float32 in [-1, 1] (batch, m), m at most 30 s, and
         how many samples each clip has."""
-        clips = [self._sound(clip, change) for clip, change in zip(audio, changes, strict=True)]
-        return torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), [len(clip) for clip in clips]
+        rows = zip(audio, clips, changes, strict=True)
+        changed = [self._sound(row[: clip.samples], change) for row, clip, change in rows]
+        return torch.nn.utils.rnn.pad_sequence(changed, batch_first=True), [len(clip) for clip in changed]
 
     def _sound(self, clip: Tensor, change: Change) -> Tensor:
-        sounding = torch.nonzero(clip)
-        length = int(sounding[-1]) + 1 if len(sounding) else len(clip)
-        x = clip[:length].float() / 32768
-        if change.speed != 10 and length * 10 <= change.speed * N_SAMPLES:
+        x = clip.float() / 32768
+        if change.speed != 10:
             x = resample(x, change.speed, 10)
         x = self._filter(x, change)
         if change.snr is not None:

@@ -158,9 +158,9 @@ def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whi
 
 
 def open_cache(trainer: Trainer) -> None:
-    """Give a frozen encoder its cache, unless that is off, or one epoch is all there is."""
+    """Give a frozen encoder its cache, unless that is off, or of no use."""
     config, encoder = trainer.config, trainer.encoder
-    if not encoder or (config.encoder_cache == "auto" and (trainer.epochs == 1 or config.augment)):
+    if not encoder or config.augment or (config.encoder_cache == "auto" and trainer.epochs == 1):
         return
     encoder.cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, trainer.log)
     if encoder.cache:

@@ -172,7 +172,7 @@ class Trainer:
         if not self.augmentation:
             return self.encoder(batch.audio, batch.known) if self.encoder else self.log_mel(batch.audio)
         changes = self.augmentation.changes(self.epoch, batch.clips)
-        audio, lengths = self.augmentation.sound(batch.audio, changes)
+        audio, lengths = self.augmentation.sound(batch.audio, batch.clips, changes)
         mel = self.augmentation.mask(self.log_mel(audio), changes, lengths)
         return self.encoder.encode(mel) if self.encoder else mel
 
@@ -210,8 +210,9 @@ class Trainer:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             mine = shard(examples, self.micro_batch, self.world.rank, self.world.size)
-            numbered = self.augmentation is not None
-            batches = [make_batch(part, self.data.cache, pin, self.encoder, numbered) for part in mine]
+            augmented = self.augmentation is not None
+            encoder = None if augmented else self.encoder
+            batches = [make_batch(part, self.data.cache, pin, encoder, augmented) for part in mine]
             yield Step(
                 batches,
                 clips=len(examples),
