@@ -25,7 +25,7 @@ from whisper_quran.data.text import normalize
 from whisper_quran.decoding.long_audio import Transcript
 from whisper_quran.decoding.timestamps import Segment
 from whisper_quran.evaluation import evaluate as evaluation
-from whisper_quran.evaluation.predictions import Predictions
+from whisper_quran.evaluation.predictions import COLUMNS, Predictions
 from whisper_quran.evaluation.predictions import read_predictions as predictions_in
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.errors import run_command
@@ -320,7 +320,8 @@ def test_an_evaluation_killed_at_once_can_be_started_again(run, workshop, tmp_pa
 
 def edited(row: str) -> str:
     cells = row.split(",")
-    return ",".join([*cells[:-9], "0.0", *cells[-8:]])  # the word error rate
+    cells[COLUMNS.index("wer") - len(COLUMNS)] = "0.0"  # from the end: texts may have commas
+    return ",".join(cells)
 
 
 @pytest.mark.parametrize(
@@ -573,7 +574,9 @@ def test_boundaries_near_a_timestamp_are_found(off, found, run, workshop, quran,
     for row in read_predictions(tmp_path):
         counts[Path(row["model"]).name] += int(row["boundaries_found"])
     assert counts == {"model0.pt": 0, "model0.pt (timestamps)": found}
-    assert ("found 100.00 % of 4 within 0.5 s" in out) == (found == 4)
+    share = "100.00 %" if found == 4 else "0.00 %"
+    assert f"found {share} of 4 within 0.5 s, with 1.00 segments an ayah" in out
+    assert out.count("boundaries: ") == 1
 
 
 def test_evaluating_with_timestamps(run, workshop, tmp_path):
@@ -589,7 +592,7 @@ def test_evaluating_with_timestamps(run, workshop, tmp_path):
         ("model0.pt (timestamps)", "1-7"),
     ]
     table = (tmp_path / "results.md").read_text()
-    assert table.count("model0.pt") == 2 and table.count("model0.pt (timestamps) |") == 1
+    assert table.count("model0.pt |") == 1 and table.count("model0.pt (timestamps) |") == 1
 
 
 def test_checkpoints_of_one_encoder_encode_each_ayah_once(run, workshop, tmp_path, encoded):

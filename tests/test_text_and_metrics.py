@@ -1,7 +1,9 @@
 """What is compared when a word error rate is counted, and how it is counted."""
 
 import csv
+import random
 import re
+import tracemalloc
 from collections.abc import Iterator
 
 import jiwer
@@ -132,6 +134,23 @@ def test_of_the_alignments_with_jiwers_counts_the_nearest_words_are_paired(refer
     assert (found.errors.hits, found.errors.substitutions, found.errors.deletions) == (
         *(output.hits, output.substitutions, output.deletions),
     )
+
+
+def test_very_long_texts_are_aligned_in_linear_memory():
+    """A surah as one recording, a third of it misheard, left out or put in."""
+    draw = random.Random(0)
+    reference = [draw.choice(["قال", "قالوا", "قل", "كان"]) + draw.choice("بتثجحخ") for _ in range(6000)]
+    heard = [each for word in reference for each in draw.choice([[word]] * 6 + [["نعم"], [], [word, "لا"]])]
+    tracemalloc.start()
+    found = align(" ".join(reference), " ".join(heard))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200 * 2**20
+    pairs = pairs_of(" ".join(reference), found.edits)
+    assert [read for read, _ in pairs if read] == reference
+    assert [said for _, said in pairs if said] == heard
+    counts = found.errors
+    assert sum(read != said for read, said in pairs) == counts.substitutions + counts.deletions + counts.insertions
 
 
 def test_a_word_is_paired_with_the_one_that_was_meant():

@@ -295,7 +295,7 @@ class Evaluation:
         diacritics, marks = count_diacritics(passage.text), ErrorCounts()
         if diacritics:
             marks = count_diacritic_errors(passage.text, transcript.text)
-        counts = (len(joints), found, diacritics, marks.letters, marks.diacritic_errors)
+        counts = (len(joints), found, len(transcript.segments), diacritics, marks.letters, marks.diacritic_errors)
         seconds = round(passage.seconds, 3)
         return Prediction(*key_of(model, passage), seconds, *texts, transcript.temperature, *counts)
 
@@ -323,6 +323,7 @@ class Evaluation:
             "fallback": sum(row.fallback > 0 for row in rows),
             "boundaries": sum(row.boundaries for row in rows),
             "boundaries_found": sum(row.boundaries_found for row in rows),
+            "segments": sum(row.segments for row in rows),
             "located": sum(row.located for row in rows) if is_sought else None,
             "letters": errors.letters,
             "diacritic_errors": errors.diacritic_errors,
@@ -418,11 +419,12 @@ def results_table(rows: Sequence[Row]) -> str:
         recordings = sum(row["passages"] for row in rows if not row["model"].endswith(CONSTRAINED))
         table += f"\nfallback: {again} of {recordings} recordings were decoded again at higher temperatures\n"
     for model in dict.fromkeys(row["model"] for row in rows):
-        counts = [(row["boundaries_found"], row["boundaries"]) for row in rows if row["model"] == model]
-        found, boundaries = map(sum, zip(*counts, strict=True))
-        if found:
-            share = percent(found / boundaries)
-            table += f"\nboundaries: {model} found {share} of {boundaries} within {BOUNDARY_SECONDS} s\n"
+        names = ("boundaries_found", "boundaries", "segments", "ayat")
+        counts = [tuple(row[name] for name in names) for row in rows if row["model"] == model]
+        found, boundaries, segments, ayat = map(sum, zip(*counts, strict=True))
+        if model.endswith(TIMESTAMPS) and boundaries:
+            share = f"{percent(found / boundaries)} of {boundaries} within {BOUNDARY_SECONDS} s"
+            table += f"\nboundaries: {model} found {share}, with {segments / ayat:.2f} segments an ayah\n"
         located = [row for row in rows if row["model"] == model and row["located"] is not None]
         if located:
             passages = sum(row["passages"] for row in located)

@@ -23,7 +23,7 @@ from .word_errors import Alignment, ErrorCounts, align
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
     *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
-    *("diacritics", "letters", "diacritic_errors", "place", "located"),
+    *("segments", "diacritics", "letters", "diacritic_errors", "place", "located"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
@@ -45,6 +45,7 @@ class Prediction:
     fallback: float = 0.0  # the temperature it was decoded at: 0 unless the greedy text failed whisper's tests
     boundaries: int = 0  # between its ayat
     boundaries_found: int = 0  # those near which a decoded timestamp is
+    segments: int = 0  # that the timestamps enclose
     diacritics: int = 0  # of the reference before it was normalised: 0 if it is not vocalised
     letters: int = 0  # whose diacritics were compared
     diacritic_errors: int = 0
@@ -70,8 +71,9 @@ class Prediction:
         errors = self.alignment.errors
         counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
         texts = map(_to_cell, (self.reference, self.hypothesis))
-        found = (self.boundaries, self.boundaries_found, self.diacritics, self.letters, self.diacritic_errors)
-        row = [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, self.fallback, *found]
+        found = (self.fallback, self.boundaries, self.boundaries_found, self.segments)
+        marks = (self.diacritics, self.letters, self.diacritic_errors)
+        row = [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, *found, *marks]
         return [*row, self.place, self.located]
 
 
