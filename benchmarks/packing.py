@@ -61,12 +61,14 @@ def print_rates(trainers: dict[str, Trainer], ayat: int, rounds: int) -> None:
                     spent[way] = [sum(pair) for pair in zip(spent[way], seconds, strict=True)]
         first = next(iter(spent.values()))
         for way, trainer in trainers.items():
-            cells = ["warm" if cached else "off", way, str(len(trainer.data.train))]
-            rates = [rounds * ayat / each for each in spent[way]]
+            cells = ["warm" if cached else "off", way]
+            windows, speech = len(trainer.data.train), sum(each.seconds for each in trainer.data.train)
+            rates = [rounds * each / spent[way][0] for each in (windows, speech, ayat)]
+            rates.append(rounds * ayat / spent[way][1])
             times = [whole / each for whole, each in zip(first, spent[way], strict=True)]
-            rows.append([*cells, *(f"{each:.2f}" for each in (*rates, *times))])
-    names = ["encoder cache", "", "windows", "ayat/s", "ayat a CPU second", "times as many", "by CPU seconds"]
-    print(markdown_table(names, rows), end="")
+            rows.append([*cells, str(windows), *(f"{each:.2f}" for each in (*rates, *times))])
+    names = ["encoder cache", "", "windows", "windows/s", "seconds of speech a second", "ayat/s", "ayat a CPU second"]
+    print(markdown_table([*names, "times as many", "by CPU seconds"], rows), end="")
 
 
 def main() -> None:

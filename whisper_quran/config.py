@@ -54,8 +54,11 @@ class TrainingConfig:
     allow_overlap: bool = _data(False, "let a reciter be in both splits", fixed=True)
 
     pack: float = _data(
-        0.0, "share of windows made of consecutive ayat, joined up to --max-duration", at_least=0, at_most=1, fixed=True
-    )
+        0.0,
+        "share of windows made of consecutive ayat (or rows of a manifest), joined up to --max-duration: they are the "
+        "clips of --batch-size",
+        at_least=0, at_most=1, fixed=True,
+    )  # fmt: skip
     timestamps: float = _data(0.0, "share of windows taught with timestamps", at_least=0, at_most=1, fixed=True)
     prompt: float = _data(
         0.0, "share of windows taught after the text that comes before them", at_least=0, at_most=1, fixed=True
@@ -80,7 +83,9 @@ class TrainingConfig:
     adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, fixed=True)
     warmup_steps: int = _training(2, "optimiser steps of linear warmup, before the decay", at_least=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", at_least=0, fixed=True)
-    seed: int = _training(0, "decides the shuffling", at_least=0, fixed=True)
+    seed: int = _training(
+        0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, fixed=True
+    )
     patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", at_least=1)
     average: int | None = _training(
         None, "at the end, average the weights of this many epochs, those of the lowest WER, in average.pt", at_least=2
@@ -172,8 +177,9 @@ class EvaluationConfig:
     )
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
     join: int | None = _data(
-        None, "take this many consecutive ayat as one recording, as people recite", at_least=2, fixed=True, metavar="N"
-    )
+        None, "take this many consecutive ayat (or rows) as one recording, as people recite", at_least=2, fixed=True,
+        metavar="N",
+    )  # fmt: skip
     max_duration: float | None = _data(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
     normalize: str = _data(
         "diacritics",

@@ -9,6 +9,7 @@ import csv
 import difflib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +50,16 @@ _MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write it
 
 @dataclass(frozen=True)
 class Ayah:
-    """One recording and its text. ``surah`` and ``number`` are None where a manifest names the recording."""
+    """One recording and its text, an ayah by its ``surah`` and ``number``.
+
+    Where a manifest names the recording there is no surah, and the number is that of its row among the reciter's.
+    """
 
     reciter: str
     audio: Path
     text: str
     surah: int | None = None
-    number: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,10 @@ def _open_manifest(path: Path) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
     skipped: list[Skipped] = []
     seen = set()
+    rows = Counter[str]()
     for place, row in _read_table(path, ("audio", "text"), "--manifest", skipped, optional=("reciter",)):
+        reciter = printable(row.get("reciter") or path.stem)
+        rows[reciter] += 1
         if not row["audio"]:
             reason = "no audio is named"
         elif (audio := _find_audio(path.parent, row["audio"])) is None:
@@ -278,8 +285,8 @@ def _open_manifest(path: Path) -> Corpus:
             reason = f"named a second time: {audio}"
         else:
             seen.add(audio)
-            reciter = printable(row.get("reciter") or path.stem)
-            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, _one_line(row["text"])))
+            ayah = Ayah(reciter, audio, _one_line(row["text"]), number=rows[reciter])
+            reciters.setdefault(reciter, []).append(ayah)
             continue
         skipped.append(Skipped(place, reason))
     if not reciters:

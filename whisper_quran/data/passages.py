@@ -41,13 +41,13 @@ class Passage:
 
 
 def place(ayah: Ayah) -> tuple[int, int]:
-    """Return where an ayah stands in the Qur'an; a manifest does not say, and its rows keep their order."""
-    return ayah.surah or 0, ayah.number or 0
+    """Return where an ayah stands in the Qur'an, or a row in its manifest."""
+    return ayah.surah or 0, ayah.number
 
 
 def follows(before: Ayah, after: Ayah) -> bool:
-    """Return whether one ayah comes right after another: the next of a surah, or of a manifest any."""
-    return before.surah == after.surah and (before.number or 0) + (before.surah is not None) == (after.number or 0)
+    """Return whether one ayah comes right after another: the next of a surah, or of a reciter's rows in a manifest."""
+    return (before.surah, before.number + 1) == (after.surah, after.number)
 
 
 def join(ayat: Iterable[Ayah], cache: AudioCache, count: int = 1) -> list[Passage]:

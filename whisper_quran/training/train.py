@@ -215,7 +215,7 @@ def describe_run(trainer: Trainer, log: Log) -> None:
     part = "all" if config.train_encoder else "the decoder; the encoder is frozen"
     if config.lora:
         part = f"adapters of rank {config.lora} in {'encoder and decoder' if config.train_encoder else 'the decoder'}"
-    factors = [f"{config.batch_size} clips"]
+    factors = [f"{config.batch_size} {'windows' if config.pack else 'clips'}"]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} micro-batches")
     if world.size > 1:
