@@ -3,11 +3,13 @@
 import os
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
+from whisper_quran.data.passages import follows
 from whisper_quran.runtime.console import printable
 from whisper_quran.runtime.errors import UserError
 
@@ -148,6 +150,13 @@ def manifest(folder: Path, content: str | bytes, names: str = "a.wav b.wav c.wav
     file = folder / "list.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return file
+
+
+def test_rows_follow_one_another_unless_one_between_them_is_left_out(tmp_path):
+    rows = "a.wav,one,A\nb.wav,else,B\nc.wav,two,A\ngone.wav,three,A\nd.wav,four,A\ne.wav,five,A\n"
+    ayat, _ = open_corpus(Path("unused"), manifest=manifest(tmp_path, "audio,text,reciter\n" + rows)).select(["A"])
+    assert [ayah.text for ayah in ayat] == ["one", "two", "four", "five"]
+    assert [follows(*pair) for pair in pairwise(ayat)] == [True, False, True]
 
 
 def rows(file: Path) -> tuple[dict[str, str], dict[int, str]]:

@@ -83,9 +83,7 @@ class TrainingConfig:
     adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, fixed=True)
     warmup_steps: int = _training(2, "optimiser steps of linear warmup, before the decay", at_least=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", at_least=0, fixed=True)
-    seed: int = _training(
-        0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, fixed=True
-    )
+    seed: int = _training(0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, fixed=True)
     patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", at_least=1)
     average: int | None = _training(
         None, "at the end, average the weights of this many epochs, those of the lowest WER, in average.pt", at_least=2
