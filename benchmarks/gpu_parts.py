@@ -280,6 +280,22 @@ def cache(bench: Bench) -> Iterator[Unit]:
         yield Unit(f"{bench.size}, {bench.precision}, batch {batch_size}", partial(epochs, batch_size))
 
 
+def augmentation(bench: Bench) -> Iterator[Unit]:
+    """A training step with --augment beside one without; the encoder is frozen, and at work in both."""
+
+    def cost(report: Report) -> None:
+        took = {}
+        for augment in (False, True):
+            setup, options = bench.setup(), {"batch_size": bench.batch_sizes[0], "augment": augment}
+            trainer = make_trainer(make_model(bench.size, setup.device), bench.clips, setup, **options)
+            took[augment] = measure(trainer, 20 if bench.on_gpu else 2, bench.rates[bench.precision]).step_ms
+        more = took[True] / took[False] - 1
+        values = {"ms a step": took[True], "without": took[False], "more, %": 100 * more}
+        report((values, bench.goal("≤ 5 %", more <= 0.05)))
+
+    yield Unit(f"{bench.size}, {bench.precision}", cost)
+
+
 def train_epoch(trainer: Trainer) -> tuple[float, float]:
     """Train the next epoch without validation; return its seconds and its mean loss."""
     start = time.perf_counter()
@@ -463,6 +479,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Unit]]] = {
     "decoding": decoding,
     "throughput": throughput,
     "cache": cache,
+    "augmentation": augmentation,
     "evaluation": evaluation,
     "scaler": scaler,
     "memory": memory,

@@ -14,7 +14,7 @@ from conftest import make_whisper
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ["training", "decoding", "throughput", "cache", "evaluation", "scaler", "memory", "attention", "peers", "nccl"]
+PARTS = "training decoding throughput cache augmentation evaluation scaler memory attention peers nccl".split()
 # Parts that break, each in its own way, around one that does not.
 BREAKING = """
 import os, signal, sys, time, types
