@@ -367,7 +367,8 @@ class Trainer:
     def validate(self, epoch: int, averaged: Sequence[int] = ()) -> None:
         """Validate on every reciter and add a row for each.
 
-        ``epoch`` -1 is the untouched model. ``averaged`` lists the averaged epochs; then ``epoch`` counts those trained.
+        ``epoch`` is -1 for the untouched model. ``averaged`` lists the epochs whose average is validated; ``epoch`` is
+        then the number of trained epochs.
         """
         self.objective.eval()
         done = self.history.average() if averaged else self.history.valid().get(epoch, {})
