@@ -5,24 +5,24 @@
     train(TrainingConfig(data=Path("data"), out=Path("runs/mine")))
     rows = evaluate(EvaluationConfig(models=("small", "runs/mine/best.pt"), data=Path("data")))
 
-The names in ``__all__`` are what other code may rely on; each is documented where it is defined.
+The names in ``__all__`` are the public interface; each is documented where it is defined.
 
 ========================================== =========================================================================
 ``train(config)``                          run a training; returns its :class:`.training.metrics_log.History`
 ``TrainingConfig``                         every option of ``train.py``, Experiment 2A by default
 ``evaluate(config)``                       measure checkpoints ayah by ayah; returns the rows of ``results.json``
 ``EvaluationConfig``                       every option of ``evaluate.py``
-``recognize(config)``                      say which ayat recordings are; yields what is found in each
+``recognize(config)``                      find the ayat that recordings hold; yields the result for each
 ``RecognitionConfig``                      every option of ``python -m whisper_quran.recognize``
-``load_checkpoint(source, device)``        a :class:`whisper.model.Whisper` from a name or any checkpoint
+``load_checkpoint(source, device)``        load a :class:`whisper.model.Whisper` from a name or any checkpoint
 ``save_checkpoint(path, model)``           write one that ``whisper.load_model`` opens
-``decode_batch(model, mel)``               many clips at once, with the results of ``whisper.decode``
-``decode_clips(model, clips, batch_size)`` any number of clips of any length; yields (index, text)
-``UserError``                              what the user must change, in one line; anything else raised is a bug
+``decode_batch(model, mel)``               decode many clips at once, with the results of ``whisper.decode``
+``decode_clips(model, clips, batch_size)`` decode any number of clips of any length; yields (index, text)
+``UserError``                              an error that the user must fix; anything else raised is a bug
 ========================================== =========================================================================
 
-A name is imported when it is first used, so that what needs no torch (``python -m whisper_quran.download``, a command's
-``--help``) does not wait seconds for it. The folder may be copied into another project, under any name.
+A name is imported when it is first used, so that commands that do not need torch (``python -m whisper_quran.download``,
+``--help``) start at once. The folder may be copied into another project, under any name.
 """
 
 from importlib import import_module
@@ -70,7 +70,7 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # a checker would believe that there is any name
+if not TYPE_CHECKING:  # or a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:

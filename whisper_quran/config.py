@@ -1,7 +1,7 @@
-"""The options of each command, one dataclass each, checked where it is made.
+"""The options of each command, one dataclass each, which checks its values.
 
-The fields are the command line (:mod:`.runtime.command_line`), ``config.json`` and the documentation. The defaults of
-:class:`TrainingConfig` are Experiment 2A's; None means "not given".
+The fields define the command line (:mod:`.runtime.command_line`), ``config.json`` and the documentation. The defaults
+of :class:`TrainingConfig` are Experiment 2A's; None means "not given".
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from .runtime.errors import UserError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-# An option of each group that --help shows.
+# Options, by their group in --help.
 _data = partial(option, group="data")
 _model = partial(option, group="model")
 _training = partial(option, group="training")
@@ -27,7 +27,7 @@ _output = partial(option, group="output")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a training run; written to ``config.json``.
+    """The options of a training run; written to ``config.json``.
 
     Raises:
         UserError: a value of the wrong type or out of bounds.
@@ -130,7 +130,7 @@ def _check_encoder_cache(setting: str) -> None:
         raise UserError(f"--encoder-cache {setting}: give auto, off, or a number of GB")
 
 
-# What --demo has other defaults for. Its data, model and reciters are made by demo.py.
+# Defaults that --demo changes. demo.py makes its data, model and reciters.
 DEMO = {
     "out": Path("runs/demo"),
     "epochs": 5,
@@ -143,7 +143,7 @@ DEMO = {
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated on what; ``fixed`` options are those that predictions depend on.
+    """The options of an evaluation; predictions depend on the ``fixed`` ones.
 
     Raises:
         UserError: a value of the wrong type or out of bounds.
@@ -206,7 +206,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RecognitionConfig:
-    """What is recognised, and how.
+    """The options of recognition.
 
     Raises:
         UserError: a value of the wrong type or out of bounds.

@@ -1,9 +1,9 @@
 """``train.py --demo``: synthetic reciters and a small Whisper with random weights.
 
-Only the recordings and the starting weights are made up; the run is any other run, through the same cache, loop,
-validation and checkpoints. Each letter is a vowel-like sound with two formants of its own; each reciter has a pitch, a
-vocal tract and a tempo. Training hears many voices, since the number of voices, not of ayat, is what makes a model
-recognise one it never heard.
+Only the recordings and the initial weights are synthetic; the run uses the same cache, loop, validation and checkpoints
+as any other. Each letter is a vowel-like sound with two formants of its own; each reciter has a pitch, a vocal tract
+and a tempo. There are many training voices, because recognising a new voice depends on the number of voices, not of
+ayat.
 """
 
 import csv
@@ -45,7 +45,7 @@ _LETTERS = sorted(set("".join(_TEXT.values())) - {" "})
 
 
 def make(config: TrainingConfig) -> TrainingConfig:
-    """Make the reciters and the model under ``config.out``; return ``config`` with these as its data and model."""
+    """Make the reciters and the model in ``config.out``; return ``config`` with these as its data and model."""
     data = config.out / "demo"
     train, valid = [f"voice_{n:02}" for n in range(_VOICES)], "voice_unheard"
     if not (data / "model.pt").exists():
@@ -62,7 +62,7 @@ def make(config: TrainingConfig) -> TrainingConfig:
 
 
 def next_steps(config: TrainingConfig) -> str:
-    """What to run after the demo."""
+    """Return a text on what to run after the demo."""
     return (
         f"{config.out / 'best.pt'} is opened by whisper.load_model; it knows made-up voices only.\n"
         "Next, real recitations, in data/audio/<Reciter>/SSSAAA.mp3 with data/metadata/ayah_text_clear.csv:\n"
@@ -71,16 +71,16 @@ def next_steps(config: TrainingConfig) -> str:
 
 
 def _make_model() -> Whisper:
-    """A one-layer Whisper with random weights, small enough for a CPU and whole enough for whisper.load_model."""
+    """Make a one-layer Whisper with random weights, small enough for a CPU, that whisper.load_model opens."""
     torch.manual_seed(0)
     state, heads, layers = 64, 1, 1
     model = Whisper(ModelDimensions(80, 1500, state, heads, layers, 51865, 448, state, heads, layers))
-    # openai-whisper leaves the positions uninitialised, and its embedding, tied to the output layer, starts far too
-    # large for a loss near log(vocabulary).
+    # openai-whisper leaves the positional embedding uninitialised, and initialises the token embedding, tied to the
+    # output layer, far too large for an initial loss near log(vocabulary).
     torch.nn.init.normal_(model.decoder.positional_embedding, std=0.02)
     torch.nn.init.normal_(model.decoder.token_embedding.weight, std=0.02)
-    # The sound must stand out beside the sinusoids added to it: with PyTorch's own scale the decoder learns the texts
-    # by heart and tells them apart by length alone (50 % WER where this gives 0 %).
+    # The audio must not be too weak beside the sinusoids added to it: with PyTorch's own scale the decoder memorises
+    # the texts and distinguishes them by length alone (50 % WER instead of 0 %).
     with torch.no_grad():
         model.encoder.conv1.weight.mul_(3)
         model.encoder.conv2.weight.mul_(3)
@@ -104,9 +104,9 @@ def _make_reciters(data: Path, names: list[str]) -> None:
 
 
 def _glottal_cycles(pitch: float, tract: float, size: int = 512) -> np.ndarray:
-    """One cycle of each letter's sound in one voice: (letters + 1, size), the last row silent for the space.
+    """Make one cycle of each letter's sound in one voice: (letters + 1, size); the last row, for space, is silent.
 
-    A cycle is a sum of the pitch's harmonics, weighted by two resonances whose place on a 6 × 6 grid is the letter.
+    A cycle is a sum of the pitch's harmonics, weighted by two resonances from a 6 × 6 grid, one pair for each letter.
     """
     harmonics = np.arange(1, int(4500 / pitch) + 1)
     frequencies = harmonics * pitch
@@ -121,13 +121,13 @@ def _glottal_cycles(pitch: float, tract: float, size: int = 512) -> np.ndarray:
 
 
 def _recite(text: str, cycles: np.ndarray, pitch: float, tempo: float, rng: np.random.Generator) -> np.ndarray:
-    """``text`` in the voice of ``cycles``: about 200 ms a letter, with a little vibrato, unevenness and noise."""
+    """Synthesise ``text`` with ``cycles``: about 200 ms a letter, with some vibrato, uneven tempo and noise."""
     letters = np.array([_LETTERS.index(c) if c != " " else len(_LETTERS) for c in f" {text} "])
     seconds = np.where(letters == len(_LETTERS), 0.12, 0.2) / tempo * rng.uniform(0.85, 1.15, len(letters))
     lengths = (seconds * _SAMPLE_RATE).astype(int)
-    spoken = np.repeat(letters, lengths)
-    time = np.arange(len(spoken)) / _SAMPLE_RATE
+    letter_at = np.repeat(letters, lengths)
+    time = np.arange(len(letter_at)) / _SAMPLE_RATE
     phase = np.cumsum(pitch * (1 + 0.02 * np.sin(2 * np.pi * 5 * time)) / _SAMPLE_RATE) % 1
     envelope = np.concatenate([np.hanning(length + 2)[1:-1] ** 0.3 for length in lengths])
-    samples = cycles[spoken, (phase * cycles.shape[1]).astype(int)] * envelope
+    samples = cycles[letter_at, (phase * cycles.shape[1]).astype(int)] * envelope
     return (0.3 * samples + 0.005 * rng.standard_normal(len(samples))).astype(np.float32)

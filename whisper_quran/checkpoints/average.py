@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' weights: one model that often hears better than each of them (Izmailov et al., 2018,
+"""The mean of several checkpoints' weights: one model that is often more accurate than each (Izmailov et al., 2018,
 "Averaging Weights Leads to Wider Optima and Better Generalization")."""
 
 from collections.abc import Iterable, Mapping
@@ -14,10 +14,10 @@ from .checkpoint import read_checkpoint
 def average_weights(paths: Iterable[Path], parameters: Mapping[str, Tensor]) -> None:
     """Set ``parameters``, by their names in Whisper's state_dict, to their means over the checkpoints, in place.
 
-    Sums are in the parameters' own type, and one tensor of one checkpoint is read at a time.
+    Sums are in the dtype of the parameters, and one tensor of one checkpoint is read at a time.
 
     Raises:
-        UserError: a checkpoint is gone or damaged.
+        UserError: a checkpoint is missing or damaged.
     """
     checkpoints = [read_checkpoint(path) for path in paths]
     for name, parameter in parameters.items():

@@ -1,11 +1,10 @@
-"""Whisper checkpoints: opened whatever wrote them, and saved the way Whisper opens them.
+"""Whisper checkpoints: loaded from any format, and saved as `whisper.load_model` opens them.
 
-A checkpoint is recognised by its contents. Whisper's own `.pt` states its dimensions; a PyTorch Lightning `.ckpt` keeps
-the tensors under `state_dict`, each name behind a prefix (`model.`) and beside those of losses and metrics;
-`torch.compile` and `DistributedDataParallel` put `_orig_mod.` and `module.` into the names; Hugging Face has its own
-names, and CTranslate2 its own file too. All of them become one dict of tensors under Whisper's names, and the
-dimensions follow from the tensors' shapes: only the number of heads is in no shape, and every Whisper's heads are 64
-wide.
+The format is recognised by the contents. Whisper's own `.pt` states its dimensions; a PyTorch Lightning `.ckpt` keeps
+the tensors under `state_dict`, with a prefix (`model.`) and together with those of losses and metrics; `torch.compile`
+and `DistributedDataParallel` add `_orig_mod.` and `module.` to the names; Hugging Face has its own names, and
+CTranslate2 also its own file format. All of them are converted to one dict of tensors under Whisper's names. The
+dimensions are inferred from the tensors' shapes, except the number of heads: every Whisper's heads are 64 wide.
 
 Nothing in a file is executed, and no weight is read before it is needed.
 """
@@ -37,24 +36,24 @@ PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Whisper in a file: its dimensions, and the tensors of `Whisper(dims).state_dict()`, not read yet."""
+    """A Whisper in a file: its dimensions and the tensors of `Whisper(dims).state_dict()`, not read yet."""
 
     source: Path
     kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
     dims: ModelDimensions
     tensors: Mapping[str, StoredTensor]
-    left_out: tuple[str, ...]  # the names, as in the file, of tensors that are not this Whisper's
+    left_out: tuple[str, ...]  # names, as in the file, of tensors that are not part of this Whisper
 
 
 def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> Whisper:
     """Load the Whisper of a name (`small`, downloaded once by `whisper.load_model`) or of any checkpoint.
 
-    Its parameters are fp32 whatever the file holds, and it is in evaluation mode. A model of a named size gets that
-    size's alignment heads, which Whisper itself gives only to names; the large of 80 mel bins keeps Whisper's default
-    (all heads of the upper half), because large-v1 and large-v2 differ in heads but in no shape.
+    Its parameters are fp32 whatever the file holds, and it is in evaluation mode. A model of a known size gets that
+    size's alignment heads, which Whisper itself sets only for names. A large one with 80 mel bins keeps Whisper's
+    default (all heads of the upper half), because large-v1 and large-v2 differ only in these heads.
 
     Raises:
-        UserError: there is no such name or file, it cannot be downloaded, or it is no whole Whisper.
+        UserError: there is no such name or file, it cannot be downloaded, or it is not a complete Whisper.
     """
     if source in WHISPER_NAMES:
         try:
@@ -76,7 +75,7 @@ def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> W
 
 
 def save_checkpoint(path: str | Path, model: Whisper, dtype: torch.dtype = torch.float16) -> None:
-    """Write ``model`` to ``path``, whole or not at all, so that `whisper.load_model` opens it.
+    """Write ``model`` to ``path`` atomically, in the format of `whisper.load_model`.
 
     Raises:
         UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
@@ -85,7 +84,7 @@ def save_checkpoint(path: str | Path, model: Whisper, dtype: torch.dtype = torch
 
 
 def plain_weights(model: Whisper) -> dict[str, Tensor]:
-    """Return ``model.state_dict()`` with the weights that its layers compute with, where they are parametrized."""
+    """Return ``model.state_dict()`` with the effective weights of parametrized layers."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
     for name, module in model.named_modules():
         if is_parametrized(module):
@@ -102,7 +101,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     """Find the Whisper in a file or folder of any format; its weights are not read yet.
 
     Raises:
-        UserError: nothing is there, it is damaged or unsafe, or what it holds is no whole Whisper.
+        UserError: it does not exist, is damaged or unsafe, or does not hold a complete Whisper.
     """
     path = find_checkpoint(source)
     try:
@@ -125,7 +124,7 @@ def _read(path: Path) -> Contents:
 
 
 def _whisper_of(path: Path, found: Contents) -> Checkpoint:
-    """Rename, check and complete what was found."""
+    """Rename the tensors to Whisper's names, check them, and infer the dimensions."""
     if adapters := [name for name in found.tensors if ADAPTER.search(name)]:
         raise UserError(f"{path} is or holds an adapter (LoRA: {_listed(adapters)}), not a plain Whisper: {MERGE}")
     plain: dict[str, str] = {}  # Whisper's name, prefixed: the file's
@@ -133,7 +132,7 @@ def _whisper_of(path: Path, found: Contents) -> Checkpoint:
         other = plain.setdefault(plain_name(name), name)
         if found.tensors[other] != found.tensors[name]:
             raise UserError(f"{path} holds {other} and {name}, the same tensor with two values: keep one of them")
-    # A module that the trainer also calls by another name is in the file once, under two names: the same place.
+    # A module that the trainer also has under another name is stored once, under two names in the same place.
     prefixes = {found.tensors[plain[prefix + DECODER]]: prefix for prefix in reversed(whisper_prefixes(plain))}
     if not prefixes:
         raise UserError(
@@ -159,7 +158,7 @@ def _whisper_of(path: Path, found: Contents) -> Checkpoint:
 def _checked(
     path: Path, found: Contents, tensors: Mapping[str, StoredTensor]
 ) -> tuple[ModelDimensions, dict[str, StoredTensor]]:
-    """Return the dimensions, and ``tensors`` in Whisper's order: all that a Whisper has, and nothing else."""
+    """Return the dimensions, and ``tensors`` in Whisper's order: all of a Whisper's tensors, and no others."""
     dims = infer_dims({name: tensor.shape for name, tensor in tensors.items()}, found.dims, str(path))
     shapes = whisper_shapes(dims)
     if missing := [name for name in shapes if name not in tensors]:
@@ -181,7 +180,7 @@ def _checked(
 
 
 def _check_tied(path: Path, name: str, output: StoredTensor, embedding: StoredTensor) -> None:
-    """Check that an output layer that Hugging Face stored is the embedding it is tied to; Whisper has only that."""
+    """Check that a stored output layer (of Hugging Face) equals the token embedding; Whisper stores only the latter."""
     if output == embedding:
         return
     same_kind = (output.shape, output.dtype) == (embedding.shape, embedding.dtype)
@@ -190,6 +189,6 @@ def _check_tied(path: Path, name: str, output: StoredTensor, embedding: StoredTe
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
+    """List the first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Carry a Whisper from any checkpoint into a Whisper `.pt`, a Hugging Face or a CTranslate2 folder."""
+"""Convert a Whisper from any checkpoint into a Whisper `.pt`, a Hugging Face or a CTranslate2 folder."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from .dims import size_name
 from .huggingface import CARD
 from .model_card import model_card
 
-LEFT_BEHIND = 24 * 3600.0  # seconds without a change
+LEFT_BEHIND = 24 * 3600.0  # seconds without a change, after which a temporary file is removed
 
 
 def convert(
@@ -32,8 +32,8 @@ def convert(
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
-    ``dest`` is written whole or not at all: beside its name, then renamed. ``to`` is one of :data:`names.FORMATS`;
-    ``dtype`` is "fp16", "bf16" or "fp32"; ``language`` is what a Hugging Face Whisper transcribes by default.
+    ``dest`` is written atomically: under a temporary name, then renamed. ``to`` is one of :data:`names.FORMATS`;
+    ``dtype`` is "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, or ``dest`` cannot be written.
@@ -54,7 +54,7 @@ def convert(
 
 
 def _check_dest(source: Path, dest: Path, files: frozenset[str], force: bool) -> None:
-    """Refuse a ``dest`` whose content would be lost; ``files`` are the names in a folder that a conversion replaces."""
+    """Raise a :class:`UserError` if content of ``dest`` would be lost; ``files`` are those a conversion may replace."""
     if not os.path.lexists(dest):
         return
     if dest in (real := source.resolve(), *real.parents) or dest.resolve() in (real, *real.parents):
@@ -73,11 +73,11 @@ def _check_dest(source: Path, dest: Path, files: frozenset[str], force: bool) ->
 
 
 def _sweep(dest: Path) -> None:
-    """Remove what conversions to ``dest`` left when they were killed: only theirs, and none that may be running."""
-    ours = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{8}}\.tmp")
+    """Remove temporary files and folders of killed conversions to ``dest``, but none of a running one."""
+    leftover = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{8}}\.tmp")
     with suppress(OSError):
         for entry in dest.parent.iterdir():
-            if not ours.fullmatch(entry.name) or time.time() - entry.lstat().st_mtime < LEFT_BEHIND:
+            if not leftover.fullmatch(entry.name) or time.time() - entry.lstat().st_mtime < LEFT_BEHIND:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -87,22 +87,22 @@ def _sweep(dest: Path) -> None:
 
 @contextmanager
 def _whole_folder(dest: Path) -> Iterator[Path]:
-    """Make a new folder that takes ``dest``'s place if the block ends well, and is removed if not."""
-    beside = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.tmp")
-    replaced = beside.with_suffix(".old")
+    """Make a temporary folder that replaces ``dest`` if the block succeeds, and is removed otherwise."""
+    temporary = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.tmp")
+    replaced = temporary.with_suffix(".old")
     try:
-        beside.mkdir()
-        yield beside
+        temporary.mkdir()
+        yield temporary
         if dest.exists():
             dest.rename(replaced)
-        beside.rename(dest)
+        temporary.rename(dest)
     except OSError as error:
         raise storage_error(error, dest) from error
     finally:
         if replaced.exists() and not dest.exists():
             replaced.rename(dest)
         shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:

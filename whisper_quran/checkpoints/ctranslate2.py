@@ -1,8 +1,8 @@
 """CTranslate2's Whisper, which faster-whisper opens: a folder with `model.bin`.
 
-`model.bin` is a list of variables: of each its name, shape and type, then its elements. Layers have other names than
-openai-whisper's, and those of an attention that have the same input are stacked, rows on rows, in one: query, key and
-value, or, where a decoder attends to the audio, key and value. All numbers are little-endian.
+`model.bin` is a list of variables, each with its name, shape, type and elements. Layers have other names than
+openai-whisper's, and those of an attention with the same input are stacked along the rows: query, key and value or, in
+cross-attention, key and value. All numbers are little-endian.
 """
 
 import math
@@ -27,14 +27,14 @@ from .names import READABLE
 from .stored_tensor import Contents, MappedTensor, StoredTensor, at_precision, check_name, damaged
 
 WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = "model.bin", "config.json", "vocabulary.json", "tokenizer.json"
-FILES = frozenset({WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, FEATURES})  # all that a folder may hold
+FILES = frozenset({WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, FEATURES})  # all files that a folder may hold
 VERSION, SPEC, REVISION = 6, "WhisperSpec", 3  # the format that CTranslate2 has written since its version 3
-TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by their number
+TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by type number
 MAX_VARIABLES = 2**14  # a large Whisper has 1,046
 MAX_AXES = 8
 
 EMBEDDING, OUTPUT = "decoder/embeddings/weight", "decoder/projection/weight"
-# The layers of a block, and those of openai-whisper's that are stacked in each.
+# The layers of a block, each with openai-whisper's layers that are stacked in it.
 BLOCK: dict[str, tuple[str, ...]] = {
     "self_attention/layer_norm": ("attn_ln",),
     "self_attention/linear_0": ("attn.query", "attn.key", "attn.value"),
@@ -47,7 +47,7 @@ BLOCK: dict[str, tuple[str, ...]] = {
     "ffn/linear_0": ("mlp.0",),
     "ffn/linear_1": ("mlp.2",),
 }
-# The same outside blocks, and the variables that are of no such layer.
+# The same for layers outside blocks, and for variables that belong to no layer.
 LAYERS: dict[str, tuple[str, ...]] = {
     "encoder/conv1": ("encoder.conv1",),
     "encoder/conv2": ("encoder.conv2",),
@@ -59,7 +59,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "decoder/position_encodings/encodings": ("decoder.positional_embedding",),
     EMBEDDING: ("decoder.token_embedding.weight",),
 }
-# What decides how CTranslate2 computes. It has these as variables; they are the same for every Whisper.
+# Settings of CTranslate2's computation, stored as variables; the same for every Whisper.
 SETTINGS = {
     "decoder/activation": (torch.int8, 3),  # GELU, not its approximation
     "decoder/alibi": (torch.int8, 0),
@@ -75,15 +75,15 @@ HEADS = {"encoder/num_heads": "n_audio_head", "decoder/num_heads": "n_text_head"
 
 
 def stacked_names(n_audio_layer: int, n_text_layer: int) -> dict[str, tuple[str, ...]]:
-    """Return the variables that hold weights, each with openai-whisper's names of the tensors that are stacked in it.
+    """Return the variables that hold weights, each with openai-whisper's names of the tensors stacked in it.
 
-    Among them are biases of keys, which no Whisper has: in the stack they are zeros.
+    These include biases of keys, which Whisper does not have: in the stack they are zeros.
     """
     layers = dict(LAYERS)
     for part, count in (("encoder", n_audio_layer), ("decoder", n_text_layer)):
         for layer, stacked in BLOCK.items():
             if part == "encoder" and layer.startswith("attention/"):
-                continue  # it attends to nothing else
+                continue  # the encoder has no cross-attention
             for index in range(count):
                 layers[f"{part}/layer_{index}/{layer}"] = tuple(f"{part}.blocks.{index}.{name}" for name in stacked)
     variables = dict(TABLES)
@@ -95,7 +95,7 @@ def stacked_names(n_audio_layer: int, n_text_layer: int) -> dict[str, tuple[str,
 
 
 def recognises(path: Path) -> bool:
-    """Return whether ``path`` is a folder with a ``model.bin``, or such a file of any model and version."""
+    """Return True if ``path`` is a folder with a ``model.bin``, or such a file of any model and version."""
     if path.is_dir():
         return (path / WEIGHTS).exists()
     if not path.is_file():
@@ -134,7 +134,7 @@ def read(path: Path) -> Contents:
         if bias.read().any():
             raise UserError(f"{path} is no Whisper: {bias.name} has a bias for keys: give a plain Whisper")
     if OUTPUT in variables:
-        tensors["proj_out.weight"] = variables.pop(OUTPUT)  # checked to be the embedding, as that of Hugging Face is
+        tensors["proj_out.weight"] = variables.pop(OUTPUT)  # checked against the embedding later, as for Hugging Face
     if unknown := [name for name, tensor in variables.items() if tensor.shape]:
         raise UserError(f"{path} is more than a Whisper, which has no place for {unknown[0]}: convert a plain Whisper")
     nbytes += sum(tensor.nbytes for tensor in shared.values())
@@ -142,7 +142,7 @@ def read(path: Path) -> Contents:
 
 
 def _check_format(path: Path, file: IO[bytes]) -> None:
-    """Read what ``file`` begins with; leave it where the number of variables is."""
+    """Read and check the header of ``file``, up to the number of variables."""
     (version,) = _unpack(file, "I")
     if not 1 <= version <= 99:
         raise UserError(f"{path} is not CTranslate2's: give {READABLE}")
@@ -160,7 +160,7 @@ def _check_format(path: Path, file: IO[bytes]) -> None:
 
 
 def _read_variables(path: Path, file: IO[bytes], nbytes: int) -> dict[str, MappedTensor]:
-    """Return where each variable is in ``file``, of ``nbytes``, past none of whose elements is read."""
+    """Read the list of variables; their elements are not read, but must lie within the ``nbytes`` of ``file``."""
     variables: dict[str, MappedTensor] = {}
     for _ in range(_read_count(path, file)):
         name = _read_string(path, file)
@@ -181,10 +181,11 @@ def _read_variables(path: Path, file: IO[bytes], nbytes: int) -> dict[str, Mappe
 
 
 def _read_aliases(path: Path, file: IO[bytes], variables: Mapping[str, MappedTensor]) -> dict[str, str]:
-    """Return the other names that ``file`` gives to variables, and theirs.
+    """Return the aliases in ``file``, each with the name of its variable.
 
-    CTranslate2 stores equal arrays once. In a Whisper those are the output layer, which is the embedding, and vectors,
-    such as biases that are still zeros. Of a matrix for many layers a small file would become a large model.
+    CTranslate2 stores equal arrays once. In a Whisper these are the output layer, which equals the embedding, and
+    vectors such as biases that are still zeros. Other aliased matrices are rejected: with them a small file could
+    become a huge model.
     """
     aliases: dict[str, str] = {}
     for _ in range(_read_count(path, file)):
@@ -213,7 +214,7 @@ def _read_string(path: Path, file: IO[bytes]) -> str:
 
 
 def _unpack(file: IO[bytes], layout: str) -> tuple:
-    """Read numbers that are packed as :mod:`struct` says it; struct.error if the file ends before."""
+    """Unpack numbers from ``file``, in the format ``layout`` of :mod:`struct`; raise struct.error if the file ends."""
     layout = f"<{layout}"
     return struct.unpack(layout, file.read(struct.calcsize(layout)))
 
@@ -232,7 +233,7 @@ def _check_weights(path: Path, variables: Mapping[str, MappedTensor]) -> None:
 
 
 def _read_numbers(path: Path, variables: dict[str, MappedTensor]) -> dict[str, object]:
-    """Take the single numbers out of ``variables``, check those that are settings, and return the dimensions."""
+    """Remove the scalars from ``variables``, check those that are settings, and return those that are dimensions."""
     dims: dict[str, object] = {}
     for name in (*SETTINGS, *HEADS):
         if name not in variables:
@@ -254,12 +255,12 @@ def _count(names: Iterable[str], part: str) -> int:
 
 
 def _unstack(path: Path, stack: MappedTensor, names: tuple[str, ...]) -> dict[str, MappedTensor]:
-    """Return the tensors that are stacked in ``stack``, by ``names``."""
+    """Split ``stack`` along its rows into tensors, by ``names``."""
     if not stack.shape or stack.shape[0] % len(names):
         raise damaged(path, f"{stack.name} has the shape {stack.shape}, no stack of {len(names)}")
     shape, nbytes = (stack.shape[0] // len(names), *stack.shape[1:]), stack.nbytes // len(names)
-    places = [stack.start + index * nbytes for index in range(len(names))]
-    return {name: replace(stack, shape=shape, start=start) for name, start in zip(names, places, strict=True)}
+    starts = [stack.start + index * nbytes for index in range(len(names))]
+    return {name: replace(stack, shape=shape, start=start) for name, start in zip(names, starts, strict=True)}
 
 
 def write(
@@ -269,7 +270,7 @@ def write(
     dtype: torch.dtype,
     language: str | None = None,
 ) -> None:
-    """Write openai-whisper's ``tensors`` into the folder ``path`` as faster-whisper loads them, one at a time.
+    """Write openai-whisper's ``tensors`` into the folder ``path`` in the format of faster-whisper, one at a time.
 
     ``language`` is not stored: faster-whisper takes it when it transcribes.
 
@@ -285,21 +286,21 @@ def write(
     write_json(folder / TOKENIZER, fast)
     write_json(folder / VOCABULARY, [*fast["model"]["vocab"], *added])
     with atomic_write(folder / WEIGHTS, "wb") as file:
-        places = _write_layout(file, dims, dtype)
+        offsets = _write_layout(file, dims, dtype)
         for name, tensor in tensors:
-            file.seek(places[name])
+            file.seek(offsets[name])
             file.write(at_precision(name, tensor, dtype).flatten().view(torch.uint8).numpy())
 
 
 def _write_layout(file: IO[bytes], dims: ModelDimensions, dtype: torch.dtype) -> dict[str, int]:
-    """Write all but the weights; return the byte at which each of openai-whisper's tensors belongs.
+    """Write everything except the weights; return the byte offset of each of openai-whisper's tensors.
 
-    Where none belongs, at the biases of keys, ``file`` stays zero.
+    Between them, at the biases of keys, ``file`` stays zero.
     """
     numbers = {**SETTINGS, **{name: (torch.int16, getattr(dims, dim)) for name, dim in HEADS.items()}}
     stacks = stacked_names(dims.n_audio_layer, dims.n_text_layer)
     shapes = whisper_shapes(dims)
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     file.write(struct.pack("<I", VERSION) + _packed(SPEC) + struct.pack("<II", REVISION, len(numbers) + len(stacks)))
     for variable in sorted({*numbers, *stacks}):
         if variable in numbers:
@@ -313,19 +314,19 @@ def _write_layout(file: IO[bytes], dims: ModelDimensions, dtype: torch.dtype) ->
         axes = (len(names) * rows, *others)
         header = struct.pack(f"<B{len(axes)}IBI", len(axes), *axes, TYPES.index(dtype), len(names) * nbytes)
         file.write(_packed(variable) + header)
-        places |= {name: file.tell() + index * nbytes for index, name in enumerate(names)}
+        offsets |= {name: file.tell() + index * nbytes for index, name in enumerate(names)}
         file.seek(len(names) * nbytes, 1)
     file.write(struct.pack("<I", 1) + _packed(OUTPUT) + _packed(EMBEDDING))
-    return places
+    return offsets
 
 
 def _packed(text: str) -> bytes:
-    """Return a string with its length, as C has it: it ends with a zero."""
+    """Pack a string: its length, and its bytes with a terminating zero."""
     return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
 def _model_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
-    """Return ``config.json``: the tokens that are never decoded, languages, and the heads that follow the audio."""
+    """Return ``config.json``: suppressed tokens, language tokens and alignment heads."""
     generation = generation_config(dims, tokenizer)
     heads = alignment_head_pairs(dims)
     if heads is None:  # Whisper's default: all of the upper half

@@ -26,15 +26,15 @@ LAYERS = {
 }
 # vocabulary: English only, 99 languages, and 100 (Cantonese came with large-v3)
 ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB = 51864, 51865, 51866
-# Far beyond any Whisper's 32 and 448: more would only fill the memory.
+# Far above any Whisper's 32 and 448; limits the memory that a malicious file can take.
 MAX_LAYERS, MAX_TEXT_CTX = 256, 4096
 SAVE_ALL = "if only the trained part was saved, load it into the Whisper it was trained from and save all of that"
 
 
 def named_dims() -> dict[str, ModelDimensions]:
-    """Return the dimensions of every size, under the name by which `whisper.load_model` knows it.
+    """Return the dimensions of every size, by its name in `whisper.load_model`.
 
-    large-v1 and large-v2 have the same ones; here they are one, under a name that Whisper does not know.
+    large-v1 and large-v2 have the same dimensions, and one entry here, whose name Whisper does not know.
     """
 
     def dims(size: str, n_mels: int, n_vocab: int) -> ModelDimensions:
@@ -58,15 +58,15 @@ def size_name(dims: ModelDimensions) -> str | None:
 
 
 def alignment_heads(dims: ModelDimensions) -> bytes | None:
-    """Return the heads that follow the audio in the size with these dimensions, for `Whisper.set_alignment_heads`.
+    """Return the alignment heads of the size with these dimensions, for `Whisper.set_alignment_heads`.
 
-    None if there is no such size, or it is not known which: large-v1 and large-v2 differ in nothing but these heads.
+    None if there is no such size, or if it is ambiguous: large-v1 and large-v2 differ only in these heads.
     """
     return whisper._ALIGNMENT_HEADS.get(size_name(dims))
 
 
 def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
-    """Return the same heads as Hugging Face has them: pairs of layer and head."""
+    """Return the alignment heads in Hugging Face's form: pairs of layer and head."""
     heads = alignment_heads(dims)
     if heads is None:
         return None
@@ -75,9 +75,9 @@ def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
 
 
 def whisper_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of `Whisper(dims).state_dict()`, in its order, without the memory of one."""
+    """Return the shapes of `Whisper(dims).state_dict()`, in its order, without allocating its memory."""
     audio, text = dims.n_audio_state, dims.n_text_state
-    with torch.device("meta"):  # not the whole Whisper: for some of it torch would import its compiler, in 2 s
+    with torch.device("meta"):  # not the whole Whisper, for which torch would import its compiler (2 s)
         encoder_block = ResidualAttentionBlock(audio, dims.n_audio_head)
         decoder_block = ResidualAttentionBlock(text, dims.n_text_head, cross_attention=True)
 
@@ -103,13 +103,13 @@ def whisper_shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
 
 
 def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, object], where: str) -> ModelDimensions:
-    """Return the dimensions of the Whisper whose tensors have these ``shapes``.
+    """Infer the dimensions of a Whisper from the ``shapes`` of its tensors.
 
-    Heads are in no shape: they are ``stated`` (whatever the file says of its dimensions) or 64 wide. All else that is
-    stated must agree with the shapes.
+    The number of heads is in no shape: it is taken from ``stated`` (the dimensions that the file states) or from heads
+    64 wide. All other stated dimensions must agree with the shapes.
 
     Raises:
-        UserError: they do not agree, or a tensor that is needed to tell is missing; ``where`` names the file.
+        UserError: they do not agree, or a tensor that is needed is missing; ``where`` names the file.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
 
 
 def _check_supported(dims: ModelDimensions, where: str) -> None:
-    """Refuse sizes for which Whisper has no audio features, no special tokens or no decoding."""
+    """Raise a :class:`UserError` for sizes that Whisper's audio features, tokenizers or decoding do not support."""
     if dims.n_mels not in (80, 128):
         raise UserError(f"{where} takes {dims.n_mels} mel bins: Whisper's audio has 80 or 128")
     if dims.n_audio_ctx != 1500:
@@ -170,7 +170,7 @@ def _check_supported(dims: ModelDimensions, where: str) -> None:
         raise UserError(
             f"{where} is no Whisper: its decoder takes {dims.n_text_ctx} tokens, and 8 to {MAX_TEXT_CTX} are possible"
         )
-    # The ids of the special tokens follow from the number of languages, and that from nothing but the vocabulary.
+    # The ids of the special tokens follow from the number of languages, and that only from the vocabulary's size.
     vocabularies = (ENGLISH_VOCAB, MULTILINGUAL_VOCAB, *([V3_VOCAB] if dims.n_mels == 128 else []))
     if dims.n_vocab not in vocabularies:
         raise UserError(

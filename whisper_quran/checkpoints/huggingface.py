@@ -1,6 +1,6 @@
 """Hugging Face's Whisper: a folder, `model.safetensors` or `pytorch_model.bin`.
 
-The tensors have other names than openai-whisper's (:mod:`tensor_names`), and files say what it keeps in code.
+The tensors have other names than openai-whisper's (:mod:`tensor_names`), and JSON files hold what it keeps in code.
 """
 
 import os
@@ -26,9 +26,9 @@ from .tensor_names import huggingface_name
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 GENERATION, FEATURES, CARD = "generation_config.json", "preprocessor_config.json", "README.md"
-# All that a folder may hold.
+# All files that a folder may hold.
 FILES = frozenset({WEIGHTS, CONFIG, GENERATION, FEATURES, CARD, *huggingface_tokenizer.FILES})
-# What a folder's weights may be called, the first choice first.
+# The possible names of a folder's weights, in order of preference.
 READ_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # openai-whisper's dimensions and the entries of Hugging Face's config.json that state them.
@@ -48,17 +48,17 @@ DIMS = {
 
 @dataclass(frozen=True)
 class _SafetensorsTensor(StoredTensor):
-    key: str  # its name, by which it is found
+    key: str  # its name in the file
     file: Any = field(compare=False, repr=False)  # the open file
 
     def _load(self) -> Tensor:
         tensor = self.file.get_tensor(self.key)
-        # Unless the file aligned its elements.
+        # A copy if the file does not align its elements.
         return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 
 
 def recognises(path: Path) -> bool:
-    """Return whether ``path`` is a folder with weights under Hugging Face's names, or a safetensors file."""
+    """Return True if ``path`` is a folder with weights under Hugging Face's names, or a safetensors file."""
     if path.is_dir():
         return any((path / name).exists() for name in READ_NAMES)
     if not path.is_file():
@@ -85,7 +85,7 @@ def read(path: Path) -> Contents:
 
 
 def _read_safetensors(path: Path) -> Contents:
-    nbytes = path.stat().st_size  # the system's own error if it is not there
+    nbytes = path.stat().st_size  # raises the system's own error if it does not exist
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if MAX_HEADER < header < nbytes:
@@ -111,7 +111,7 @@ def _stated_dims(path: Path, config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _shards(path: Path, index: Mapping[str, object]) -> list[Path]:
-    """Return the files beside ``path`` that an ``index`` of shards names."""
+    """Return the files of the shards in ``index``, which must be in the folder of ``path``."""
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
@@ -126,10 +126,10 @@ def write(
     dtype: torch.dtype,
     language: str | None = None,
 ) -> None:
-    """Write openai-whisper's ``tensors`` into the folder ``path`` as transformers loads them.
+    """Write openai-whisper's ``tensors`` into the folder ``path`` in the format of transformers.
 
     At most one copy of them is in memory: 3.1 GB for a large Whisper in half precision. ``language`` (Arabic if None)
-    is what a multilingual model transcribes unless it is asked for another.
+    is the default language of a multilingual model.
 
     Raises:
         UserError: there is no such language, a weight is beyond ``dtype``'s range, or the disk is full.
@@ -143,7 +143,7 @@ def write(
     write_tokenizer(folder, tokenizer)
     state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors}
     try:
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers opens no other
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
         with open(folder / WEIGHTS, "rb+") as file:
             os.fsync(file.fileno())
     except SafetensorError as error:
@@ -151,7 +151,7 @@ def write(
 
 
 def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, object]:
-    """Return ``config.json``: what is not here has WhisperConfig's default, which is Whisper's."""
+    """Return ``config.json``; fields that it lacks have WhisperConfig's defaults, which are Whisper's."""
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
@@ -166,7 +166,7 @@ def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenize
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, object]:
-    """Return the tokens that begin, end and fill a sequence, and those that no text begins with."""
+    """Return the tokens that begin, end and pad a sequence, and those suppressed at its beginning."""
     return {
         "bos_token_id": tokenizer.eot,
         "eos_token_id": tokenizer.eot,
@@ -204,7 +204,7 @@ def generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, 
 
 
 def feature_config(dims: ModelDimensions) -> dict[str, object]:
-    """Return ``preprocessor_config.json``: whisper/audio.py's constants."""
+    """Return ``preprocessor_config.json``: the constants of whisper/audio.py."""
     n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
     return {
         "feature_extractor_type": "WhisperFeatureExtractor",

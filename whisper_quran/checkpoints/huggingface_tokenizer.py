@@ -1,8 +1,8 @@
-"""Whisper's vocabulary as Hugging Face's tokenizer files, made offline from what openai-whisper ships.
+"""Whisper's vocabulary as Hugging Face's tokenizer files, made offline from the files of openai-whisper.
 
 openai-whisper keeps its vocabulary as tiktoken does: byte strings in the order in which byte-pair encoding learnt them.
-Hugging Face wants the pairs that were merged (GPT-2's ``merges.txt``) and writes bytes as printable characters. The
-pair behind a byte string is what encoding it with the strings learnt before it leaves: two pieces.
+Hugging Face needs the pairs that were merged (GPT-2's ``merges.txt``) and writes bytes as printable characters. The
+pair of a byte string is found by encoding it with the strings learnt before it, which leaves two pieces.
 """
 
 import json
@@ -21,7 +21,7 @@ EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimesta
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write all that transformers and tokenizers look for: the same vocabulary in each one's form."""
+    """Write the tokenizer files of transformers and of tokenizers: the same vocabulary in each one's format."""
     fast = fast_tokenizer(tokenizer)
     added = fast["added_tokens"]
     roles: dict[str, object] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
@@ -51,11 +51,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return ``tokenizer.json``, all that the library tokenizers (and with it faster-whisper) needs."""
+    """Return ``tokenizer.json``, the only file that the library tokenizers (used by faster-whisper) needs."""
     tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
     characters = byte_characters()
     written = ["".join(characters[byte] for byte in token) for token in tokens]
-    # In the order of their ids. Timestamps are text to Hugging Face: it finds the first of them after the last special.
+    # Ordered by id. Hugging Face treats timestamps as text, and finds the first of them after the last special token.
     added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -81,7 +81,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _template(ids: dict[str, int]) -> dict[str, object]:
-    """Return what Hugging Face's Whisper tokenizers put around a text: its start, no timestamps, and its end."""
+    """Return the template of special tokens around a text: its start, no timestamps, and its end."""
 
     def piece(kind: str, id: str, type_id: int = 0) -> dict[str, object]:
         return {kind: {"id": id, "type_id": type_id}}
@@ -105,7 +105,7 @@ def byte_characters() -> list[str]:
 
 
 def merged_pairs(tokens: list[bytes]) -> list[tuple[int, int]]:
-    """Return the ids of the two tokens that each of ``tokens`` was merged from, in the order in which they were learnt.
+    """Return the ids of the two tokens that each of ``tokens`` was merged from, in the order of learning.
 
     Single bytes, and tokens that no text is encoded to (multilingual Whisper's last is empty), come from no pair.
     """

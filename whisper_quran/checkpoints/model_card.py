@@ -1,8 +1,8 @@
 """The model card: README.md of a Hugging Face folder, with front matter for the Hub.
 
-It says what is known and nothing else: of the weights themselves, and if the checkpoint lies in a run's folder, what
-``config.json`` and ``metrics.jsonl`` there say of the run. These are no more trusted than a checkpoint: what is damaged
-is left out, and a name shows as it is whatever is in it. Of paths the card has the last part only.
+It describes the weights and, if the checkpoint is in a run's folder, the run, from ``config.json`` and
+``metrics.jsonl``. These files are as untrusted as a checkpoint: damaged parts are left out, and names are escaped. Only
+the last part of a path is shown.
 """
 
 import json
@@ -28,27 +28,27 @@ _OF_A_RUN = re.compile(r"(best|average|epoch-(\d{3,}))\.pt")
 _MOST_BYTES = 1 << 30  # of a metrics.jsonl
 _MOST_RECITERS = 20  # named one by one
 _NOT_IN_THE_RECIPE = {"train_reciters", "valid_reciters", "model", "language", "no_vanilla"}
-# Where the Hub's name is not openai/whisper-NAME.
+# Names that differ from openai/whisper-NAME on the Hub.
 _HUB_NAMES = {"large-v1": "large", "large": "large-v3", "turbo": "large-v3-turbo"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says of one of its checkpoints: as far as its files are there and can be read."""
+    """The run of a checkpoint, as far as the files in its folder exist and can be read."""
 
     config: TrainingConfig | None = None
     described: Mapping[str, Any] = field(default_factory=dict)  # config.json
     results: Results = field(default_factory=Results)
     row_name: str = ""  # this checkpoint's row in the table of results, if it is known
-    row: Mapping[str, Row] = field(default_factory=dict)  # and what it holds, by reciter
+    row: Mapping[str, Row] = field(default_factory=dict)  # its metrics, by reciter
 
     @property
     def is_quran(self) -> bool:
-        """Return whether it is known to be trained on the Qur'an: not a manifest's recordings, nor the demo's."""
+        """Return True if it is known to be trained on the Qur'an, and not on a manifest or the demo."""
         return self.config is not None and self.config.manifest is None and not self.config.demo
 
     def amounts(self, split: str) -> dict[str, tuple[int, float]]:
-        """Return ayat and hours of each reciter of "train" or "valid"; none if ``config.json`` does not say."""
+        """Return ayat and hours of each reciter of "train" or "valid"; empty if ``config.json`` lacks them."""
         with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             reciters = self.described["data"][split].items()
             return {str(name): (int(amount["ayat"]), float(amount["hours"])) for name, amount in reciters}
@@ -63,7 +63,7 @@ class Run:
 
 
 def read_run(checkpoint: Path) -> Run:
-    """Read what the folder of ``checkpoint`` says of it: nothing if it is no run's checkpoint."""
+    """Read the run from the folder of ``checkpoint``; an empty :class:`Run` if it is no run's checkpoint."""
     name = _OF_A_RUN.fullmatch(checkpoint.name)
     if name is None:
         return Run()
@@ -111,7 +111,7 @@ def model_card(checkpoint: Checkpoint, language: str) -> str:
 
 
 def _front_matter(run: Run, title: str, language: str) -> str:
-    """Return YAML as the Hub reads it; its strings are JSON's, which are YAML's too."""
+    """Return the YAML that the Hub reads; its strings are JSON strings, which are valid YAML."""
     lines = ["---", f"language: [{_quoted(language)}]", "# license: to be filled in, see below"]
     lines += ["library_name: transformers", "pipeline_tag: automatic-speech-recognition"]
     if base := _base_model(run):
@@ -136,7 +136,7 @@ def _front_matter(run: Run, title: str, language: str) -> str:
 
 
 def _base_model(run: Run) -> str | None:
-    """Return the Hub's name of the model that the run started from, if that was OpenAI's."""
+    """Return the name on the Hub of the model that the run started from, if it was one of OpenAI's."""
     name = Path(run.config.model).name.removesuffix(".pt") if run.config else ""
     return f"openai/whisper-{_HUB_NAMES.get(name, name)}" if name in WHISPER_NAMES else None
 
@@ -151,7 +151,7 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 
 def _described(run: Run) -> Iterable[str]:
-    """Say what the model was made from: base model, data and recipe."""
+    """Yield the paragraphs on base model, data and recipe."""
     yield "## How it was made"
     config = run.config
     if config is None:
@@ -179,7 +179,7 @@ def _described(run: Run) -> Iterable[str]:
 
 
 def _recipe(run: Run, config: TrainingConfig) -> str:
-    """Return the options that decide what a run means, but for those that are off."""
+    """Return the options that determine a run's results, except those that are off."""
     lines = [f"Clips a step: {run.word('global_batch')}; precision: {run.word('chosen', 'precision')}; options:\n"]
     for each in fields(config):
         value = getattr(config, each.name)
@@ -192,7 +192,7 @@ def _recipe(run: Run, config: TrainingConfig) -> str:
 
 
 def _measured(run: Run) -> Iterable[str]:
-    """Say what the run measured, and which row this checkpoint is."""
+    """Yield the paragraphs on the run's metrics and this checkpoint's row in the table."""
     yield "## What was measured"
     shown = Results()
     shown.rows = [row | {"reciter": _text(row["reciter"])} for row in run.results.rows if row["event"] != "train"]
@@ -260,12 +260,12 @@ MIT licence; recordings and text that a model is trained on have licences of the
 
 
 def _text(value: object) -> str:
-    """Return Markdown that shows ``value`` as it is, on one line, at most 100 characters of it."""
+    """Escape ``value`` for Markdown, on one line, cut to 100 characters."""
     return re.sub(r"([\\`*\[\]<>|#~&$])", r"\\\1", printable(str(value)[:100]))
 
 
 def _code(name: str) -> str:
-    """Return ``name`` for a code span."""
+    """Escape ``name`` for a code span, cut to 100 characters."""
     return printable(name[:100]).replace("`", "'")
 
 

@@ -1,4 +1,4 @@
-"""The names by which models and formats are given. Nothing here imports torch, so a wrong name is answered at once."""
+"""Names of models and formats. Nothing here imports torch, so that a wrong name is reported at once."""
 
 import difflib
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 
-# `whisper.available_models()`, which takes seconds to import.
+# `whisper.available_models()`, copied because whisper takes seconds to import.
 WHISPER_NAMES = (
     "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3 large large-v3-turbo turbo"
 ).split()
-# Every checkpoint format: the name that `--to` takes, and its module here, which has three functions:
+# Every checkpoint format: its name for `--to`, and its module here, which has three functions:
 #   recognises(path) -> bool, read(path) -> Contents, and write(path, dims, tensors, dtype, language);
-# and FILES, the names of all that it may write into a folder: empty if it writes one file.
+# and FILES, the names of the files that it may write into a folder; empty if it writes a single file.
 FORMATS = {"openai": "torch_zip", "hf": "huggingface", "ct2": "ctranslate2"}
 READABLE = (
     "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors, pytorch_model.bin, or a "
@@ -24,7 +24,7 @@ MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pret
 
 
 def check_model_source(source: str | Path) -> None:
-    """Check that ``source`` is a Whisper's name or the path of something that may be a checkpoint.
+    """Check that ``source`` is a Whisper's name, or a path that may be a checkpoint.
 
     Raises:
         UserError: it is neither.
@@ -34,10 +34,10 @@ def check_model_source(source: str | Path) -> None:
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """Return the file or folder of the checkpoint ``source``: of a run's folder, the best one.
+    """Return the file or folder of the checkpoint ``source``; for a run's folder its ``best.pt``.
 
     Raises:
-        UserError: nothing is there, the run has no best checkpoint yet, or it is an adapter.
+        UserError: it does not exist, the run has no best checkpoint yet, or it is an adapter.
     """
     path = Path(source)
     try:
@@ -61,7 +61,7 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def _suggestion(source: str) -> str:
-    """Say what to give in place of ``source``, which is no file."""
+    """Suggest what to give in place of ``source``, which does not exist."""
     known = f"give one or, if a Whisper's name will do, one of {', '.join(WHISPER_NAMES)}"
     if source in WHISPER_NAMES:
         return f"that is a Whisper's name; whisper.load_model keeps its file as ~/.cache/whisper/{source}.pt"

@@ -1,8 +1,8 @@
-"""What a run measured, as it stands beside its checkpoints: the rows of ``metrics.jsonl``, and the table made of them.
+"""The metrics of a run: the rows of ``metrics.jsonl``, and the table made from them.
 
 A row is one JSON object a line. ``{"event": "train", …}`` is an optimiser step, ``{"event": "valid", …}`` one reciter
 after one epoch; the untouched model is epoch -1. ``{"event": "average", "epochs": […], …}`` is one reciter after the
-run, by the mean of those epochs' weights.
+run, with the mean of those epochs' weights.
 """
 
 import json
@@ -20,7 +20,7 @@ _NUMBERS = {
     "valid": ("step", "epoch", "loss", "wer", "cer", "words", "word_errors", "seconds"),
 }
 _NUMBERS["average"] = _NUMBERS["valid"]
-_OTHERS = {"event", "reciter", "epochs"}  # all else in a row is a number
+_OTHERS = {"event", "reciter", "epochs"}  # all other values in a row are numbers
 
 
 class Results:
@@ -38,14 +38,14 @@ class Results:
         return epochs
 
     def average(self) -> dict[str, Row]:
-        """Return the rows of the averaged weights by reciter; none before the end of the run."""
+        """Return the rows of the averaged weights by reciter; empty before the end of the run."""
         return {row["reciter"]: row for row in self.rows if row["event"] == "average"}
 
 
 def read_rows(path: Path) -> tuple[list[Row], int]:
-    """Read the rows in ``path``; none if it is not there.
+    """Read the rows in ``path``; none if it does not exist.
 
-    Return also how many lines are lost because they cannot be read. A last line without an end does not count.
+    Also return the number of lines that cannot be read, without a last line that is incomplete.
 
     Raises:
         OSError: the file cannot be read.
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> tuple[list[Row], int]:
 
 
 def _parse_row(line: bytes) -> Row | None:
-    """Return the row in a line of metrics.jsonl; None if it is not one that a run wrote."""
+    """Parse a line of metrics.jsonl; return None if it is not a row that a run wrote."""
     try:
         row = json.loads(line)
         complete = row.keys() >= {*_NUMBERS[row["event"]]}
@@ -75,12 +75,12 @@ def _parse_row(line: bytes) -> Row | None:
 
 
 def _is_number(value: object) -> bool:
-    """Return True for what a run writes: a number that a float holds, or None for one that was not finite."""
+    """Return True for a finite number, or None, which a run writes for one that was not finite."""
     return value is None or (isinstance(value, int | float) and abs(value) < 1e100)
 
 
 def corpus_wer(rows: Collection[Row]) -> float:
-    """Return the WER over the words of all reciters, from a row of each; NaN without any."""
+    """Return the WER over the words of all reciters, from one row of each; NaN if there are none."""
     words = sum(row["words"] for row in rows)
     return sum(row["word_errors"] for row in rows) / words if words else math.nan
 
@@ -88,7 +88,7 @@ def corpus_wer(rows: Collection[Row]) -> float:
 def results_table(results: Results) -> str:
     """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER.
 
-    If the texts are vocalised there is the diacritic error rate (DER) too.
+    If the texts are vocalised, it also has the diacritic error rate (DER).
     """
     named = {"vanilla" if epoch < 0 else str(epoch): rows for epoch, rows in results.valid().items()}
     if average := results.average():
@@ -112,7 +112,7 @@ def results_table(results: Results) -> str:
 
 
 def average_name(rows: Mapping[str, Row]) -> str:
-    """Return what averaged weights are called in tables: ``"average of 2, 3, 5"``."""
+    """Return the name of averaged weights in tables: ``"average of 2, 3, 5"``."""
     return "average of " + ", ".join(str(epoch) for epoch in next(iter(rows.values()))["epochs"])
 
 

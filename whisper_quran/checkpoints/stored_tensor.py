@@ -1,4 +1,4 @@
-"""Tensors that are still in their file, and what every format's reader and writer shares."""
+"""Tensors that are still in their file, and helpers of every format's reader and writer."""
 
 import json
 import math
@@ -20,12 +20,12 @@ MAX_HEADER = 16 * 2**20  # bytes of JSON or of a zip's directory; a large Whispe
 class StoredTensor:
     """A tensor in a file: its type and shape are known, its elements are read by :meth:`read`.
 
-    Each format has a subclass that adds where the elements are; two tensors are equal if they are in the same place.
+    Each format has a subclass that adds the position of the elements; tensors are equal if their position is.
     """
 
     path: Path
-    name: str = field(compare=False)  # the file's
-    dtype: torch.dtype | str  # the file's own word if torch has none or no Whisper could have it
+    name: str = field(compare=False)  # as in the file
+    dtype: torch.dtype | str  # the file's own name if torch or Whisper has no such type
     shape: tuple[int, ...]
 
     @property
@@ -52,7 +52,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class MappedTensor(StoredTensor):
-    """A tensor whose elements are in the file as they are in memory."""
+    """A tensor whose elements have the same layout in the file as in memory, so that they can be mapped."""
 
     start: int  # the byte of the file where its first element is
     stride: tuple[int, ...]  # in elements
@@ -78,7 +78,7 @@ def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds, under the names that the file uses."""
+    """The contents of a checkpoint, under the names in the file."""
 
     kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
     tensors: Mapping[str, StoredTensor]
@@ -92,7 +92,7 @@ def damaged(path: Path, what: str) -> UserError:
 
 
 def check_name(path: Path, name: str) -> None:
-    """Refuse a name from an untrusted file that would not fit the one line of an error."""
+    """Raise a :class:`UserError` for a name, in an untrusted file, that is too long or not printable."""
     if len(name) > MAX_NAME or not name.isprintable():
         raise damaged(path, f"a tensor is called {name[:40]!r}")
 
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict:
     """Read a file that holds a JSON object.
 
     Raises:
-        UserError: it does not, or is too large to describe a model.
+        UserError: it holds something else, or is too large to describe a model.
     """
     with open(path, "rb") as file:
         text = file.read(MAX_HEADER + 1)
@@ -117,13 +117,13 @@ def read_json(path: Path) -> dict:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Return whether no element is NaN or infinite: in one pass, twenty times faster than `isfinite().all()`."""
-    # The smallest and the largest element; NaN comes out as both.
+    """Return True if no element is NaN or infinite: in one pass, twenty times faster than `isfinite().all()`."""
+    # The smallest and the largest element; both are NaN if any element is.
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``tensor`` as ``dtype`` on the CPU, contiguous, and with no more storage than its own.
+    """Cast ``tensor`` to ``dtype`` on the CPU, contiguous, with no storage beyond its own elements.
 
     Raises:
         UserError: a finite weight would become infinite. Clamping it would be a silent change.

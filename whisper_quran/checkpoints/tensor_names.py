@@ -1,9 +1,9 @@
-"""The names of a Whisper's tensors: openai-whisper's, Hugging Face's, and what wrappers add to either."""
+"""The names of a Whisper's tensors: openai-whisper's, Hugging Face's, and the additions of wrappers."""
 
 from collections.abc import Iterable
 
-WRAPPERS = {"_orig_mod", "module"}  # what torch.compile and DistributedDataParallel add to a name
-# The tensors by which a Whisper is found, and the prefix it is under.
+WRAPPERS = {"_orig_mod", "module"}  # parts that torch.compile and DistributedDataParallel add to a name
+# The tensors by which a Whisper, and its prefix, are found.
 ENCODER, DECODER = "encoder.conv1.weight", "decoder.token_embedding.weight"
 
 # openai-whisper's names and Hugging Face's, a piece of a tensor's name at a time. The dots keep `attn` from matching
@@ -29,7 +29,7 @@ NAMES = (
 
 
 def openai_name(name: str) -> str:
-    """Return openai-whisper's name of a tensor, whatever prefix ``name`` has; other names stay as they are."""
+    """Return openai-whisper's name of a tensor, with the prefix of ``name``; other names are unchanged."""
     for openai, huggingface in NAMES:
         name = name.replace(huggingface, openai)
     return name
@@ -43,12 +43,12 @@ def huggingface_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a tensor's name in openai-whisper's words and without wrappers, its prefix as it was."""
+    """Return openai-whisper's name of a tensor, without wrappers and with its prefix."""
     return openai_name(".".join(part for part in name.split(".") if part not in WRAPPERS))
 
 
 def whisper_prefixes(plain_names: Iterable[str]) -> list[str]:
-    """Return the prefixes under which there is a Whisper or, if none is whole, a decoder."""
+    """Return the prefixes under which there is a Whisper or, if there is none, a decoder."""
     names = set(plain_names)
     starts = sorted(name.removesuffix(DECODER) for name in names if name.endswith(DECODER))
     prefixes = [prefix for prefix in starts if not prefix or prefix.endswith(".")]

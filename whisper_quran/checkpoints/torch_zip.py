@@ -1,9 +1,9 @@
 """The zip that `torch.save` writes: Whisper's own `.pt`, PyTorch Lightning's `.ckpt`, `pytorch_model.bin`.
 
-``data.pkl`` says what there is; each tensor's elements are an entry of their own, stored and not compressed, and are
-memory-mapped one tensor at a time. A pickle is a program that may call anything, so a checkpoint is untrusted, and one
-whose hyper-parameters are of a class that lived in a notebook cannot be unpickled at all. Here nothing that it names is
-ever imported or called: a :class:`StandIn` takes the place of every object that is no plain data or tensor.
+``data.pkl`` describes the contents; each tensor's elements are an uncompressed entry of their own, memory-mapped one
+tensor at a time. A pickle is a program that may call anything, so a checkpoint is untrusted, and one whose
+hyper-parameters are of a class from a notebook cannot be unpickled at all. Here nothing that it names is ever imported
+or called: a :class:`StandIn` replaces every object that is not plain data or a tensor.
 """
 
 import math
@@ -29,8 +29,8 @@ from .stored_tensor import MAX_HEADER, MAX_NAME, Contents, MappedTensor, at_prec
 from .tensor_names import plain_name, whisper_prefixes
 
 FILES: frozenset[str] = frozenset()  # one file, no folder
-# A pickle holds no weights, only where they are: 160,000 instructions for a large Whisper with its optimiser. The
-# limits keep what one can build in memory below some hundreds of megabytes.
+# A pickle holds no weights, only their positions: 160,000 instructions for a large Whisper with its optimiser. The
+# limits keep the memory that one can allocate below some hundreds of megabytes.
 MAX_PICKLE, MAX_INSTRUCTIONS = 64 * 2**20, 1_000_000
 MEND = "distrust it, or, if it is your own, save its state_dict() alone"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
@@ -40,8 +40,8 @@ STORAGE_DTYPES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
 }
-# What data is made with. A pickle that calls anything else of Python's own library (os.system, eval) is refused: it
-# would not be run, but whoever wrote it meant harm.
+# Modules of plain data. A pickle that calls anything else in the standard library (os.system, eval) is rejected: it
+# would not be run, but is malicious.
 DATA_MODULES = (
     "_codecs argparse collections copyreg dataclasses datetime decimal enum fractions functools ipaddress logging "
     "pathlib random re types typing uuid zoneinfo"
@@ -50,11 +50,11 @@ DATA_BUILTINS = "bool bytearray bytes complex dict float frozenset int list obje
 
 
 class _Refused(Exception):
-    """The rest of a sentence that begins with the file's name."""
+    """The reason why a pickle is rejected; the message continues a sentence that begins with the file's name."""
 
 
 class StandIn:
-    """Takes the place of an object that is no number, string, list, tuple, dict or tensor; ignores what fills it."""
+    """A placeholder for an object that is not plain data or a tensor; it ignores the state that is set on it."""
 
     __slots__ = ("name",)
 
@@ -78,7 +78,7 @@ class _Global(StandIn):
     def __init__(self, module: str, attribute: str):
         if len(module) + len(attribute) > MAX_NAME or not (module + attribute).isprintable():
             raise ValueError("name")
-        # Pickle protocol 2, which is torch's, goes on writing Python 2's names.
+        # Pickle protocol 2, which torch uses, writes Python 2's names.
         self.module, self.attribute = NAME_MAPPING.get(
             (module, attribute), (IMPORT_MAPPING.get(module, module), attribute)
         )
@@ -93,7 +93,7 @@ class _Global(StandIn):
             case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (data, *_):
                 return data
             case "builtins.getattr", (_Global() as outer, str() as inner):
-                return _Global(outer.module, f"{outer.attribute}.{inner}")  # how a class inside a class is named
+                return _Global(outer.module, f"{outer.attribute}.{inner}")  # the name of a nested class
         if self._is_suspicious():
             raise _Refused(f"tries to call {self.name}; nothing was run: {MEND}")
         return StandIn(self.name)
@@ -106,9 +106,9 @@ class _Global(StandIn):
 
 
 class _Dict(dict):
-    """A dict of names: any other key becomes a StandIn, as no tensor is found by it.
+    """A dict with names as keys; any other key is replaced by a StandIn, since no tensor is found by it.
 
-    Hashing a key could take for ever (a tuple of tuples, each twice the one before) or overflow the stack.
+    Hashing such a key could take for ever (a tuple of tuples, each twice the one before) or overflow the stack.
     """
 
     __slots__ = ()
@@ -120,14 +120,14 @@ class _Dict(dict):
         pass  # the attributes of an OrderedDict
 
 
-# Named tuples, as no instruction of a pickle can change one.
+# Named tuples, because no pickle instruction can change one.
 class _Storage(NamedTuple):
     type: str  # torch's class, e.g. "HalfStorage"
     key: str  # its name in the zip
 
 
 class _PickledTensor(NamedTuple):
-    """A tensor's place, in elements of its storage; not checked yet."""
+    """A tensor's position, in elements of its storage; not checked yet."""
 
     storage: _Storage
     offset: Any
@@ -138,7 +138,7 @@ class _PickledTensor(NamedTuple):
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Unpickles plain data and stand-ins.
 
-    The standard library's Unpickler in Python, since in the faster one in C dicts and sets hash their keys unasked.
+    It extends the Unpickler written in Python: in the faster one in C, dicts and sets always hash their keys.
     """
 
     stack: list[Any]
@@ -189,19 +189,19 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
 def _unpickle(path: Path, program: bytes) -> Any:
     try:
-        # The disassembler, which builds nothing, finds the end and every string within the program, or raises.
+        # The disassembler builds no objects; it raises if the end or a string is not within the program.
         for count, _ in enumerate(pickletools.genops(program)):
             if count == MAX_INSTRUCTIONS:
                 raise _Refused(f"holds a pickle of more than {MAX_INSTRUCTIONS:,} instructions: {MEND}")
         return _Unpickler(BytesIO(program), encoding="latin1").load()
     except _Refused as error:
         raise UserError(f"{path} {error}") from None
-    except Exception as error:  # whatever a program without sense runs into
+    except Exception as error:  # a damaged program can raise anything
         raise UserError(f"{path} holds a damaged pickle: copy or download it again") from error
 
 
 def recognises(path: Path) -> bool:
-    """Return whether ``path`` is a zip, or what `torch.save` wrote before it wrote zips."""
+    """Return True if ``path`` is a zip, or in the format that `torch.save` wrote before it wrote zips."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -210,10 +210,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Contents:
-    """Find the first dict of a file that holds a Whisper, the outermost first.
+    """Find the first dict of a file that holds a Whisper, starting with the outermost.
 
-    Whatever the file calls it: state_dict, model_state_dict, model. If there is none, the largest, for an error to say
-    what it lacks.
+    Its name does not matter: state_dict, model_state_dict, model. If there is none, return the largest dict, so that an
+    error can list what it lacks.
 
     Raises:
         UserError: the file is damaged, compressed, holds no dict, or its pickle is refused.
@@ -227,7 +227,7 @@ def read(path: Path) -> Contents:
         what = f"a whole {contents.name}" if isinstance(contents, StandIn) and contents.name else "no dict"
         raise UserError(f"{path} holds {what}: save its state_dict() instead, or give the checkpoint of a Whisper")
     dicts: dict[str, dict] = {"": contents}
-    seen = {id(contents)}  # a file can hold one dict under thousands of names
+    seen = {id(contents)}  # a file may hold one dict under thousands of names
     for name, value in contents.items():
         if isinstance(name, str) and isinstance(value, dict) and id(value) not in seen:
             seen.add(id(value))
@@ -256,7 +256,7 @@ def read(path: Path) -> Contents:
 
 
 def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tuple[int, int]]) -> MappedTensor:
-    """Check what the pickle says of a tensor's place against the file."""
+    """Check a tensor's position, as the pickle states it, against the file."""
     check_name(path, name)
     offset, size, stride = tensor.offset, tensor.size, tensor.stride
     if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8):
@@ -264,7 +264,7 @@ def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tup
     if any(type(number) is not int or not 0 <= number < 2**48 for number in (offset, *size, *stride)):
         raise damaged(path, f"{name} has no shape")
     dtype = STORAGE_DTYPES.get(tensor.storage.type)
-    if dtype is None:  # no weight of a Whisper, so it will not be read
+    if dtype is None:  # not a weight of a Whisper, so it will not be read
         return MappedTensor(path, name, tensor.storage.type, size, 0, stride)
     if tensor.storage.key not in storages:
         raise damaged(path, f"the elements of {name} are missing")
@@ -277,7 +277,7 @@ def _find(path: Path, name: str, tensor: _PickledTensor, storages: dict[str, tup
 
 
 def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """Return what the pickle describes, and the place of each storage: its first byte in the file and its length."""
+    """Return the unpickled contents, and each storage's position: its first byte in the file and its length."""
     places = _zip_places(path, file)
     pickles = [name for name in places if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
@@ -294,7 +294,7 @@ def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, in
 
 
 def _zip_places(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Return each entry of a zip: its first byte in the file and its length."""
+    """Return the position of each entry of a zip: its first byte in the file and its length."""
     try:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
         if end and end[zipfile._ECD_SIZE] > MAX_HEADER:  # type: ignore[attr-defined]
@@ -307,7 +307,7 @@ def _zip_places(path: Path, file: IO[bytes]) -> dict[str, tuple[int, int]]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise UserError(f"{path} holds compressed entries, which torch.save never writes: give the file itself")
-        # The directory does not say where an entry's bytes begin: its own header, of 30 bytes and two names, does.
+        # The directory lacks the start of an entry's bytes: it follows from its own header, 30 bytes and two names.
         inside = 0 <= entry.header_offset < length
         header = _read_at(file, entry.header_offset, 30) if inside else b""
         if len(header) < 30 or header[:4] != b"PK\3\4":
@@ -331,7 +331,7 @@ def write(
     dtype: torch.dtype,
     language: str | None = None,
 ) -> None:
-    """Write the named ``tensors`` so that `whisper.load_model` opens them, with at most one copy of them in memory.
+    """Write the named ``tensors`` for `whisper.load_model`, with at most one copy of them in memory.
 
     ``language`` is not stored: Whisper takes it when it decodes.
 
@@ -344,9 +344,9 @@ def write(
 
 
 def write_torch_file(contents: object, file: IO[bytes]) -> None:
-    """Do ``torch.save``, with the disk's own error if the disk is what fails."""
+    """Call ``torch.save``; if the disk fails, raise the OSError of the disk."""
     try:
         torch.save(contents, file)
     except RuntimeError as error:
-        # torch's zip writer, closing what it could not write, puts an error of its own over the disk's.
+        # torch's zip writer, closing an incomplete file, raises an error of its own over that of the disk.
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None

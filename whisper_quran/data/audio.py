@@ -5,19 +5,19 @@ Two decoders are tried in order:
 1. soundfile (libsndfile): WAV, FLAC, OGG, Opus and MP3, 1000 times faster than real time.
 2. ffmpeg as a subprocess: M4A, WMA, video, odd sampling rates, broken FLAC. Slow to start, reads nearly everything.
 
-Channels are averaged, and the samples are clipped to 16 bits. A file that is cut short or damaged gives what can be
-decoded and is marked ``damaged``; one whose channels cancel out, or whose floats are those of another scale, is
-``mended``; one that cannot hold speech is refused. libmpg123 (inside libsndfile) reports damaged frames only on file
-descriptor 2, hundreds of lines for one file: they are captured, and are how the damage is known.
+Channels are averaged, and the samples are clipped to 16 bits. A truncated or damaged file is decoded as far as possible
+and marked ``damaged``. One whose channels cancel out, or whose float samples have another scale, is corrected and
+marked ``mended``. One that cannot hold speech is rejected. libmpg123 (inside libsndfile) reports damaged frames only on
+file descriptor 2, hundreds of lines for one file: these are captured to detect the damage.
 
-Nothing in a file decides how much time and memory it takes: there is a limit of length, a deadline that depends on its
-size, and a limit of memory for each worker. ffmpeg opens that file alone, whatever playlist is in it.
+A file cannot take unlimited time or memory: there is a limit of length, a deadline that depends on its size, and a
+memory limit for each worker. ffmpeg opens no other file, even if the file is a playlist.
 
 :func:`decode_files` decodes in parallel. Its workers run this file as a script, by its path, with requests on standard
-input and answers on standard output, so there are no relative imports in here. multiprocessing does not do: its fork
-breaks once CUDA is in use, and its spawn runs the user's ``__main__`` again. A worker that crashes takes only the file
-that it was reading with it. Resampling is left to the parent, which has torch loaded already: importing it takes each
-worker 5 s of CPU and 500 MB.
+input and results on standard output, so this file has no relative imports. multiprocessing is not used: its fork breaks
+once CUDA is in use, and its spawn runs the user's ``__main__`` again. If a worker crashes, only the file that it was
+reading is lost. Resampling is done in the parent, which has torch loaded already: importing it would take each worker
+5 s of CPU and 500 MB.
 """
 
 import hashlib
@@ -45,15 +45,15 @@ import numpy as np
 
 SAMPLE_RATE = 16000
 MAX_SECONDS = 3 * 3600  # No surah is longer.
-NO_SPEECH = "no speech"  # how the reasons of files begin that were decoded and cannot be used
-MIN_RATE = 4000  # Hz: below, speech cannot be understood.
+NO_SPEECH = "no speech"  # prefix of the reasons why a decoded file cannot be used
+MIN_RATE = 4000  # Hz; below this, speech is unintelligible
 MEMORY_LIMIT = 6 << 30  # bytes of a worker's address space
-DEADLINE = 60.0  # seconds, and one more for each 200 kB
+DEADLINE = 60.0  # seconds, plus one for each 200 kB of the file
 _FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,rm,tak,"
     "tta,voc,w64,wav,webm,wv,xwma"
 )
-# A decoder ended by one of these met bytes that it cannot take. Others come from outside: SIGKILL if memory is short.
+# Signals by which a decoder crashes on a bad file. Others come from outside: SIGKILL if memory is short.
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
@@ -61,8 +61,8 @@ _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 class Decoded:
     """A recording: ``samples`` int16 (n,), mono, at ``rate`` Hz.
 
-    ``damaged`` if parts of the file were broken, ``mended`` if its channels cancelled out or its floats were those of
-    another scale; ``digest`` is that of the file's bytes.
+    ``damaged``: parts of the file were broken. ``mended``: its channels cancelled out, or its float samples had another
+    scale. ``digest`` is that of the file's bytes.
     """
 
     samples: np.ndarray
@@ -74,9 +74,9 @@ class Decoded:
 
 
 class AudioError(Exception):
-    """This file cannot be used. The message is one line, if no decoder reads it with each decoder's reason.
+    """A file that cannot be used. The message is one line; if no decoder reads the file, with each decoder's reason.
 
-    ``final`` if it is a verdict about the bytes: not if ffmpeg was missing, or time or memory ran out.
+    ``final`` means that the bytes are the cause, and not a missing ffmpeg or a lack of time or memory.
     """
 
     def __init__(self, message: str, *, final: bool = True):
@@ -85,11 +85,11 @@ class AudioError(Exception):
 
 
 class UnusableAudio(AudioError):
-    """A decoder read it, and it is too long, or cannot hold speech: no other decoder need try."""
+    """A file that was decoded but is too long or cannot hold speech: no other decoder is tried."""
 
 
 class WorkerError(Exception):
-    """The workers cannot start, or die one after the other."""
+    """An error of the workers: they cannot start, or crash repeatedly."""
 
 
 # Resampling.
@@ -97,7 +97,7 @@ class WorkerError(Exception):
 
 @cache
 def torchaudio_problem() -> str | None:
-    """Return why torchaudio cannot be imported, in one line, or None. A torch it was not built for raises all three."""
+    """Return in one line why torchaudio cannot be imported, or None. An incompatible torch may raise any of these."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
@@ -124,15 +124,15 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     with torch.inference_mode():
         for start in range(0, len(samples), block):
             first = max(0, start - margin)
-            # Zeros at the end, as torchaudio has it. Without them its length, counted in float32, may be one too short.
+            # Zeros at the end, as torchaudio pads. Without them its length, computed in float32, may be one too short.
             piece = np.pad(samples[first : start + block + margin].astype(np.float32), (0, margin))
             resampled = (
                 _resampler(rate)(torch.from_numpy(piece))[(start - first) // orig * new :]
                 .round_()
                 .clamp_(-32768, 32767)
             )
-            place = out[start // orig * new :][: block // orig * new]
-            place[:] = resampled[: len(place)].to(torch.int16).numpy()
+            target = out[start // orig * new :][: block // orig * new]
+            target[:] = resampled[: len(target)].to(torch.int16).numpy()
     return out
 
 
@@ -146,7 +146,7 @@ def _to_16_khz(decoded: Decoded) -> Decoded:
 
 
 def decode_file(path: str | os.PathLike[str]) -> Decoded:
-    """Decode ``path`` to 16 kHz, in this process. Meanwhile its file descriptor 2 is captured.
+    """Decode ``path`` to 16 kHz in this process, capturing its file descriptor 2 meanwhile.
 
     Raises:
         AudioError: no decoder reads the file, or there is no audio in it.
@@ -164,7 +164,7 @@ def _digest(path: str) -> str:
 
 
 def _decode(path: str, no_resampling: str | None) -> Decoded:
-    """Decode at the file's own rate, or at 16 kHz if there is a reason why it cannot be resampled later."""
+    """Decode at the file's own rate or, if ``no_resampling`` says why it cannot be resampled later, at 16 kHz."""
     try:
         if not os.stat(path).st_size:
             raise AudioError("the file is empty")
@@ -183,7 +183,7 @@ def _decode(path: str, no_resampling: str | None) -> Decoded:
             return replace(decoded, digest=digest)
         except UnusableAudio:
             raise
-        except Exception as error:  # Whatever stops one decoder, the next may still read the file.
+        except Exception as error:  # whatever the error, the next decoder may read the file
             reasons.append(f"{name}: {_one_line(error)}")
             out_of_memory = isinstance(error, MemoryError) or re.search(r"memory|malloc", str(error), re.IGNORECASE)
             if out_of_memory or isinstance(error, OSError) or not getattr(error, "final", True):
@@ -204,7 +204,7 @@ def _require_speech(samples: np.ndarray, rate: int) -> None:
 
 
 def header_seconds(path: str | os.PathLike[str]) -> float | None:
-    """Read how long the header says a file is; None if soundfile cannot tell. Quick, but a guess for some MP3s."""
+    """Read the duration from a file's header; None if soundfile cannot. Fast, but only an estimate for some MP3s."""
     try:
         import soundfile
 
@@ -218,7 +218,7 @@ def header_seconds(path: str | os.PathLike[str]) -> float | None:
 def _soundfile(path: str) -> Decoded:
     import soundfile
 
-    # By descriptor, so that any file name will do, and so that the place where libsndfile stopped reading is known.
+    # By descriptor, to allow any file name and to know where libsndfile stopped reading.
     with _stderr_captured() as captured, open(path, "rb", buffering=0) as file:
         try:
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
@@ -227,29 +227,29 @@ def _soundfile(path: str) -> Decoded:
                     raise UnusableAudio(f"{NO_SPEECH}: sampled at {rate} Hz")
                 if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
                     raise AudioError(f"resampling {rate} Hz would need a kernel of gigabytes")
-                # Or soundfile seeks to where it is after every read, and an MP3's frames that lean on earlier ones
+                # Otherwise soundfile seeks to its position after every read, and MP3 frames that depend on earlier ones
                 # would be decoded without them.
                 sound._info.seekable = 0
                 mono, damaged, mended = _read_mono(sound)
         except soundfile.LibsndfileError as error:
             raise AudioError(error.error_string.rstrip(".")) from error
         unread = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
-        complaints = _read_back(captured).lower()
-    # Without a Xing header an MP3's length is guessed from its first frames, and libsndfile stops at the guess: a
-    # loud beginning can cost most of the recording. Otherwise it reads to the end of the file, or of all but its tags.
+        messages = _read_back(captured).lower()
+    # Without a Xing header an MP3's length is estimated from its first frames, and libsndfile stops there: after a loud
+    # beginning, most of the recording can be lost. With one it reads to the end of the file or to its tags.
     if is_mp3 and unread > 4096:
         raise AudioError(f"stops {unread} bytes before the end of the file")
-    damaged |= b"error" in complaints or b"warning" in complaints or (not is_mp3 and len(mono) < frames)
+    damaged |= b"error" in messages or b"warning" in messages or (not is_mp3 and len(mono) < frames)
     return Decoded(mono, rate, "soundfile", damaged, mended)
 
 
 def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
-    """Read an open ``SoundFile``: int16 (n,), whether it is damaged (NaN, infinity), and whether it was mended."""
+    """Read an open ``SoundFile``; return int16 (n,), if it is damaged (NaN, infinity), and if it was mended."""
     weights = np.full(sound.channels, 1 / sound.channels, np.float32)
     mono, products, damaged = _read_mixed(sound, weights)
-    loudest = int(np.argmax(np.diag(products) >= 0.999 * products.max()))  # of equals the first, however summed
+    loudest = int(np.argmax(np.diag(products) >= 0.999 * products.max()))  # the first of equals, despite rounding
     mended = bool(products.mean() < products[loudest, loudest] / 100)
-    if mended:  # The channels cancel out: their mean is 20 dB below the loudest of them, which is taken alone.
+    if mended:  # The channels cancel out: their mean is 20 dB below the loudest, so only the loudest is used.
         sound.seek(0)
         mono, _, _ = _read_mixed(sound, np.eye(sound.channels, dtype=np.float32)[loudest])
     if mono.dtype != np.int16:
@@ -261,11 +261,11 @@ def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
 def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
     """Read to the end, channels mixed by ``weights``: (n,) float32 from a file of floats, otherwise int16.
 
-    Also returns the sums of the products of any two channels, and if some samples were no numbers.
+    Also return the sums of the products of every two channels, and True if some samples were NaN or infinite.
     """
     is_float, channels, damaged = sound.subtype in ("FLOAT", "DOUBLE"), sound.channels, False
     blocks, block, products = [], np.empty((1 << 16, channels), np.float32), np.zeros((channels, channels))
-    # Block by block: a header may promise more than memory holds (a WAV written to a pipe says 4 GB).
+    # In blocks: a header may state more than fits in memory (a WAV written to a pipe states 4 GB).
     while read := len(sound.read(out=block)):
         part = block[:read]
         if is_float and not np.isfinite(part).all():
@@ -278,7 +278,7 @@ def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _float_scale(mono: np.ndarray) -> float:
-    """Return what float samples are to be divided by: 1, or if more than 1 % are above it, what their full scale is."""
+    """Return the full scale of float samples: 1, or a larger one if more than 1 % of the samples are above 1."""
     if not len(mono) or np.mean(np.abs(mono) > 1) <= 0.01:
         return 1.0
     peak = float(np.abs(mono).max())
@@ -289,7 +289,7 @@ def _float_scale(mono: np.ndarray) -> float:
 
 
 def _ffmpeg(path: str) -> Decoded:
-    """Let ffmpeg decode and resample. Its output is AU, which can say of a pipe that its length is unknown."""
+    """Decode and resample with ffmpeg. Its output is AU, whose header can leave the length of a pipe unknown."""
     import soundfile
 
     if shutil.which("ffmpeg") is None:
@@ -299,20 +299,20 @@ def _ffmpeg(path: str) -> Decoded:
     run = subprocess.run(
         ["ffmpeg", "-nostdin", "-v", "error", *source, *target], stdin=subprocess.DEVNULL, capture_output=True
     )
-    complaints = re.sub(r"\[.*? @ 0x\w+\] ", "", os.fsdecode(run.stderr).replace(f"file:{path}: ", ""))
+    messages = re.sub(r"\[.*? @ 0x\w+\] ", "", os.fsdecode(run.stderr).replace(f"file:{path}: ", ""))
     if run.returncode < 0:
         raise AudioError(f"ended by signal {-run.returncode}", final=-run.returncode in _CRASHES)
-    if "not on whitelist" in complaints:
+    if "not on whitelist" in messages:
         raise AudioError("not audio, or a playlist of other files")
-    if run.returncode and (len(run.stdout) < 24 or "Cannot allocate memory" in complaints):
-        raise AudioError(complaints or f"exit code {run.returncode}")
+    if run.returncode and (len(run.stdout) < 24 or "Cannot allocate memory" in messages):
+        raise AudioError(messages or f"exit code {run.returncode}")
     with soundfile.SoundFile(io.BytesIO(run.stdout)) as sound:
         mono, _, mended = _read_mono(sound)
     return Decoded(mono, SAMPLE_RATE, "ffmpeg", bool(run.stderr), mended)
 
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:
-    """float32 in -1..1 -> int16, rounded and clipped; what came from 16 bits is again what it was."""
+    """Convert float32 in [-1, 1] to int16, rounded and clipped; samples that were 16-bit are restored exactly."""
     scaled = samples * np.float32(32768)
     np.rint(scaled, out=scaled)
     return np.clip(scaled, -32768, 32767, out=scaled).astype(np.int16)
@@ -322,13 +322,13 @@ def _to_int16(samples: np.ndarray) -> np.ndarray:
 
 
 def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Generator[Decoded | AudioError, None, None]:
-    """Decode ``paths`` in up to ``workers`` processes; yields a result for each, at 16 kHz, in the order of ``paths``.
+    """Decode ``paths`` in up to ``workers`` processes; yield a result for each, at 16 kHz, in the order of ``paths``.
 
-    A file on which its worker dies is tried once more in a fresh one; if that dies too, its result is an
-    :class:`AudioError` that says so. Close the iterator (``contextlib.closing``) if it may be left early.
+    A file on which its worker dies is tried once more in a new worker; if that dies too, the result is an
+    :class:`AudioError`. Close the iterator (``contextlib.closing``) if it may be left early.
 
     Raises:
-        WorkerError: the workers cannot start, or die one after the other.
+        WorkerError: the workers cannot start, or crash repeatedly.
     """
     pool = [_Worker() for _ in range(max(1, min(workers, len(paths), os.cpu_count() or 1)))]
     idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -342,11 +342,11 @@ def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Gener
         finally:
             idle.put(worker)
 
-    threads = ThreadPoolExecutor(len(pool))  # They wait for answers, and resample.
+    threads = ThreadPoolExecutor(len(pool))  # wait for results, and resample
     waiting: deque[Future[Decoded | AudioError]] = deque()
     try:
         for path in paths:
-            # More than are being decoded, so that a long recording at the head keeps no worker idle.
+            # Queue more than are being decoded, so that one long recording does not leave workers idle.
             if len(waiting) == 4 * len(pool):
                 yield waiting.popleft().result()
             waiting.append(threads.submit(decode, os.fspath(path)))
@@ -361,17 +361,17 @@ def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Gener
 
 
 class _Worker:
-    """A decoding process, started when needed and again after it died, and the pipes to it, which carry pickles."""
+    """A decoding process, started on demand and restarted after a crash, with pipes that carry pickles."""
 
     MAX_DEATHS = 6
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.deaths = 0  # In a row.
+        self.deaths = 0  # in a row
         self.killed = False
 
     def decode(self, path: str) -> Decoded | AudioError:
-        """Decode ``path``; the death of the process is an error of the file, and so is taking too long."""
+        """Decode ``path``; a crash or a timeout of the process becomes an :class:`AudioError` of the file."""
         for _ in range(2):
             try:
                 answer = self._ask(path)
@@ -398,7 +398,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=self.stderr,
                 env=os.environ | one_thread,
-                start_new_session=True,  # Ctrl-C reaches the parent alone.
+                start_new_session=True,  # so that Ctrl-C reaches only the parent
             )
         except OSError as error:
             raise WorkerError(_one_line(error)) from error
@@ -413,43 +413,43 @@ class _Worker:
         return _to_16_khz(Decoded(**answer)) if "samples" in answer else AudioError(**answer)
 
     def _ending(self) -> tuple[int, str]:
-        """Return the exit code of the process, which has died, and what is known about its end."""
+        """Return the exit code of the process, which has died, and the reason as far as it is known."""
         assert self.process is not None
         code = self.process.wait()
-        complaint = _read_back(self.stderr).decode(errors="replace").strip().rpartition("\n")[2]
+        message = _read_back(self.stderr).decode(errors="replace").strip().rpartition("\n")[2]
         self.close()
-        return code, f"signal {-code}" if code < 0 else complaint or f"exit code {code}"
+        return code, f"signal {-code}" if code < 0 else message or f"exit code {code}"
 
     def kill(self) -> None:
-        """End the process, and with it what a thread may be waiting for."""
+        """Kill the process, so that a thread that waits for it continues."""
         self.killed = True
         if process := self.process:
             _kill_group(process.pid)
 
     def close(self) -> None:
-        """End the process, and the ffmpeg that it may have started."""
+        """Kill the process and the ffmpeg that it may have started, and close the pipes."""
         if self.process:
             _kill_group(self.process.pid)
             self.process.wait()
-            with suppress(BrokenPipeError):  # Popen closes its pipes.
+            with suppress(BrokenPipeError):  # Popen closes its pipes
                 self.process.__exit__(None, None, None)
             self.stderr.close()
             self.process = None
 
 
 def _kill_group(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # It has ended.
+    with suppress(ProcessLookupError, PermissionError):  # it has already ended
         os.killpg(group, signal.SIGKILL)
 
 
 def _serve() -> None:
-    """Run a worker: answer each request until standard input ends, that is until the parent does."""
+    """Run a worker: answer requests until standard input ends, which means that the parent has ended."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # What a library prints is not an answer.
+    os.dup2(2, 1)  # so that output of a library is not taken for a result
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, even inside a C library
     requests: SimpleQueue[tuple[str, str | None, float]] = SimpleQueue()
 
@@ -457,7 +457,7 @@ def _serve() -> None:
         with suppress(EOFError):
             while True:
                 requests.put(pickle.load(sys.stdin.buffer))
-        _kill_group(os.getpgrp())  # The parent has ended: so does this process, and ffmpeg if it is running.
+        _kill_group(os.getpgrp())  # the parent has ended: kill this process, and ffmpeg if it is running
 
     threading.Thread(target=receive, daemon=True).start()
     while True:
@@ -481,7 +481,7 @@ def _send(pipe: IO[bytes], message: object) -> None:
 
 @contextmanager
 def _stderr_captured() -> Iterator[IO[bytes]]:
-    """Redirect file descriptor 2 to a temporary file, which is yielded: C libraries know no other standard error."""
+    """Redirect file descriptor 2, which C libraries write to, to a temporary file; yield that file."""
     with tempfile.TemporaryFile() as captured:
         kept = os.dup(2)
         os.dup2(captured.fileno(), 2)
@@ -502,5 +502,5 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # The parent has ended.
+    with suppress(BrokenPipeError):  # the parent has ended
         _serve()

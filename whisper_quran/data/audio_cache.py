@@ -6,11 +6,11 @@ Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. The reco
         <source>-<digest>-<samples>.npy    "-damaged.npy", "-mended.npy": see audio.py
         <source>-failed.json               why the source cannot be used
 
-where <source> is made of the source's file name (hashed), size, modification time and the decoder's version, so that a
-changed source is decoded again, and <digest> is that of its bytes. Listing the folder once says all that is there. A
-file is written under another name and renamed, and it counts only if its size is that of its samples, so that neither a
-killed process nor a power cut leaves half a recording. One process at a time decodes; readers need no lock, because
-files are never changed.
+where <source> consists of the source's file name (hashed), size, modification time and the decoder's version, so that a
+changed source is decoded again, and <digest> is that of its bytes. One listing of the folder finds all recordings. A
+file is written under a temporary name and renamed, and is used only if its size matches its samples, so neither a
+killed process nor a power cut leaves half a recording. Only one process decodes at a time; readers need no lock,
+because files are never changed.
 """
 
 import fcntl
@@ -51,11 +51,11 @@ _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
 _NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
 _LEFTOVER = re.compile(r"\..+\.(npy|json)\.[0-9a-f]{8}\.tmp")
-_LEFTOVER_SECONDS = 3600.0  # A younger one may be another process's.
+_LEFTOVER_SECONDS = 3600.0  # younger ones may belong to a running process
 
 
 class Clip(NamedTuple):
-    """Where a recording is: the path of its ``.npy`` file, how many samples it has, and the digest of its source."""
+    """A cached recording: the path of its ``.npy`` file, its number of samples, and the digest of its source."""
 
     file: str
     length: int
@@ -64,15 +64,15 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class AudioCache:
-    """Decoded recordings, by the path of their source file as it was given to :func:`prepare_audio`.
+    """Decoded recordings, by the path of their source file as given to :func:`prepare_audio`.
 
-    Holds places, not samples: it is small, and can be pickled or forked into loader processes.
+    It holds paths, not samples: it is small, and can be pickled or forked into loader processes.
     """
 
     clips: dict[str, Clip]
     skipped: list[tuple[Path, str]]  # sources that cannot be decoded, and why
     damaged: list[Path]  # sources that were decoded although parts of the file are broken
-    mended: list[Path] = field(default_factory=list)  # sources whose channels cancelled out, or of another scale
+    mended: list[Path] = field(default_factory=list)  # sources whose channels cancelled out, or with another scale
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         return os.fspath(path) in self.clips
@@ -86,16 +86,16 @@ class AudioCache:
         return self.clips[os.fspath(path)].digest
 
     def is_decoded(self, path: str | os.PathLike[str]) -> bool:
-        """Return False if ``path`` was not to be decoded: its length is then estimated."""
+        """Return False if ``path`` has not been decoded (in a dry run): its length is then an estimate."""
         return bool(self.clips[os.fspath(path)].file)
 
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """Map the samples, int16 (n,), read-only. Memory does not grow, and the file closes with the array.
+        """Memory-map the samples, int16 (n,), read-only; the file is closed with the array.
 
-        What is not in the cache is decoded, and cut or padded to the length that was estimated.
+        A recording that is not in the cache is decoded, and cut or padded to its estimated length.
 
         Raises:
-            UserError: the file is gone.
+            UserError: the cached file was removed.
         """
         file, length, _ = self.clips[os.fspath(path)]
         if not file:
@@ -118,7 +118,7 @@ def _decode_now(path: str | os.PathLike[str], length: int) -> np.ndarray:
 
 
 def default_cache() -> Path:
-    """Return where decoded recordings are kept unless ``--cache`` says otherwise.
+    """Return the folder of decoded recordings that is used without ``--cache``.
 
     Raises:
         UserError: there is no home folder.
@@ -131,13 +131,13 @@ def default_cache() -> Path:
 
 @dataclass
 class _Source:
-    """An audio file, and what the cache has of it: a ``recording``, or the ``reason`` why it cannot be used."""
+    """An audio file and its entry in the cache: a ``recording``, or the ``reason`` why it cannot be used."""
 
     path: str
     reciter: str
     size: int = 0
     folder: Path = Path()
-    key: str = ""  # what the names of its files in the cache begin with
+    key: str = ""  # prefix of the names of its files in the cache
     recording: re.Match[str] | None = None  # the file's name, see _NAME
     reason: str = ""
 
@@ -149,11 +149,11 @@ class _Source:
 def prepare_audio(
     sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print, decode: bool = True
 ) -> AudioCache:
-    """Decode what is missing of ``sources`` (reciter -> audio files) into ``cache``, and return where everything is.
+    """Decode the ``sources`` (reciter -> audio files) that ``cache`` lacks, and return the cached recordings.
 
-    Takes up to ``workers`` processes. If another process is decoding into ``cache``, waits for it first. If nothing is
-    missing, nothing is logged or written. Unless it is to ``decode``, nothing is written at all, and how long missing
-    recordings are is estimated from their headers.
+    Use up to ``workers`` processes. If another process is decoding into ``cache``, wait for it first. If nothing is
+    missing, nothing is logged or written. If ``decode`` is False, nothing is written, and the lengths of missing
+    recordings are estimated from their headers.
 
     Raises:
         UserError: the cache cannot be written or has too little space, or the decoding processes cannot run.
@@ -191,7 +191,7 @@ def prepare_audio(
 
 
 def _identify(sources: Mapping[str, Sequence[Path]], cache: Path) -> list[_Source]:
-    """Look at every source file once: where its recording is in the cache, and under which name."""
+    """Make a :class:`_Source` of every file: with its folder and key in the cache, or why it cannot be read."""
     folders: dict[str, Path] = {}
     files = {os.fspath(path): _Source(os.fspath(path), reciter) for reciter, each in sources.items() for path in each}
     for path, file in files.items():
@@ -218,7 +218,7 @@ def _hash(name: str, size: int) -> str:
 
 
 def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
-    """List the folders of ``files`` in the cache, and note what is there of each; ``sweep`` removes leftovers."""
+    """Find the cache entries of ``files`` by listing their folders; ``sweep`` removes temporary files left behind."""
     listings = {folder: _list(folder, sweep) for folder in {file.folder for file in files if file.is_missing}}
     for file in files:
         if not file.is_missing or not (found := listings[file.folder].get(file.key)):
@@ -231,7 +231,7 @@ def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
 
 
 def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
-    """Map the sources that ``folder`` has something of, by their keys, to the name of the file, matched by _NAME."""
+    """Return the entries of ``folder``: the names of the files, matched by ``_NAME``, by the key of their source."""
     names = {}
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
@@ -244,7 +244,7 @@ def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
 
 
 def _announce(missing: Sequence[_Source], cache: Path, log: Log, verb: str) -> None:
-    """Log how much there is to decode, and refuse what clearly does not fit on the disk."""
+    """Log the amount to decode; raise a :class:`UserError` if it clearly does not fit on the disk."""
     seconds = _estimate_seconds(missing)
     size = seconds * SAMPLE_RATE * BYTES_PER_SAMPLE
     free = shutil.disk_usage(nearest_folder(cache)).free
@@ -262,18 +262,18 @@ def _announce(missing: Sequence[_Source], cache: Path, log: Log, verb: str) -> N
 
 
 def _estimate_seconds(missing: Sequence[_Source]) -> float:
-    """Estimate how long the files are together, from their sizes and the headers of 64 of them."""
+    """Estimate the total duration of the files, from their sizes and the headers of 64 of them."""
     seconds, size = 0.0, 0
     for file in missing[:: -(-len(missing) // 64)]:
-        if (length := header_seconds(file.path)) is not None:
-            # One header alone must not decide: no codec for speech takes less than 500 bytes a second.
-            seconds, size = seconds + min(length, file.size / 500, MAX_SECONDS), size + file.size
-    seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if soundfile knows none of them
+        if (duration := header_seconds(file.path)) is not None:
+            # A wrong header must not dominate: no speech codec takes less than 500 bytes a second.
+            seconds, size = seconds + min(duration, file.size / 500, MAX_SECONDS), size + file.size
+    seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if soundfile reads none of them
     return seconds_per_byte * sum(file.size for file in missing)
 
 
 def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
-    """Decode ``missing`` into the cache. A reason that need not last is kept for this run alone."""
+    """Decode ``missing`` into the cache. A failure that is not final is not written to the cache."""
     started, seconds = time.monotonic(), 0.0
     try:
         with (
@@ -300,9 +300,9 @@ def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
 
 
 def _write(path: Path, content: np.ndarray | str) -> None:
-    """Write a file of the cache under another name, and rename it.
+    """Write a file of the cache under a temporary name, and rename it.
 
-    There is no fsync, which would take longer than decoding: a file that a power cut left short is decoded again.
+    There is no fsync, which would take longer than decoding: a file that a power cut truncates is decoded again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
@@ -316,7 +316,7 @@ def _write(path: Path, content: np.ndarray | str) -> None:
 
 @contextmanager
 def _locked(cache: Path, log: Log) -> Iterator[None]:
-    """Let one process at a time decode into ``cache``. However a process that held the lock ends, it is free again."""
+    """Lock ``cache`` for decoding. The lock is released however the process that holds it ends."""
     with suppress(FileExistsError):
         cache.mkdir(parents=True)
     with open(cache / "lock", "w") as file:
@@ -326,5 +326,5 @@ def _locked(cache: Path, log: Log) -> Iterator[None]:
             log(f"Waiting for another process that is decoding into {cache}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # Some network disks have no locks. Two processes then do the same work twice, and no harm.
+            pass  # some network disks have no locks: then two processes only do the same work twice
         yield

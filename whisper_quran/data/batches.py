@@ -1,11 +1,11 @@
-"""From decoded recordings to batches on their way to the device.
+"""Batches of decoded recordings and target tokens for the device.
 
-A clip travels as raw int16: 30 s of padding and the log-mel are made on the device, for the whole batch
-(:mod:`.features`). Nothing here decodes audio, so one background thread keeps ahead of any GPU: a batch of 16 clips of
+A clip is copied as int16 samples: the padding to 30 s and the log-mel are computed on the device, for the whole batch
+(:mod:`.features`). No audio is decoded here, so one background thread keeps ahead of any GPU: a batch of 16 clips of
 10 s is 5 MB to copy.
 
-Shuffling depends on the seed and the epoch alone, and a step's clips are one slice of that order. Accumulation only
-cuts the slice into micro-batches, so that 4 × 4 sees exactly the clips that a batch of 16 sees.
+The order depends on the seed and the epoch alone, and a step's clips are one slice of it. Accumulation only splits the
+slice into micro-batches, so that 4 × 4 has exactly the clips of a batch of 16.
 """
 
 import zlib
@@ -34,15 +34,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example(Passage):
-    """A window of training and what the decoder is taught.
+    """A training window and its tokens.
 
-    ``tokens`` run from the prompt to eot; those from ``taught_from`` on are targets of the loss, the others are given.
-    With timestamps the window may go on after its ayat with the beginning of another, which is ``cut`` at its end.
+    ``tokens`` run from the prompt to eot; those from ``taught_from`` on are targets of the loss, the others are only
+    input. A window with timestamps may end with the beginning of another ayah, which is ``cut`` at its end.
     """
 
     tokens: tuple[int, ...]
     taught_from: int
-    timed: bool = False  # whether timestamps are taught
+    timed: bool = False  # True if timestamps are targets
     cut: Ayah | None = None
 
     @property
@@ -62,10 +62,10 @@ def build_examples(
 ) -> tuple[list[Example], list[Skipped]]:
     """Keep the ayat that fit the model: at most ``max_duration`` seconds (and 30), and the decoder's context.
 
-    Ayat that ``cache`` does not hold are left to ``cache.skipped``.
+    Ayat that ``cache`` does not hold are already in ``cache.skipped``.
     """
     limit = min(int(max_duration * SAMPLE_RATE), N_SAMPLES)
-    prompt = len(tokenizer.sot_sequence_including_notimestamps)
+    prompt_length = len(tokenizer.sot_sequence_including_notimestamps)
     examples, skipped = [], []
     for ayah in ayat:
         if ayah.audio not in cache:
@@ -77,35 +77,35 @@ def build_examples(
         elif len(tokens) - 1 > n_text_ctx:
             reason = f"text longer than the decoder's {n_text_ctx} tokens"
         else:
-            examples.append(Example((ayah,), samples, tuple(tokens), prompt))
+            examples.append(Example((ayah,), samples, tuple(tokens), prompt_length))
             continue
         skipped.append(Skipped(str(ayah.audio), reason))
     return examples, skipped
 
 
 class Sound(NamedTuple):
-    """What augmentation must know of a clip."""
+    """The properties of a clip that augmentation depends on."""
 
-    number: int  # that follows from its samples
+    number: int  # CRC-32 of its samples
     samples: int  # without padding
-    timed: bool  # whether timestamps are taught: their audio must not become shorter or longer
+    timed: bool  # True if timestamps are targets: then the speed must not change
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips with what the decoder is taught, as plain tensors.
+    """Clips and tokens, as plain tensors.
 
-    The loss covers text and eot: ``positions`` are where, in the flattened (batch × length) decoder output, the next
-    token is taught, and ``targets`` which token it is. Prompt and padding are in neither, so the output layer, a third
-    of the decoder's work, is never computed for them.
+    The loss covers text and eot: ``positions`` are the indices into the flattened (batch × length) decoder output whose
+    next token is a target, and ``targets`` are those tokens. Prompt and padding are in neither, so the output layer, a
+    third of the decoder's work, is not computed for them.
     """
 
     audio: Tensor  # (batch, samples of the longest clip) int16, zero-padded
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: tuple[Sound, ...] = ()  # if asked for
-    known: Known | None = None  # what an encoder cache has of the clips
+    clips: tuple[Sound, ...] = ()  # empty without augmentation
+    known: Known | None = None  # cached encoder outputs of the clips
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -121,7 +121,7 @@ class Batch:
         return Batch(audio, tokens, positions, targets, self.clips, self.known.to(device) if self.known else None)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
-        """Return the same clips as two batches, for a GPU that has no room for one."""
+        """Return the same clips as two batches, for a GPU that has too little memory for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
         known = self.known.split(half) if self.known else (None, None)
@@ -139,38 +139,38 @@ def make_batch(
     encoder: FrozenEncoder | None = None,
     augmented: bool = False,
 ) -> Batch:
-    """Collate ``examples``, with what the cache of a frozen ``encoder`` has of them.
+    """Collate ``examples``, with their outputs in the cache of a frozen ``encoder``.
 
-    ``pin`` puts the tensors in page-locked memory, from where the copy to a GPU runs beside its work.
-    ``augmented`` gives the batch its ``clips``.
+    ``pin`` puts the tensors in page-locked memory, from which copies to a GPU are asynchronous. ``augmented`` sets the
+    batch's ``clips``.
     """
     length = max(len(example.tokens) for example in examples) - 1
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
     positions, targets = [], []
     for row, example in enumerate(examples):
-        taught = example.tokens[example.taught_from :]
+        example_targets = example.tokens[example.taught_from :]
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
-        positions.append(torch.arange(len(taught)) + row * length + example.taught_from - 1)
-        targets.append(torch.tensor(taught))
+        positions.append(torch.arange(len(example_targets)) + row * length + example.taught_from - 1)
+        targets.append(torch.tensor(example_targets))
     clips = [example.audio(cache) for example in examples]
     known = encoder.find(clips, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
-    given, where, next_tokens = (tensor.pin_memory() if pin else tensor for tensor in text)
+    inputs, target_positions, target_ids = (tensor.pin_memory() if pin else tensor for tensor in text)
     sounds: tuple[Sound, ...] = ()
     if augmented:
         sounds = tuple(
             Sound(zlib.crc32(clip.tobytes()), len(clip), example.timed)
             for clip, example in zip(clips, examples, strict=True)
         )
-    return Batch(collate(clips, pin), given, where, next_tokens, sounds, known)
+    return Batch(collate(clips, pin), inputs, target_positions, target_ids, sounds, known)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
-    """Make the random generator of one thing: the order of an epoch, or what is done to one of its examples.
+    """Make a random generator, for the order of an epoch or the augmentation of one of its examples.
 
-    Whatever is random depends on these three numbers alone, so that a resumed run repeats it.
+    All random numbers depend on these three numbers alone, so that a resumed run repeats them.
     """
-    # Neighbours in one number must not collide with neighbours in another. Of the sum torch takes the lower 32 bits.
+    # Neighbouring values of one number must not collide with those of another. torch uses the lower 32 bits of the sum.
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch + index * 2_654_435_761) % 2**32)
 
 
@@ -180,14 +180,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Return ``items`` in runs of ``size``; the last may be shorter."""
+    """Split ``items`` into chunks of ``size``; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def shard(step: Sequence[T], batch_size: int, rank: int, world_size: int) -> list[Sequence[T]]:
-    """Return the micro-batches of one process, out of a ``step``'s clips: together the processes' shards are the step.
+    """Return the micro-batches of one process: its shard of a ``step``'s clips, split into batches.
 
-    Every process gets as many clips as any other, or one fewer; the last step of an epoch may leave it none.
+    The shards of all processes differ by at most one clip; in the last step of an epoch they may be empty.
     """
     return split(step[rank::world_size], batch_size)
 
@@ -195,7 +195,8 @@ def shard(step: Sequence[T], batch_size: int, rank: int, world_size: int) -> lis
 def prefetch(items: Iterable[T], depth: int = 3) -> Iterator[T]:
     """Iterate over ``items`` in a background thread that stays up to ``depth`` items ahead.
 
-    An exception of ``items`` is raised here, in its place. The thread ends when the consumer stops early.
+    An exception raised by ``items`` is raised here, at its place in the order. The thread ends if the consumer
+    stops early.
     """
     iterator, end = iter(items), object()
     thread = ThreadPoolExecutor(1)

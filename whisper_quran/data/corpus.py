@@ -1,8 +1,8 @@
-"""Which recordings there are, and the text of each.
+"""The corpus: recordings and their texts.
 
 Two sources: a folder in the layout of EveryAyah and of the published dataset (``DATA/audio/<Reciter>/SSSAAA.mp3`` or
 ``DATA/<Reciter>/SSSAAA.mp3``, with ``DATA/metadata/ayah_text_clear.csv``), or a manifest for anything else. Nothing
-is dropped in silence: whatever cannot be used comes back as :class:`Skipped`, with the reason.
+is dropped silently: everything that cannot be used is returned as :class:`Skipped`, with the reason.
 """
 
 import csv
@@ -45,14 +45,14 @@ SURAHS = (
 ).split("،")
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
-_MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write it
+_MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write missing values
 
 
 @dataclass(frozen=True)
 class Ayah:
-    """One recording and its text, an ayah by its ``surah`` and ``number``.
+    """One recording and its text, identified by ``surah`` and ``number``.
 
-    Where a manifest names the recording there is no surah, and the number is that of its row among the reciter's.
+    A recording from a manifest has no surah, and its number counts the rows of its reciter.
     """
 
     reciter: str
@@ -76,7 +76,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the recitations are. ``reciters`` maps each name to its folder, or to the ayat a manifest gives it."""
+    """The available recitations. ``reciters`` maps each name to its folder, or to its ayat in a manifest."""
 
     source: Path
     reciters: dict[str, Path | list[Ayah]]
@@ -85,7 +85,7 @@ class Corpus:
     skipped: list[Skipped]
 
     def select(self, reciters: Iterable[str]) -> tuple[list[Ayah], list[Skipped]]:
-        """Return the ayat of ``reciters``, in the order of the mushaf, and what had to be left out.
+        """Return the ayat of ``reciters``, in the order of the mushaf, and the files that were left out.
 
         Raises:
             UserError: a reciter is not there (the message lists those that are).
@@ -94,19 +94,23 @@ class Corpus:
         for reciter in dict.fromkeys(printable(name) for name in reciters):
             if reciter not in self.reciters:
                 raise UserError(self._unknown(reciter))
-            place = self.reciters[reciter]
-            if isinstance(place, Path):
-                found, left_out = _scan(place, reciter, self.texts, self.surahs)
+            recitations = self.reciters[reciter]
+            if isinstance(recitations, Path):
+                found, left_out = _scan(recitations, reciter, self.texts, self.surahs)
                 ayat += found
                 skipped += left_out
             else:
-                ayat += place
+                ayat += recitations
         return ayat, skipped
 
     def surahs_of(self, reciter: str) -> str:
-        """Say which surahs there is audio of, as ranges: ``"1, 78:114"``."""
-        place = self.reciters[printable(reciter)]
-        numbers = {key[0] for file in place.iterdir() if (key := _ayah_of(file))} if isinstance(place, Path) else set()
+        """Return the surahs that have audio, as ranges: ``"1, 78:114"``."""
+        recitations = self.reciters[printable(reciter)]
+        numbers = (
+            {key[0] for file in recitations.iterdir() if (key := _ayah_of(file))}
+            if isinstance(recitations, Path)
+            else set()
+        )
         starts = [n for n in sorted(numbers) if n - 1 not in numbers]
         ends = [n for n in sorted(numbers) if n + 1 not in numbers]
         return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True)) or "none"
@@ -123,7 +127,7 @@ class Corpus:
 def open_corpus(
     data: Path, text: Path | None = None, manifest: Path | None = None, surahs: str | None = None
 ) -> Corpus:
-    """Find the reciters and read the text: of the folder ``data``, or of ``manifest`` where one is given.
+    """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest``.
 
     Raises:
         UserError: the folder, the text or the manifest is missing, or cannot be used; or ``surahs`` is no range.
@@ -146,12 +150,12 @@ def open_corpus(
 
 
 def default_text(data: Path) -> Path:
-    """Return where the text is in a folder of recitations."""
+    """Return the path of the text in a folder of recitations."""
     return data / "metadata" / "ayah_text_clear.csv"
 
 
 def training_reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
-    """Choose the reciters of each split; of a manifest, by default, all train but those that validate.
+    """Choose the reciters of each split; by default Experiment 2A's or, to train on, all others of a manifest.
 
     Raises:
         UserError: there is none to train on.
@@ -170,7 +174,7 @@ def training_reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[
 
 
 def parse_surahs(text: str | None) -> range:
-    """``"2:4"`` is surahs 2, 3 and 4; ``"2"`` is surah 2; None is all of them.
+    """Parse a range of surahs: ``"2:4"`` is 2, 3 and 4, ``"2"`` is 2, and None is all.
 
     Raises:
         UserError: not such a range, or outside 1 to 114.
@@ -186,7 +190,7 @@ def parse_surahs(text: str | None) -> range:
 
 
 def find_reciters(data: Path) -> dict[str, Path]:
-    """The reciters' folders, by name: those under ``data/audio``, or under ``data``, that hold audio named SSSAAA."""
+    """Return the reciters' folders by name: those in ``data/audio``, or in ``data``, that hold audio named SSSAAA."""
     for parent in (data / "audio", data):
         if parent.is_dir():
             folders = sorted(folder for folder in parent.iterdir() if folder.is_dir())
@@ -197,7 +201,7 @@ def find_reciters(data: Path) -> dict[str, Path]:
 
 
 def _ayah_of(file: Path) -> tuple[int, int] | None:
-    """Surah and ayah that an audio file's name states; None for any other file."""
+    """Return the surah and ayah in an audio file's name; None for any other file."""
     match = _AYAH_NAME.fullmatch(file.stem)
     if match and file.suffix.lower() in AUDIO_EXTENSIONS:
         return int(match[1]), int(match[2])
@@ -240,8 +244,8 @@ def _scan(
 def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
     """Read a table with columns sorah, ayah, text into ``{(surah, ayah): text}``; see :func:`_read_table`.
 
-    Rows that cannot be used (no numbers, a second text for an ayah) come back as skipped; an ayah whose text is empty
-    is kept with its empty text, for the audio that then has none to be named.
+    Rows that cannot be used (no numbers, a second text for an ayah) are returned as skipped. An empty text is kept, so
+    that the ayah's audio is reported as lacking text.
 
     Raises:
         UserError: no such file, not UTF-8, a column is missing, or no row holds text.
@@ -296,18 +300,18 @@ def _open_manifest(path: Path) -> Corpus:
 
 
 def _find_audio(folder: Path, name: str) -> Path | None:
-    """Find the file that a manifest names, as it is written or in another Unicode form; None if there is none."""
+    """Find the file that a manifest names, in the name's own Unicode form or in NFC or NFD; None if there is none."""
     for candidate in (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))):
         try:
             if (folder / candidate).is_file():
                 return folder / candidate
-        except (OSError, ValueError):  # too long for a file's name, or it holds a NUL
+        except (OSError, ValueError):  # the name is too long or contains a NUL
             return None
     return None
 
 
 def _one_line(text: str) -> str:
-    """Return ``text`` in NFC, words separated by one space: a line separator is not to be recited."""
+    """Return ``text`` in NFC, words separated by one space and without line breaks."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -316,8 +320,8 @@ def _read_table(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Read a UTF-8 table separated by comma, tab or semicolon: (place, stripped cells by column) for each row.
 
-    A line is a row: one with an open quote, with more or fewer fields than the header, or with a missing value is
-    added to ``skipped``, so that a stray quote costs its own line only. Columns are found by their names, in any case.
+    Each line is one row, so that a stray quote affects only its own line. A line with an open quote, with more or fewer
+    fields than the header, or with a missing value is added to ``skipped``. Column names are case-insensitive.
     """
     lines = _read_lines(path, columns, option)
     candidates = [(d, [name.lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
@@ -361,10 +365,10 @@ def _fields(line: str, separator: str) -> list[str] | None:
 
 
 def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
-    """Read the lines of a UTF-8 text, with or without BOM: at least one.
+    """Read the lines (at least one) of a UTF-8 text, with or without BOM.
 
     Raises:
-        UserError: it is not such a text, and what it seems to be.
+        UserError: it is missing, unreadable, audio, or not UTF-8.
     """
     try:
         if not path.is_file():
@@ -381,5 +385,5 @@ def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path} is not UTF-8 (line {line}): save it as UTF-8 and try again") from None
-    # Not splitlines, which breaks at U+2028 and others that may be inside a text.
+    # Not splitlines, which also splits at U+2028 and other characters that may be inside a text.
     return re.split(r"\r\n|\n|\r", text)

@@ -1,12 +1,12 @@
-"""A frozen encoder's outputs, kept on disk: a recording is encoded once, for every epoch, run and evaluation.
+"""A disk cache of a frozen encoder's outputs: a recording is encoded once for all epochs, runs and evaluations.
 
-An encoder that is not trained makes the same n_audio_ctx × n_audio_state numbers of a recording in every epoch, and
-making them is most of a training step. They are in
+An encoder that is not trained computes the same n_audio_ctx × n_audio_state outputs for a recording in every epoch, and
+computing them is most of a training step. They are in
 
     <cache>/encoder-<digest of its weights>-<device>-<precision>/<digest of the samples>
 
-one file a recording: its numbers, then their CRC-32. The name says all that they depend on, so a file never changes,
-and runs and evaluations share it. A file that is missing, cut or damaged is made again.
+one file a recording: its outputs, then their CRC-32. The name contains everything that they depend on, so a file never
+changes, and runs and evaluations share it. A file that is missing, truncated or damaged is written again.
 """
 
 import hashlib
@@ -43,9 +43,9 @@ _WAITING = 64  # recordings that may wait to be written
 
 @dataclass(frozen=True)
 class Known:
-    """What the cache has of a batch: ``features`` (k, n_audio_ctx, n_audio_state) of the clips ``rows``, ascending.
+    """The cached outputs of a batch: ``features`` (k, n_audio_ctx, n_audio_state) of the clips ``rows``, ascending.
 
-    ``keys`` are the names of all clips of the batch in the cache; none if what is known is not from there.
+    ``keys`` are the cache keys of all clips of the batch; empty if the features are not from a cache.
     """
 
     keys: tuple[str, ...]
@@ -56,7 +56,7 @@ class Known:
         return Known(self.keys, self.rows, self.features.to(device, non_blocking=True))
 
     def split(self, at: int) -> tuple["Known", "Known"]:
-        """Return what is known of the clips before and from ``at``."""
+        """Split into the outputs of the clips before ``at``, and of those from ``at`` on."""
         before = sum(row < at for row in self.rows)
         after = tuple(row - at for row in self.rows[before:])
         return (
@@ -66,13 +66,13 @@ class Known:
 
 
 class EncoderCache:
-    """The outputs of one encoder in one folder, and ``room`` for so many more.
+    """The cached outputs of one encoder, in one folder, with ``room`` for so many more.
 
-    Reading and writing take a few threads. A disk that cannot be written stops the writing, nothing else.
+    A few threads read and write. If the disk cannot be written, caching stops, but nothing else does.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, log: Log = no_log):
-        """Open the cache of outputs of ``shape`` (n_audio_ctx, n_audio_state); its folder is made when one is kept."""
+        """Open a cache of outputs of ``shape`` (n_audio_ctx, n_audio_state); its folder is made on the first write."""
         self.folder, self.shape, self.dtype, self.log = folder, shape, dtype, log
         self.room = 0
         self.bytes = shape[0] * shape[1] * dtype.itemsize
@@ -83,19 +83,19 @@ class EncoderCache:
         self._writing: deque[Future[None]] = deque()
 
     def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known:
-        """Look up int16 clips (each (n,)); ``pin`` puts what is found into page-locked memory."""
+        """Look up int16 clips (each (n,)); ``pin`` puts the features in page-locked memory."""
         keys = tuple(_digest(clip) for clip in clips)
         rows = [row for row, key in enumerate(keys) if key in self.keys]
         features = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=pin)
         outputs = features.view(torch.uint8).view(len(rows), self.bytes).numpy()
-        whole = list(self._threads.map(self._read, [keys[row] for row in rows], outputs))
-        if not all(whole):
-            features = features[torch.tensor(whole)]
-            rows = [row for row, good in zip(rows, whole, strict=True) if good]
+        valid = list(self._threads.map(self._read, [keys[row] for row in rows], outputs))
+        if not all(valid):
+            features = features[torch.tensor(valid)]
+            rows = [row for row, is_valid in zip(rows, valid, strict=True) if is_valid]
         return Known(keys, tuple(rows), features)
 
     def holds(self, clip: np.ndarray) -> bool:
-        """Return whether there is an entry of an int16 clip (n,), whole or not."""
+        """Return True if there is an entry for an int16 clip (n,), valid or not."""
         return _digest(clip) in self.keys
 
     def add(self, keys: Sequence[str], features: Tensor) -> None:
@@ -115,25 +115,25 @@ class EncoderCache:
         self._threads.shutdown()
 
     def _read(self, key: str, output: np.ndarray) -> bool:
-        """Read an entry into ``output`` (bytes,); return False, and forget it, if it is not whole."""
+        """Read an entry into ``output`` (bytes,); if it is not valid, drop its key and return False."""
         try:
             with open(self.folder / key, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                whole = len(mapped) == self.bytes + 4
-                if whole:
+                valid = len(mapped) == self.bytes + 4
+                if valid:
                     output[:] = np.frombuffer(mapped, np.uint8, self.bytes)
-                    # Once in a process: the sum takes longer than the reading.
-                    whole = key in self._checked or mapped[self.bytes :] == _checksum(output)
+                    # Only once per process: the checksum takes longer than the reading.
+                    valid = key in self._checked or mapped[self.bytes :] == _checksum(output)
         except (OSError, ValueError):
-            whole = False
-        if whole:
+            valid = False
+        if valid:
             self._checked.add(key)
         else:
             self.keys.discard(key)
             self.room += 1
-        return whole
+        return valid
 
     def _write(self, key: str, features: Tensor) -> None:
-        """Write an entry under another name and rename it. There is no fsync: what a power cut damages is noticed."""
+        """Write an entry under a temporary name and rename it. No fsync: the checksum detects damage by a power cut."""
         content = features.contiguous().view(torch.uint8).numpy()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -156,9 +156,9 @@ def _checksum(content: np.ndarray) -> bytes:
 
 
 class FrozenEncoder:
-    """The encoder of a model as it is now, in the precision of a run: its weights are cast once, not at every call.
+    """The encoder of a model in the precision of a run: its weights are cast once, not at every call.
 
-    It takes its place on the device at the first clip that is not in ``cache``, and gives it up by :meth:`release`.
+    It is moved to the device at the first clip that is not in ``cache``; :meth:`release` frees that memory.
     """
 
     def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False) -> None:
@@ -173,13 +173,13 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def __call__(self, audio: Tensor, known: Known | None = None) -> Tensor:
-        """Encode int16 audio (batch, n), but for what is ``known``, into (batch, n_audio_ctx, n_audio_state)."""
+        """Encode int16 audio (batch, n), except the ``known`` rows, into (batch, n_audio_ctx, n_audio_state)."""
         rows = known.rows if known else ()
         missing = [row for row in range(len(audio)) if row not in rows]
         if known and not missing:
             return known.features
-        some = audio[missing] if rows else audio
-        computed = self.encode(log_mel(some, self.model.dims.n_mels))
+        uncached = audio[missing] if rows else audio
+        computed = self.encode(log_mel(uncached, self.model.dims.n_mels))
         if self.cache and known and known.keys:
             self.cache.add([known.keys[row] for row in missing], computed)
         if not known or not rows:
@@ -200,7 +200,7 @@ class FrozenEncoder:
         self.encoded = 0
 
     def close(self) -> None:
-        """Wait until what the cache was given is written."""
+        """Wait until the cache has written everything."""
         if self.cache:
             self.cache.close()
 
@@ -223,9 +223,9 @@ def open_encoder_cache(
     device: torch.device,
     log: Log = no_log,
 ) -> EncoderCache | None:
-    """Open the cache of ``model``'s encoder as ``config`` says: none, or with room for auto or at most so many GB.
+    """Open the cache of ``model``'s encoder according to ``config.encoder_cache``; None if it is off.
 
-    ``auto`` takes up to half of what is free on the disk, beside what it has.
+    ``auto`` leaves room for new outputs in half of the free disk space; a number of GB includes existing outputs.
 
     Raises:
         UserError: the folder cannot be made.
@@ -245,7 +245,7 @@ def open_encoder_cache(
 
 
 def encoder_digest(model: Whisper) -> str:
-    """Digest what an encoder's outputs depend on: its weights and its number of heads."""
+    """Digest the weights of an encoder and its number of heads, on which its outputs depend."""
     digest = hashlib.blake2b(repr(model.dims.n_audio_head).encode(), digest_size=8)
     for name, tensor in model.encoder.state_dict().items():
         digest.update(name.encode())

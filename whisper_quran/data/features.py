@@ -1,7 +1,7 @@
-"""From audio to Whisper's log-mel spectrogram and encoder: many clips at once, each as if it were alone.
+"""Whisper's log-mel spectrogram and encoder for batches of clips, each computed independently of the others.
 
-``whisper.log_mel_spectrogram`` clamps to the loudest value of everything it is given, so that on a batch a clip's
-features depend on its neighbours. Here the loudest value is each clip's own, and the result is that of
+``whisper.log_mel_spectrogram`` clamps relative to the maximum of its whole input, so that in a batch a clip's features
+depend on the other clips. Here the maximum is taken per clip, and the result is that of
 ``whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))``.
 
 Most ayat are far shorter than Whisper's 30 seconds. A frame of padding has a known value (the clamp's floor), so the
@@ -16,17 +16,17 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, mel_filters
 from whisper.model import AudioEncoder
 
-# The constants of whisper.log_mel_spectrogram: smallest power, decades below the loudest that are kept.
+# The constants of whisper.log_mel_spectrogram: the smallest power, and the range below the maximum, both log10.
 _MIN_LOG = -10.0
 _RANGE = 8.0
 
-FRAME = HOP_LENGTH  # samples, 10 ms: how finely the energy of audio is measured
+FRAME = HOP_LENGTH  # samples (10 ms) per value of frame_energy
 
 
 def collate(clips: Sequence[np.ndarray], pin: bool = False) -> Tensor:
     """Put int16 clips (each (n,)) into one int16 tensor (batch, longest), zeros on the right.
 
-    ``pin`` takes page-locked memory, from which a GPU copies without waiting.
+    ``pin`` uses page-locked memory, from which copies to a GPU are asynchronous.
     """
     longest = max(len(clip) for clip in clips)
     batch = torch.zeros((len(clips), longest), dtype=torch.int16, pin_memory=pin)
@@ -52,10 +52,10 @@ def log_mel(audio: Tensor, n_mels: int) -> Tensor:
     batch, length = audio.shape
     if length > N_SAMPLES:
         raise ValueError(f"{length} samples are more than the {N_SAMPLES} (30 s) that Whisper takes")
-    # Past this many frames every window, the mirrored edge of the last one included, sees nothing but padding.
+    # After these frames every window, including the mirrored edge of the last one, holds only padding.
     frames = min(N_FRAMES, -(-(length + N_FFT) // HOP_LENGTH))
     mel = torch.empty((batch, n_mels, N_FRAMES), device=audio.device)
-    # A CPU is faster clip by clip (what passes between the steps stays in its cache), a GPU all at once.
+    # A CPU is faster clip by clip (intermediate results stay in its cache), a GPU with the whole batch.
     at_once = 1 if audio.device.type == "cpu" else batch
     for clips, out in zip(audio.split(at_once), mel.split(at_once), strict=True):
         _log_mel(clips, frames, out)
@@ -63,7 +63,7 @@ def log_mel(audio: Tensor, n_mels: int) -> Tensor:
 
 
 def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
-    """Fill ``out`` (batch, n_mels, 3000): ``frames`` frames from the audio, the floor of each clip after them."""
+    """Fill ``out`` (batch, n_mels, 3000): ``frames`` frames from the audio, then the floor of each clip."""
     padded = torch.zeros((len(audio), frames * HOP_LENGTH), device=audio.device)
     padded[:, : audio.shape[1]] = audio
     if audio.dtype == torch.int16:
@@ -82,9 +82,9 @@ def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
 def encode(encoder: AudioEncoder, mel: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Encode log-mel spectrograms (batch, n_mels, 3000) into audio features (batch, n_audio_ctx, n_audio_state).
 
-    It computes in ``dtype``, by default that of the weights.
+    The computation is in ``dtype``, by default that of the weights.
     """
     mel = mel.to(dtype or next(encoder.parameters()).dtype)
-    # A CPU is faster clip by clip: what passes between the layers stays in its cache.
+    # A CPU is faster clip by clip: intermediate results stay in its cache.
     batches = mel.split(1) if mel.device.type == "cpu" else [mel]
     return torch.cat([encoder(batch) for batch in batches])

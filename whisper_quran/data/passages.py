@@ -13,7 +13,7 @@ from .corpus import Ayah
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive ayat of a reciter as one recording of so many ``samples`` at 16 kHz; most often it is one ayah."""
+    """Consecutive ayat (often only one) of a reciter as one recording of ``samples`` samples at 16 kHz."""
 
     parts: tuple[Ayah, ...]
     samples: int
@@ -36,17 +36,17 @@ class Passage:
         return clips[0] if len(clips) == 1 else np.concatenate(clips)
 
     def joints(self, cache: AudioCache) -> list[float]:
-        """Return where one ayah ends and the next begins, in seconds: one time less than there are ayat."""
+        """Return the times, in seconds, at which one ayah ends and the next begins: one fewer than there are ayat."""
         return [end / SAMPLE_RATE for end in accumulate(cache.length(ayah.audio) for ayah in self.parts[:-1])]
 
 
 def place(ayah: Ayah) -> tuple[int, int]:
-    """Return where an ayah stands in the Qur'an, or a row in its manifest."""
+    """Return the position of an ayah: its surah and number, or 0 and its row in a manifest."""
     return ayah.surah or 0, ayah.number
 
 
 def follows(before: Ayah, after: Ayah) -> bool:
-    """Return whether one ayah comes right after another: the next of a surah, or of a reciter's rows in a manifest."""
+    """Return True if ``after`` directly follows ``before``, in a surah or in a reciter's rows of a manifest."""
     return (before.surah, before.number + 1) == (after.surah, after.number)
 
 

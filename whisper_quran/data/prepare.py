@@ -1,4 +1,4 @@
-"""From a configuration to decoded ayat: what training and evaluation have in common, then training's examples."""
+"""Prepare the data of a configuration: decoded ayat, for training and evaluation, and training's examples."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ from .windows import WindowMaker
 
 @dataclass(frozen=True)
 class PreparedAyat:
-    """The decoded ayat of each reciter, and what was left out."""
+    """The decoded ayat of each reciter, and the files left out."""
 
     ayat: dict[str, list[Ayah]]
     cache: AudioCache
@@ -29,7 +29,7 @@ class PreparedAyat:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much there is of a reciter."""
+    """The amount of data of a reciter."""
 
     ayat: int
     windows: int
@@ -43,7 +43,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The examples of both splits (validation by reciter), their recordings, and all that was left out."""
+    """The examples of both splits (validation by reciter), their recordings, and everything left out."""
 
     train: list[Example]
     valid: dict[str, list[Example]]
@@ -51,7 +51,7 @@ class TrainingData:
     skipped: list[Skipped]
 
     def amounts(self) -> dict[str, dict[str, Amount]]:
-        """Return how much there is of each reciter of the splits "train" and "valid"."""
+        """Return the amount of data of each reciter in the splits "train" and "valid"."""
         train: dict[str, list[Example]] = {}
         for example in self.train:
             train.setdefault(example.reciter, []).append(example)
@@ -60,11 +60,11 @@ class TrainingData:
 
     @property
     def undecoded(self) -> int:
-        """How many recordings are not decoded yet, in a dry run."""
+        """Number of recordings that are not decoded yet, in a dry run."""
         return sum(not self.cache.is_decoded(path) for path in self.cache.clips)
 
     def digest(self) -> str:
-        """Digest what the numbers of a run depend on: the bytes of the recordings, their texts, and their order.
+        """Digest the data that a run's results depend on: the recordings' bytes, their target tokens, and their order.
 
         Empty if not all recordings are decoded, in a dry run.
         """
@@ -106,7 +106,7 @@ def prepare_ayat(
 
 
 def _warn_of_identical(cache: AudioCache, log: Log) -> None:
-    """Log the recordings that have the same bytes as another: at least one of them is not the ayah it is named for."""
+    """Warn of recordings that are byte-identical to another: at least one of them is not the ayah of its name."""
     by_digest: dict[str, list[str]] = {}
     for path, clip in cache.clips.items():
         if clip.digest:
@@ -120,7 +120,7 @@ def _warn_of_identical(cache: AudioCache, log: Log) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """The reciters to train and to validate on, and the corpus they are of."""
+    """The corpus, and its reciters to train and to validate on."""
 
     corpus: Corpus
     train: Sequence[str]
@@ -128,7 +128,7 @@ class Selection:
 
 
 def select_ayat(config: TrainingConfig, log: Log) -> Selection:
-    """Find the reciters of both splits, before any audio is opened.
+    """Choose the reciters of both splits, before any audio is opened.
 
     Raises:
         UserError: the corpus cannot be used, a reciter is not in it, or no ayah of a split has both audio and text.
@@ -146,16 +146,16 @@ def select_ayat(config: TrainingConfig, log: Log) -> Selection:
     for purpose, reciters in (("train", selection.train), ("validate", selection.valid)):
         ayat, skipped = corpus.select(reciters)
         if reciters and not ayat:
-            there = "; ".join(f"{reciter} has surahs {corpus.surahs_of(reciter)}" for reciter in reciters)
+            surahs = "; ".join(f"{reciter} has surahs {corpus.surahs_of(reciter)}" for reciter in reciters)
             left_out = summary([*corpus.skipped, *skipped])
-            raise UserError(f"nothing left to {purpose} on in {corpus.source} ({there}): {left_out}")
+            raise UserError(f"nothing left to {purpose} on in {corpus.source} ({surahs}): {left_out}")
     return selection
 
 
 def prepare_data(
     config: TrainingConfig, selection: Selection, model: Whisper, tokenizer: Tokenizer, log: Log
 ) -> TrainingData:
-    """Decode what is not in the cache yet, and keep the ayat that fit the model.
+    """Decode recordings that are not in the cache, and make examples of the ayat that fit the model.
 
     Raises:
         UserError: nothing is left of a split, or the cache cannot be written.
@@ -179,13 +179,13 @@ def prepare_data(
 
 
 def evenly(examples: list[Example], limit: int | None) -> list[Example]:
-    """Keep at most ``limit`` of ``examples``, spread evenly: the first ones would all be of the first surahs."""
+    """Keep at most ``limit`` of ``examples``, evenly spaced: the first ones would all be of the first surahs."""
     if limit is None or limit >= len(examples):
         return examples
     return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
-    """Count how many were left out for which reason, the commonest first."""
+    """Count the skipped files by reason, the most common first."""
     reasons = Counter(item.reason.split(":")[0] for item in skipped)
     return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"

@@ -1,4 +1,4 @@
-"""Text: target tokens for training, and the normalisation that a word error rate is counted under."""
+"""Text: target tokens for training, and normalisation for error rates."""
 
 import re
 import unicodedata
@@ -9,10 +9,10 @@ from whisper.tokenizer import Tokenizer
 Normalization = Literal["diacritics", "full", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("diacritics", "full", "none")
 
-# What Experiment 2A's evaluation stripped: tanwin, harakat, shadda and sukun are U+064B to U+0652 in one run.
+# Stripped in Experiment 2A's evaluation: tanwin, harakat, shadda and sukun, U+064B to U+0652.
 _DIACRITICS = re.compile("[\u064b-\u0652]")
 
-# `full` strips besides: superscript alef, tatweel, every other combining sign of the mushaf (small high letters,
+# `full` also strips superscript alef, tatweel, every other combining sign of the mushaf (small high letters,
 # pause marks, maddah, hamza above and below), end-of-ayah and rub-el-hizb signs, and punctuation.
 _MARKS = re.compile(
     "[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
@@ -24,9 +24,9 @@ _FOLDED = str.maketrans({"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "
 
 
 def normalize(text: str, normalization: Normalization) -> str:
-    """Return ``text`` as it is compared: the same for reference and hypothesis, in NFC, words separated by one space.
+    """Normalise ``text`` for comparison: in NFC, words separated by one space; used on reference and hypothesis.
 
-    ``none`` only evens out white space; ``diacritics`` removes harakat, tanwin, shadda and sukun (U+064B–U+0652);
+    ``none`` does no more than that; ``diacritics`` removes harakat, tanwin, shadda and sukun (U+064B–U+0652);
     ``full`` also removes superscript alef, tatweel, punctuation and Qur'anic marks, and folds the variants of alef,
     ya and ta marbuta.
     """
@@ -41,7 +41,7 @@ def normalize(text: str, normalization: Normalization) -> str:
 
 
 def count_diacritics(text: str) -> int:
-    """Return how many diacritics (U+064B–U+0652, and superscript alef) ``text`` has: 0 if it is not vocalised."""
+    """Count the diacritics (U+064B–U+0652 and superscript alef) of ``text``: 0 if it is not vocalised."""
     return len(_VOCALISATION.findall(text))
 
 
@@ -52,7 +52,7 @@ def letters_of(word: str) -> tuple[str, list[str]]:
 
 
 def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the tokens the decoder is taught: sot, language, transcribe, notimestamps, text, eot.
+    """Return the decoder's tokens for ``text``: sot, language, transcribe, notimestamps, text, eot.
 
     The text is encoded with a leading space, as Whisper's own decoding writes it.
     """

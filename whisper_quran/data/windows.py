@@ -1,8 +1,8 @@
-"""Windows of training: consecutive ayat joined up to 30 s, with timestamps, and after what was recited before.
+"""Training windows: consecutive ayat joined up to 30 s, with timestamps, prompted with the preceding text.
 
-Whisper hears 30 s at a time and an ayah lasts 6 to 10, so that two thirds of what it computes is silence; and of single
-ayat it learns neither where one ends nor how the next begins. What becomes of an ayah is drawn from the run's seed,
-once: the windows are the same in every epoch, as their order is not, so that a frozen encoder's outputs can be kept.
+Whisper processes 30 s at a time and an ayah lasts 6 to 10, so two thirds of the input is silence; and from single ayat
+it learns neither where one ends nor how the next begins. The windows are drawn once, from the run's seed: they are the
+same in every epoch (only their order changes), so that a frozen encoder's outputs can be cached.
 """
 
 import random
@@ -21,12 +21,12 @@ from .batches import Example
 from .features import FRAME, frame_energy
 from .passages import follows, place
 
-_QUIET = 1e-4  # of the loudest 10 ms (−40 dB): before the first and after the last louder ones an ayah is not spoken
+_QUIET = 1e-4  # relative to the loudest 10 ms (−40 dB): the leading and trailing frames below it are silence
 
 
 @dataclass(frozen=True)
 class WindowMaker:
-    """Makes windows of ``config``'s shares that are packed, timestamped and prompted, for a decoder's context."""
+    """Makes windows of up to ``n_text_ctx`` tokens; ``config`` has the shares that are packed, timed and prompted."""
 
     config: TrainingConfig
     tokenizer: Tokenizer
@@ -34,28 +34,28 @@ class WindowMaker:
     n_text_ctx: int
 
     def windows(self, examples: Iterable[Example]) -> list[Example]:
-        """Make windows of one reciter's ``examples``, each of one ayah: every ayah is in one of them."""
+        """Make windows of one reciter's ``examples`` (of one ayah each); every ayah is in exactly one window."""
         ordered = sorted(examples, key=lambda example: place(example.parts[0]))
-        draw = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
+        rng = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
         windows: list[Example] = []
-        before: list[int] = []  # what is taught of the ayat that lead up to the position, with timestamps or without
+        before: list[int] = []  # target tokens of the preceding consecutive ayat, with or without timestamps
         position = 0
         while position < len(ordered):
             packed, timed, prompted = (
-                draw.random() < share for share in (self.config.pack, self.config.timestamps, self.config.prompt)
+                rng.random() < share for share in (self.config.pack, self.config.timestamps, self.config.prompt)
             )
             end = self._end(ordered, position, timed) if packed else position + 1
             window = self._window(ordered[position:end], timed)
-            taught = window.tokens[window.taught_from : -1]
-            goes_on = end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0])
-            if packed and goes_on:
+            targets = window.tokens[window.taught_from : -1]
+            next_follows = end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0])
+            if packed and next_follows:
                 window = self._cut(window, ordered[end])
             windows.append(self._prompted(window, before) if prompted else window)
-            before, position = [*before, *taught][-self.n_text_ctx :] if goes_on else [], end
+            before, position = [*before, *targets][-self.n_text_ctx :] if next_follows else [], end
         return windows
 
     def _end(self, ordered: Sequence[Example], position: int, timed: bool) -> int:
-        """Return the end of the examples from ``position`` on that follow one another and fit into one window."""
+        """Return the end of the run of consecutive examples from ``position`` on that fits into one window."""
         samples = int(self.config.max_duration * SAMPLE_RATE) - ordered[position].samples
         tokens = self.n_text_ctx - len(self._start(timed)) - self._tokens(ordered[position], timed)
         end = position + 1
@@ -68,31 +68,31 @@ class WindowMaker:
         return end
 
     def _window(self, parts: Sequence[Example], timed: bool) -> Example:
-        """Join ``parts``; without timestamps if their text leaves no room for them."""
+        """Join ``parts`` into a window, without timestamps if they do not fit into the decoder's context."""
         timed = timed and len(self._start(True)) + sum(self._tokens(part, True) for part in parts) <= self.n_text_ctx
-        told: list[int] = []
+        targets: list[int] = []
         for part, (begin, end) in zip(parts, self._spans(parts) if timed else [(0, 0)] * len(parts), strict=True):
-            told += [self._timestamp(begin), *_text(part), self._timestamp(end)] if timed else _text(part)
+            targets += [self._timestamp(begin), *_text(part), self._timestamp(end)] if timed else _text(part)
         start = self._start(timed)
         ayat = tuple(ayah for part in parts for ayah in part.parts)
-        tokens = (*start, *told, self.tokenizer.eot)
+        tokens = (*start, *targets, self.tokenizer.eot)
         return Example(ayat, sum(part.samples for part in parts), tokens, len(start), timed)
 
     def _cut(self, window: Example, following: Example) -> Example:
         """Fill a window with timestamps up with the beginning of the ayah ``following`` it, which does not fit.
 
-        What is taught of that is where it begins, as Whisper was taught of a text that its 30 s do not hold whole. So a
-        model says from where to go on, instead of guessing at half a text.
+        Its only target is its start timestamp, as in Whisper's own training for a segment that the 30 s cut off. So a
+        model predicts where to continue, instead of guessing half a text.
         """
         length = int(self.config.max_duration * SAMPLE_RATE)
         fits = window.samples + following.samples <= length
         if not window.timed or fits or len(window.tokens) >= self.n_text_ctx:
             return window
-        *told, end, eot = window.tokens
-        return replace(window, samples=length, tokens=(*told, end, end, eot), cut=following.parts[0])
+        *tokens_before, end, eot = window.tokens
+        return replace(window, samples=length, tokens=(*tokens_before, end, end, eot), cut=following.parts[0])
 
     def _prompted(self, window: Example, before: Sequence[int]) -> Example:
-        """Put <|startofprev|> and the last of the tokens ``before`` it ahead of a window, as ``whisper.transcribe``."""
+        """Prepend <|startofprev|> and the last of the tokens ``before`` the window, as ``whisper.transcribe`` does."""
         room = min(self.n_text_ctx - len(window.tokens), self.n_text_ctx // 2 - 1)
         if not before or room < 1:
             return window
@@ -101,7 +101,7 @@ class WindowMaker:
 
     @staticmethod
     def _tokens(example: Example, timed: bool) -> int:
-        """Count the tokens of an ayah's text, and of its two timestamps."""
+        """Count the tokens of an ayah's text and, if ``timed``, its two timestamps."""
         return len(_text(example)) + 2 * timed
 
     def _start(self, timed: bool) -> list[int]:
@@ -112,7 +112,7 @@ class WindowMaker:
         return self.tokenizer.timestamp_begin + round(sample / N_SAMPLES_PER_TOKEN)
 
     def _spans(self, parts: Sequence[Example]) -> list[tuple[int, int]]:
-        """Return where each part begins and ends, in samples: the joints, or of a single ayah where it is spoken."""
+        """Return the start and end of each part, in samples; of a single ayah without the silence around it."""
         if len(parts) == 1 and self.cache.is_decoded(parts[0].parts[0].audio):
             return [spoken(parts[0].audio(self.cache))]
         ends = list(accumulate(part.samples for part in parts))
@@ -120,12 +120,12 @@ class WindowMaker:
 
 
 def spoken(samples: np.ndarray) -> tuple[int, int]:
-    """Return from where to where, in samples, a recording (n,) is more than silence; all of it if it is shorter."""
+    """Return the start and end of the sound in a recording (n,), in samples; all of it if shorter than a frame."""
     energy = frame_energy(samples)
     loud = np.flatnonzero(energy > _QUIET * energy.max(initial=0)).tolist()
     return (loud[0] * FRAME, (loud[-1] + 1) * FRAME) if loud else (0, len(samples))
 
 
 def _text(example: Example) -> tuple[int, ...]:
-    """The tokens of an ayah's text. Those of joined texts are these, joined: a token never spans a space before it."""
+    """Return an ayah's text tokens. Those of joined texts are their concatenation: no token spans a space inside."""
     return example.tokens[example.taught_from : -1]

@@ -44,12 +44,12 @@ _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
 
 class ChecksumMismatch(FetchError):
-    """The same bytes came twice, and they are not those that EveryAyah's checksum list describes."""
+    """The same bytes came twice, and they do not match EveryAyah's checksum list."""
 
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """What to fetch, from where, to where."""
+    """The options of the download command."""
 
     reciters: tuple[str, ...] = option(
         EXPERIMENT_2A_TRAIN + EXPERIMENT_2A_VALID, "reciters to fetch (default: Experiment 2A's eight)", metavar="R"
@@ -71,7 +71,7 @@ class DownloadConfig:
 
 @dataclass
 class Outcome:
-    """What became of one reciter: the ayat ``left_out`` by the source and those that ``failed``, with the reason."""
+    """The result for one reciter: counts, and the reasons for ayat ``left_out`` (by the source) or ``failed``."""
 
     wanted: int
     present: int
@@ -87,7 +87,7 @@ class Outcome:
 
 
 def download(config: DownloadConfig, limits: Limits = LIMITS) -> None:
-    """Fetch what ``config`` asks for and is not there yet; print what became of each reciter.
+    """Fetch the files that ``config`` selects and that are missing; print the result for each reciter.
 
     Raises:
         UserError: an unknown reciter, no connection, a full disk, a folder that cannot be written, or ayat that could
@@ -123,7 +123,7 @@ def download(config: DownloadConfig, limits: Limits = LIMITS) -> None:
 
 
 def _reciters(names: Iterable[str], any_name: bool) -> list[str]:
-    """``names`` without repetition, once they are known or, with ``any_name``, fit to name a folder."""
+    """Return ``names`` without repetition; they must be known or, with ``any_name``, valid names of folders."""
     reciters = list(dict.fromkeys(names))
     if separator := re.search("[,;]", " ".join(reciters)):
         raise UserError(
@@ -162,7 +162,7 @@ def _missing(folder: Path, keys: Iterable[Key]) -> list[Key]:
 
 
 def file_name(key: Key) -> str:
-    """EveryAyah's name for an ayah: ``SSSAAA.mp3``."""
+    """Return EveryAyah's file name of an ayah: ``SSSAAA.mp3``."""
     return f"{key[0]:03}{key[1]:03}.mp3"
 
 
@@ -184,7 +184,7 @@ def _fetch_reciter(client: Client, address: str, folder: Path, keys: Sequence[Ke
         return key, len(body)
 
     received, failed_in_a_row, started = 0, 0, time.monotonic()
-    with ThreadPool(CONNECTIONS) as pool:  # of daemons: one that waits for a server does not hold up a Ctrl-C
+    with ThreadPool(CONNECTIONS) as pool:  # daemon threads: one that waits for a server does not delay a Ctrl-C
         for key, result in pool.imap_unordered(fetch, missing):
             if isinstance(result, NotFound | ChecksumMismatch):
                 outcome.left_out[key] = str(result)
@@ -214,7 +214,7 @@ def _fetch_reciter(client: Client, address: str, folder: Path, keys: Sequence[Ke
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what an earlier process left unfinished, unless it may still be another one's work in progress."""
+    """Remove temporary files of earlier processes, unless they are so recent that a process may still write them."""
     for leftover in folder.iterdir():
         if re.fullmatch(r"\.[0-9]{6}\.mp3\.[0-9a-f]{8}\.tmp", leftover.name) and leftover.is_file():
             with suppress(FileNotFoundError):  # another process removed it
@@ -223,7 +223,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:
-    """Return the MD5 digests that EveryAyah lists for each file of a reciter; nothing if it has no list.
+    """Return the MD5 digests that EveryAyah lists for each file of a reciter; empty if it has no list.
 
     A line is a digest, a space, ``*`` and a path, whose folders vary from reciter to reciter.
     """
@@ -246,7 +246,7 @@ def _fetch_digests(client: Client, address: str) -> dict[str, set[str]]:
 
 
 def _mp3_parser(digests: set[str]) -> Callable[[bytes], bytes]:
-    """Return a function that returns a body if it is an MP3, with one of ``digests`` if there are any."""
+    """Return a parser that checks that a body is an MP3 and, if there are ``digests``, that it matches one of them."""
     last = ""
 
     def parse_mp3(body: bytes) -> bytes:
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None, limits: Limits = LIMITS) -> None:
             part = "training" if name in EXPERIMENT_2A_TRAIN else "validation" if name in EXPERIMENT_2A_VALID else ""
             print(f"{name:47} {format_size(mebibytes << 20):>10}  {part and 'Experiment 2A: ' + part}".rstrip())
     elif config.check:
-        from .inventory import check_folder  # brings NumPy, half of the time to start
+        from .inventory import check_folder  # imports NumPy, which would double the time to start
 
         check_folder(config.check, config.surahs)
     else:

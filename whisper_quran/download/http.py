@@ -1,8 +1,8 @@
-"""HTTP client with retries: a whole body or an error, few connections, no other host.
+"""HTTP client with retries: returns a complete body or raises, with few connections and no redirects to other hosts.
 
-What may pass is retried after a growing pause (a broken or silent connection, 408, 429, any 5xx, a body that fails its
-check); what will not (404, 403, a redirect to another host) is not. A Retry-After holds for every thread. Whatever a
-server sends, and however slowly, a request ends: :class:`_LimitedReader` reads its headers and its body.
+Temporary errors are retried with exponential backoff (a broken or silent connection, 408, 429, any 5xx, a body that
+fails its check); permanent ones (404, 403, a redirect to another host) are not. A Retry-After applies to every thread.
+:class:`_LimitedReader` limits the size and duration of every response, headers included.
 """
 
 import http.client
@@ -24,26 +24,26 @@ from ..runtime.console import Log
 from ..runtime.errors import UserError
 
 T = TypeVar("T")
-_MAX_BYTES = 64 << 20  # the longest ayah of the slowest reciter takes a third of it
-_deadline: ContextVar[float] = ContextVar("deadline")  # of the file that this thread is fetching
+_MAX_BYTES = 64 << 20  # three times the longest ayah of the slowest reciter
+_deadline: ContextVar[float] = ContextVar("deadline")  # of the current file of this thread
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to give up; all times in seconds."""
+    """The limits of retries and time; all times in seconds."""
 
     attempts: int = 5
     backoff: float = 1.0  # times 2, 4, 8 before the third and later attempts
-    longest_pause: float = 300.0  # of those a server asks for: beyond it the user decides
+    longest_pause: float = 300.0  # if a server asks for a longer one, stop with an error
     timeout: float = 30.0  # without a byte, or with fewer than 1,000 bytes a second
-    total: float = 900.0  # for one file: its attempts and redirects, without the pauses
+    total: float = 900.0  # for one file with its attempts and redirects, without the pauses
 
 
 LIMITS = Limits()
 
 
 class FetchError(Exception):
-    """A request gave nothing usable. ``retry``: another attempt may; ``pause``: seconds that the server asks for."""
+    """A failed request. ``retry``: another attempt may succeed; ``pause``: seconds that the server asks for."""
 
     def __init__(self, reason: str, retry: bool = True, pause: float = 0.0):
         super().__init__(reason)
@@ -56,12 +56,12 @@ class NotFound(FetchError):
 
 
 def cannot_fetch(url: str, error: FetchError) -> UserError:
-    """Return what to raise if nothing can go on without ``url``."""
+    """Return the error for a file without which the download cannot continue."""
     return UserError(f"cannot fetch {url} ({error}): check the connection and run the same command again")
 
 
 class Client:
-    """HTTP client for as many threads as ``connections``. ``log`` gets a line when something has to wait."""
+    """HTTP client for up to ``connections`` threads. ``log`` gets a line when a request has to wait."""
 
     def __init__(self, limits: Limits, connections: int, log: Log):
         self.limits = limits
@@ -80,11 +80,11 @@ class Client:
     def fetch(self, url: str, parse: Callable[[bytes], T], sized: bool = True) -> T:
         """Return ``parse(body)`` for the body at ``url``.
 
-        ``parse`` raises :class:`FetchError` for a body that is not what it should be. ``sized=False`` accepts a body
-        whose length is not stated, so that only ``parse`` can tell if it was cut off.
+        ``parse`` raises :class:`FetchError` for an invalid body. ``sized=False`` accepts a body of no stated length:
+        then only ``parse`` can detect that it was truncated.
 
         Raises:
-            FetchError: every attempt failed; the last one's reason.
+            FetchError: every attempt failed; it has the reason of the last one.
             UserError: the server asks for too long a pause.
         """
         retries = urllib3.Retry(self.limits.attempts - 1, backoff_factor=self.limits.backoff)
@@ -98,7 +98,7 @@ class Client:
             except FetchError as error:
                 failure = error
             except exceptions.HTTPError as error:
-                # An address that cannot be read, the proxy's included, stays as it is.
+                # An invalid address (the proxy's, too) is a permanent error.
                 failure = FetchError(_reason(error), retry=not isinstance(error, exceptions.LocationValueError))
             if not failure.retry or time.monotonic() > deadline:
                 raise failure
@@ -132,16 +132,16 @@ class Client:
                 if not location:
                     _require_ok(response, sized)
                     return b"".join(response.stream(1 << 16, decode_content=False))
-            except (ValueError, OverflowError) as error:  # what http.client makes of an impossible chunk
+            except (ValueError, OverflowError) as error:  # raised by http.client for an invalid chunk
                 raise FetchError(f"sends what is no HTTP ({error})") from error
             finally:
-                response.close()  # an error page is not read, and costs its connection
+                response.close()  # the page of an error is not read, so its connection cannot be reused
                 response.release_conn()
             url = _redirect(urlsplit(url), location)
         raise FetchError("redirects in circles", retry=False)
 
     def _manager(self, url: SplitResult) -> urllib3.PoolManager:
-        """Return the pools of connections to ``url``, through the system's proxy if there is one."""
+        """Return the pool manager for ``url``, with the system's proxy if there is one."""
         proxy = "" if proxy_bypass(url.netloc) else getproxies().get(url.scheme, "")
         if proxy not in self._managers:
             manager = urllib3.PoolManager(**self._options)
@@ -156,37 +156,37 @@ class Client:
 
 
 def split_url(url: str) -> SplitResult:
-    """Return the parts of ``url``. Raises ValueError unless it is a complete http or https address in ASCII."""
+    """Split ``url`` into its parts. Raise ValueError unless it is a complete http or https address in ASCII."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not re.fullmatch("[!-~]+", url):
         raise ValueError(f"{url!r} is no http or https address")
-    _ = parts.port  # raises for a port that is none
+    _ = parts.port  # raises for an invalid port
     return parts
 
 
 def _redirect(here: SplitResult, location: str) -> str:
-    """Return the address that ``location`` means. Raises :class:`FetchError` if it is on another host."""
+    """Resolve ``location`` against ``here``. Raise :class:`FetchError` if it is on another host."""
     try:
         url = urljoin(here.geturl(), location)
-        there = split_url(url)
+        target = split_url(url)
     except ValueError as error:
         raise FetchError(f"redirects to what is no address: {error}", retry=False) from error
-    upgraded = (here.scheme, there.scheme, here.hostname) == ("http", "https", there.hostname)
-    if (here.scheme, here.netloc) != (there.scheme, there.netloc) and not upgraded:
-        raise FetchError(f"redirects to another host ({there.netloc}), which is not followed", retry=False)
+    upgraded = (here.scheme, target.scheme, here.hostname) == ("http", "https", target.hostname)
+    if (here.scheme, here.netloc) != (target.scheme, target.netloc) and not upgraded:
+        raise FetchError(f"redirects to another host ({target.netloc}), which is not followed", retry=False)
     return url
 
 
 def _require_ok(response: urllib3.BaseHTTPResponse, sized: bool) -> None:
     status = response.status
-    answer = f"answered {status} {http.client.responses.get(status, '')}".strip()
+    reason = f"answered {status} {http.client.responses.get(status, '')}".strip()
     if status in (404, 410):
-        raise NotFound(answer, retry=False)
+        raise NotFound(reason, retry=False)
     if status != 200:
         pause = None
         with suppress(exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
             pause = urllib3.Retry().get_retry_after(response) if status in (429, 503) else None
-        raise FetchError(answer, retry=status in (408, 429) or status >= 500, pause=min(pause or 0.0, 1e6))
+        raise FetchError(reason, retry=status in (408, 429) or status >= 500, pause=min(pause or 0.0, 1e6))
     if sized and response.length_remaining is None and not response.chunked:
         raise FetchError("does not say how long the file is, so a cut could not be told from its end")
 
@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
 
 
 class _LimitedReader(io.RawIOBase):
-    """The bytes of one response: so many, so slow and so late at most. A socket's timeout limits only a silence."""
+    """A reader of one response that limits size, speed and total time; a socket's timeout only limits silence."""
 
     def __init__(self, file: io.BufferedReader, timeout: float):
         self._file = file
@@ -236,7 +236,7 @@ class _LimitedReader(io.RawIOBase):
 
 
 def _limited_pools(timeout: float) -> dict[str, type]:
-    """Return urllib3's kinds of pool, with connections that read through :class:`_LimitedReader`."""
+    """Return urllib3's pool classes, with connections that read through :class:`_LimitedReader`."""
 
     class Response(http.client.HTTPResponse):
         def __init__(self, *args: Any, **options: Any):

@@ -1,7 +1,7 @@
-"""``--check``: what a folder of recitations holds, reciter by reciter, and how the text fits it.
+"""``--check``: list the contents of a folder of recitations, reciter by reciter, and compare them with the text.
 
-Lengths come from the files' headers, so that a reciter takes seconds; a file whose header says nothing is decoded as
-training would decode it before it counts as unreadable. Damage further inside a file shows when training decodes it.
+Durations are read from the files' headers, so that a reciter takes seconds. If a header cannot be read, the file is
+decoded as in training, and counts as unreadable if that fails. Other damage is only found when training decodes it.
 """
 
 import re
@@ -18,12 +18,12 @@ from ..runtime.console import printable, progress_bar
 from ..runtime.errors import UserError
 from .reciters import ALL, Key, ayat_of, spans
 
-LONG = 30.0  # seconds: what Whisper hears at once, and the longest that training takes
+LONG = 30.0  # seconds: Whisper's window, and the longest ayah that training takes
 
 
 @dataclass
 class Inventory:
-    """One reciter's folder. ``long`` and ``seconds`` count readable files; ``unreadable`` says why others are not."""
+    """One reciter's files. ``long`` and ``seconds`` count readable files; ``unreadable`` has the others' errors."""
 
     files: defaultdict[Key, list[Path]] = field(default_factory=lambda: defaultdict(list))
     missing: list[Key] = field(default_factory=list)
@@ -53,9 +53,9 @@ class Inventory:
 
 
 def take_inventory(folder: Path, texts: dict[Key, str], bar: tqdm) -> Inventory:
-    """Look at every file of ``folder`` that is named for one of the ayat of ``texts``."""
+    """Examine all_ayat audio file of ``folder`` that is named after one of the ayat of ``texts``."""
     found = Inventory()
-    every = set(ayat_of(ALL))
+    all_ayat = set(ayat_of(ALL))
     for file in sorted(folder.iterdir()):
         name = file.stem
         if file.suffix.lower() not in AUDIO_EXTENSIONS or file.name.startswith((".", "000")) or name[3:] == "000":
@@ -63,7 +63,7 @@ def take_inventory(folder: Path, texts: dict[Key, str], bar: tqdm) -> Inventory:
         key = (int(name[:3]), int(name[3:])) if re.fullmatch("[0-9]{6}", name) else None
         if key in texts:
             found.files[key].append(file)
-        elif key not in every:
+        elif key not in all_ayat:
             found.no_ayah.append(file.name)
     readable = []
     for key, file in ((key, file) for key, files in found.files.items() for file in files):
@@ -85,9 +85,9 @@ def take_inventory(folder: Path, texts: dict[Key, str], bar: tqdm) -> Inventory:
 
 
 def _identical(files: list[tuple[Key, Path]], texts: dict[Key, str]) -> list[list[Key]]:
-    """Return the groups of ayat whose files hold the same bytes, although their texts differ."""
+    """Return groups of ayat whose files have the same bytes although their texts differ."""
     groups = [files]
-    # Files of one length are common, so the middle is compared before whole files are read.
+    # Files of the same size are common, so their middle is compared before whole files are read.
     for fingerprint in (lambda file: file.stat().st_size, _middle, lambda file: sha256(file.read_bytes()).digest()):
         finer: defaultdict[tuple[int, object], list[tuple[Key, Path]]] = defaultdict(list)
         for number, group in enumerate(groups):
@@ -104,10 +104,10 @@ def _middle(file: Path) -> bytes:
 
 
 def check_folder(data: Path, surahs: str | None) -> None:
-    """Print what ``data`` holds of ``surahs``, reciter by reciter, and how the text fits it.
+    """Print the recordings of ``surahs`` in ``data``, reciter by reciter, compared with the text.
 
     Raises:
-        UserError: there are no recitations or no text in ``data``; or something is missing, double or unreadable.
+        UserError: ``data`` has no recitations or no text, or ayat are missing, double, identical or unreadable.
     """
     chosen = parse_surahs(surahs)
     keys = ayat_of(chosen)

@@ -1,9 +1,8 @@
-"""What is known before anything is fetched: EveryAyah's reciters, and how many ayat each surah has.
+"""EveryAyah's reciters, and the number of ayat of each surah.
 
-The names are EveryAyah's own folder names, spelled as its recitation list spells them. Only Arabic recitations of the
-Hafs reading that hold all 6,236 ayat are listed: the text is that of Hafs, so the Warsh folders would not fit it, and
-teaching recitations, where pupils repeat each ayah, would not either. Sizes are what those folders held when they were
-surveyed in 2026; they say what to expect on disk and decide nothing.
+The names are EveryAyah's folder names, as in its recitation list. Only Arabic recitations of the Hafs reading with all
+6,236 ayat are listed: the text is that of Hafs, so the Warsh folders do not match it, nor do teaching recitations, in
+which pupils repeat each ayah. Sizes are those of the folders in 2026; they only serve to estimate the disk space.
 """
 
 import difflib
@@ -14,7 +13,7 @@ from ..runtime.errors import UserError
 
 Key = tuple[int, int]  # surah, ayah
 
-# The counts of Kufa, which the Hafs mushaf, EveryAyah and Tanzil follow; surah 1 first.
+# The Kufan verse count, used by the Hafs mushaf, EveryAyah and Tanzil; surah 1 first.
 # fmt: off
 AYAT_PER_SURAH = (
     7, 286, 200, 176, 120, 165, 206, 75, 129, 109, 123, 111, 43, 52, 99, 128, 111, 110, 98,
@@ -53,25 +52,25 @@ KNOWN_RECITERS = {
 
 
 def ayat_of(surahs: Iterable[int]) -> list[Key]:
-    """Every (surah, ayah) of ``surahs``, in the order of the mushaf."""
+    """Return every (surah, ayah) of ``surahs``, in the order of the mushaf."""
     return [(surah, ayah) for surah in surahs for ayah in range(1, AYAT_PER_SURAH[surah - 1] + 1)]
 
 
 def spans(ayat: Iterable[Key], most: int = 8) -> str:
-    """``ayat`` in few words, such as ``2:61-286, surahs 3-77``; beyond ``most`` stretches only their number."""
+    """Format ``ayat`` as ranges, such as ``2:61-286, surahs 3-77``; of those beyond ``most`` only the number."""
     surahs: dict[int, set[int]] = {}
     for surah, ayah in ayat:
         surahs.setdefault(surah, set()).add(ayah)
     whole = {surah for surah, numbers in surahs.items() if len(numbers) == AYAT_PER_SURAH[surah - 1]}
-    stretches = [(first, 1, f"surah{'s' * (last > first)} ", first, last) for first, last in _runs(whole)]
+    ranges = [(first, 1, f"surah{'s' * (last > first)} ", first, last) for first, last in _runs(whole)]
     for surah in surahs.keys() - whole:
-        stretches += [(surah, first, f"{surah}:", first, last) for first, last in _runs(surahs[surah])]
-    words = [f"{what}{first}" + f"-{last}" * (last > first) for _, _, what, first, last in sorted(stretches)]
+        ranges += [(surah, first, f"{surah}:", first, last) for first, last in _runs(surahs[surah])]
+    words = [f"{what}{first}" + f"-{last}" * (last > first) for _, _, what, first, last in sorted(ranges)]
     return ", ".join(words[:most] + [f"and {len(words) - most:,} stretches more"] * (len(words) > most))
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """The (first, last) of each run of consecutive numbers."""
+    """Return the (first, last) of each run of consecutive numbers."""
     runs: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -82,7 +81,7 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def require_known(names: Iterable[str]) -> None:
-    """Raise :class:`UserError` for the first name that is no known reciter, with the names nearest to it."""
+    """Raise :class:`UserError` for the first unknown reciter, with the most similar names."""
     for name in names:
         if name not in KNOWN_RECITERS:
             near = _nearest(name)
@@ -91,10 +90,10 @@ def require_known(names: Iterable[str]) -> None:
 
 
 def _nearest(name: str) -> list[str]:
-    """The known reciters most like ``name``, at most three; a part of a known name will do (``sudais``)."""
+    """Return up to three known reciters with names similar to ``name``, which may be part of a name (``sudais``)."""
 
-    def likeness(known: str) -> float:
+    def similarity(known: str) -> float:
         words = [known.lower(), known.lower()[: len(name)], *re.split("[_-]", known.lower())]
         return max(difflib.SequenceMatcher(None, name.lower(), word).ratio() for word in words)
 
-    return [known for known in sorted(KNOWN_RECITERS, key=likeness, reverse=True)[:3] if likeness(known) > 0.6]
+    return [known for known in sorted(KNOWN_RECITERS, key=similarity, reverse=True)[:3] if similarity(known) > 0.6]

@@ -1,7 +1,7 @@
-"""The text: Tanzil's ``simple-clean`` edition, which is what Experiment 2A trained on, and its licence.
+"""The text: Tanzil's ``simple-clean`` edition, as used in Experiment 2A, and its licence.
 
-Tanzil writes the basmala before the first ayah of every surah but 1 (whose first ayah it is) and 9. EveryAyah's
-recordings do not have it there, and neither has the published text, so it is taken off; 27:30 keeps its own.
+Tanzil writes the basmala before the first ayah of every surah except 1 (where it is the first ayah) and 9. EveryAyah's
+recordings and the published text do not have it there, so it is removed; 27:30 keeps its own.
 """
 
 import csv
@@ -15,12 +15,12 @@ from .reciters import ALL, Key, ayat_of
 TANZIL = "https://tanzil.net/pub/download/index.php?quranType=simple-clean&outType=txt-2&agree=true"
 
 _BASMALA = "بسم الله الرحمن الرحيم "
-# Diacritics and pause marks: text with them is not the text that was asked for.
+# Diacritics and pause marks, which the requested edition does not have.
 _MARKS = re.compile("[\u064b-\u065f\u0670\u06d6-\u06ed]")
 
 
 def fetch_text(client: Client, url: str, folder: Path) -> None:
-    """Write ``ayah_text_clear.csv`` and Tanzil's licence to ``folder``, unless the text is there already."""
+    """Write ``ayah_text_clear.csv`` and Tanzil's licence to ``folder``, unless the text exists."""
     path = folder / "ayah_text_clear.csv"
     if path.is_file():
         return
@@ -44,7 +44,7 @@ def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
     """Return the texts by (surah, ayah), and the licence, from lines ``surah|ayah|text`` and a footer of ``#`` lines.
 
     Raises:
-        FetchError: this is not the whole text: an error page, a part, another edition.
+        FetchError: it is not the whole text, but an error page, a part or another edition.
     """
     lines = body.decode("utf-8-sig", errors="replace").replace("\r", "").split("\n")
     licence = [line for line in lines if line.startswith("#")]
@@ -58,7 +58,7 @@ def parse_tanzil(body: bytes) -> tuple[dict[Key, str], str]:
     for key, row in zip(keys, rows, strict=True):
         text = " ".join("|".join(row[2:]).split())
         if key[1] == 1:
-            text = text.removeprefix(_BASMALA)  # 1:1 is the basmala and no more, so it stays
+            text = text.removeprefix(_BASMALA)  # 1:1 is only the basmala (without a space after it), so it stays
         if not text or _MARKS.search(text):
             raise FetchError(
                 f"the text of {key[0]}:{key[1]} is empty or has diacritics: not Tanzil's simple-clean text"

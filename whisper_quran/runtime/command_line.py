@@ -1,7 +1,7 @@
-"""Command lines from dataclasses: the fields are the options, ``config.json`` and the documentation.
+"""Command lines from dataclasses: the fields define the options, ``config.json`` and the documentation.
 
-``batch_size: int = option(16, "clips a micro-batch")`` is ``--batch-size 16``. :func:`check`, called from a dataclass's
-``__post_init__``, holds a value given in Python to the same bounds as one given on the command line.
+``batch_size: int = option(16, "clips a micro-batch")`` is ``--batch-size 16``. :func:`check`, called in a dataclass's
+``__post_init__``, checks values given in Python as strictly as those from the command line.
 """
 
 import argparse
@@ -20,21 +20,21 @@ T = TypeVar("T")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is a command-line option.
+    """Define a dataclass field that is a command-line option.
 
     Args:
         default: the value if the option is not given; None means "not given". ``dataclasses.MISSING`` makes it a
             positional argument of one or more values.
         help: the line that ``--help`` shows.
         metadata: ``choices``, the values that a string may have; ``above``, ``at_least`` and ``at_most``, the bounds of
-            a number; ``group``, its heading in ``--help``; ``metavar``; and ``fixed=True`` if it decides what a run
-            means, so that it cannot change when the run is resumed.
+            a number; ``group``, its heading in ``--help``; ``metavar``; and ``fixed=True`` if it determines a run's
+            results, so that it cannot change when the run is resumed.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is a :class:`UserError`, so one line."""
+    """An argparse parser that raises a :class:`UserError` (one line) for a wrong command line."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -55,7 +55,7 @@ def parse(
     Args:
         doc: the script's docstring, which ``--help`` shows.
         prog: the command's name if that is not the script's.
-        presets: other defaults that a flag brings: ``{"demo": {"epochs": 5}}``. An option that is given wins.
+        presets: defaults that a flag changes: ``{"demo": {"epochs": 5}}``. An option that is given takes precedence.
 
     Raises:
         UserError: an unknown option, a value that does not parse, or a number out of bounds.
@@ -102,7 +102,7 @@ def _add_option(parser: Any, field: dataclasses.Field, hint: Any) -> None:
 
 
 def _without_none(hint: Any) -> Any:
-    """``X`` of ``X | None``."""
+    """Return ``X`` of ``X | None``."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(choice for choice in typing.get_args(hint) if choice is not type(None))
     return hint
@@ -147,6 +147,6 @@ _NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "True
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The config as ``config.json`` holds it: paths as strings, tuples as lists."""
+    """Return the config as in ``config.json``: paths as strings, tuples as lists."""
     values = dataclasses.asdict(config)
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,4 +1,4 @@
-"""What a command prints: log lines, progress, sizes, rates and Markdown tables."""
+"""Console output: log lines, progress, sizes, rates and Markdown tables."""
 
 import math
 import sys
@@ -15,18 +15,18 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def no_log(message: str) -> None:
-    """A :data:`Log` that drops the line: for --quiet, and for every process but the main one."""
+    """Discard the line: the :data:`Log` for --quiet, and for every process but the main one."""
 
 
 def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, disable: bool = False) -> tqdm:
-    """A progress bar on stderr; if that is not a terminal, a line every 30 seconds in its place."""
+    """Make a progress bar on stderr; if that is not a terminal, it prints a line every 30 seconds instead."""
     interactive = sys.stderr is not None and sys.stderr.isatty()
     kind = tqdm if interactive else _LogLines
     return kind(total=total, unit=unit, desc=description, initial=initial, disable=disable, dynamic_ncols=interactive)
 
 
 class _LogLines(tqdm):
-    """A bar for log files: whole lines, seldom, no carriage returns."""
+    """A progress bar for log files: occasional whole lines without carriage returns."""
 
     disable: bool
 
@@ -38,7 +38,7 @@ class _LogLines(tqdm):
         started = time.monotonic()
 
         def write(line: str) -> None:
-            # tqdm draws an empty bar at the start and clears it at the end; neither is worth a line in a file.
+            # tqdm draws an empty bar at the start and clears it at the end; neither belongs in a file.
             if line.strip() and time.monotonic() - started > 1:
                 file.write(line.strip() + "\n")
                 file.flush()
@@ -48,7 +48,7 @@ class _LogLines(tqdm):
     @classmethod
     @contextmanager
     def external_write_mode(cls, file: Any = None, nolock: bool = False) -> Iterator[None]:
-        """Let ``write`` print a line as it is: there is no bar to clear before it and to draw again after it."""
+        """Let ``write`` print its line directly, as there is no bar to clear and redraw around it."""
         yield
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class _LogLines(tqdm):
 
 
 def printable(name: str) -> str:
-    """Return a name in Unicode's NFC, with what does not show or is not UTF-8 escaped: one form for every file.
+    """Return a name in NFC, with characters that are not printable or not UTF-8 escaped: one form for every file.
 
     >>> printable("a\\u2028b\\udcff")
     'a\\\\u2028b\\\\udcff'
@@ -69,12 +69,12 @@ def printable(name: str) -> str:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people: ``"2.3 GB"``, ``"140.0 MB"``."""
+    """Format bytes: ``"2.3 GB"``, ``"140.0 MB"``."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds for people: ``"48 s"``, ``"13 min"``, ``"2 h 05 min"``."""
+    """Format seconds: ``"48 s"``, ``"13 min"``, ``"2 h 05 min"``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -82,11 +82,11 @@ def format_duration(seconds: float) -> str:
 
 
 def percent(rate: float | None) -> str:
-    """A fraction as ``"12.34 %"``; a dash if it is unknown (None or NaN)."""
+    """Format a fraction as ``"12.34 %"``; a dash if it is unknown (None or NaN)."""
     return "–" if rate is None or math.isnan(rate) else f"{100 * rate:.2f} %"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are numbers, aligned right."""
+    """Make a Markdown table: the first column is text, the others are numbers, right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

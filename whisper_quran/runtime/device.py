@@ -1,4 +1,4 @@
-"""Which device and which precision, and why: the two choices that a run prints before it starts."""
+"""Choice of device and precision, with the reasons that a run prints before it starts."""
 
 import os
 import time
@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype that the heavy arithmetic runs in, under autocast; weights stay fp32. ``reason`` says why."""
+    """The dtype of a model's arithmetic under autocast; weights stay fp32. ``reason`` says why it was chosen."""
 
     name: str  # fp32, bf16 or fp16
     reason: str
@@ -29,9 +29,9 @@ class Precision:
 
 
 def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
-    """Return the device that ``name`` (auto, cpu, cuda, cuda:N) stands for, and a line on why.
+    """Return the device for ``name`` (auto, cpu, cuda, cuda:N), and a line that describes it.
 
-    Of several processes on one machine each takes the GPU of its ``local_rank``, unless ``name`` says which.
+    With several processes on a machine, each uses the GPU of its ``local_rank``, unless ``name`` specifies one.
 
     Raises:
         UserError: there is no such device.
@@ -59,16 +59,16 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def resume_precision(asked: str, before: str | None, device: torch.device, model: Whisper) -> Precision:
-    """:func:`choose_precision`, but ``auto`` is what it was ``before``, where this device has that."""
-    if asked == "auto" and before is not None:
+def resume_precision(requested: str, before: str | None, device: torch.device, model: Whisper) -> Precision:
+    """Choose the precision as :func:`choose_precision`; ``auto`` is that of ``before`` if this device supports it."""
+    if requested == "auto" and before is not None:
         with suppress(UserError):
             return Precision(choose_precision(before, device, model).name, "as before")
-    return choose_precision(asked, device, model)
+    return choose_precision(requested, device, model)
 
 
 def choose_precision(name: str, device: torch.device, model: Whisper) -> Precision:
-    """Resolve ``auto``: bf16 where a GPU has it, else fp16 on a GPU; on a CPU the faster of fp32 and bf16, by trial.
+    """Resolve ``auto``: bf16 on a GPU that supports it, otherwise fp16; on a CPU the faster of fp32 and bf16, measured.
 
     Raises:
         UserError: fp16 on a CPU, or bf16 on a GPU without it.
@@ -85,7 +85,7 @@ def choose_precision(name: str, device: torch.device, model: Whisper) -> Precisi
         raise UserError("--precision fp16 needs a GPU: on a CPU choose fp32, bf16 or auto")
     elif name == "auto":
         gain = _bf16_gain(model)
-        # bf16 gives up 16 bits of every activation: not worth it for a few percent.
+        # bf16 drops 16 bits of every activation: not worth a few percent.
         name = "bf16" if gain > 1.1 else "fp32"
         return Precision(name, f"bf16 takes {1 / gain:.2f} of the time of fp32 on this CPU")
     return Precision(name, "as asked")
@@ -93,9 +93,9 @@ def choose_precision(name: str, device: torch.device, model: Whisper) -> Precisi
 
 @torch.no_grad()
 def _bf16_gain(model: Whisper) -> float:
-    """How many times faster an encoder block of ``model`` is in bf16 than in fp32 on this CPU: the best of six each.
+    """Measure the speed-up of an encoder block of ``model`` in bf16 over fp32 on this CPU, from the best of six each.
 
-    One of each is enough where bf16 is emulated and takes seconds: fp32, the first, has what only a first call costs.
+    One trial is enough if bf16 is emulated and takes seconds: the one-off costs of the first call fall on fp32.
     """
     x = torch.randn(1, model.dims.n_audio_ctx, model.dims.n_audio_state)
     block = model.encoder.blocks[0]
@@ -105,11 +105,11 @@ def _bf16_gain(model: Whisper) -> float:
         block(x.to(dtype))
         return time.perf_counter() - start
 
-    # Turn by turn, so that other work on the machine disturbs both alike.
-    turns: list[tuple[float, float]] = []
+    # Alternate, so that other work on the machine affects both equally.
+    trials: list[tuple[float, float]] = []
     for _ in range(6):
-        turns.append((seconds(torch.float32), seconds(torch.bfloat16)))
-        if turns[0][1] >= 3 * turns[0][0]:
+        trials.append((seconds(torch.float32), seconds(torch.bfloat16)))
+        if trials[0][1] >= 3 * trials[0][0]:
             break
-    fp32, bf16 = map(min, zip(*turns, strict=True))
+    fp32, bf16 = map(min, zip(*trials, strict=True))
     return fp32 / bf16

@@ -1,9 +1,9 @@
-"""Several processes: the rank of this one, and the few operations that they do together.
+"""Distributed training: the rank of this process, and the collective operations.
 
-``torchrun`` gives their number in the environment; with one process every function is a no-op. Each process computes
-the gradient of its own clips, and the gradients are summed once, before the optimiser's step. There is no collective
-call in the forward and backward passes, so processes may have different numbers of micro-batches, or none, and one
-that makes its micro-batches smaller when memory runs out does not disturb the others.
+``torchrun`` sets rank and world size in the environment; with one process every function is a no-op. Each process
+computes the gradient of its own clips, and gradients are summed once, before the optimiser's step. There is no
+collective call in the forward and backward passes, so processes may have different numbers of micro-batches, or none,
+and one that splits its micro-batches after running out of memory does not affect the others.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from .errors import UserError
 
 T = TypeVar("T")
-_BUCKET = 2**25  # gradients travel in messages of up to this many elements: few calls, and little memory beside them
+_BUCKET = 2**25  # elements per all-reduce of gradients: few calls, and little extra memory
 _GRACE_SECONDS = 3.0
 
 
@@ -34,7 +34,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that prints and writes."""
+        """True in the process that prints and writes."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
@@ -65,7 +65,7 @@ class World:
                 bucket = []
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in the main process only; every process gets its result, or the :class:`UserError` it raised."""
+        """Run ``work`` in the main process only; every process returns its result or raises its :class:`UserError`."""
         if self.size == 1:
             return work()
         outcome = [self.on_all(lambda: work() if self.is_main else None)]
@@ -74,9 +74,9 @@ class World:
         return outcome[0]  # type: ignore[return-value]
 
     def on_all(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in every process; if it raises a :class:`UserError` in one, all raise.
+        """Run ``work`` in every process; if it raises a :class:`UserError` in one, all raise.
 
-        Each different error is printed once, by the first process that it concerns.
+        Each different error is printed once, by the first process that has it.
         """
         if self.size == 1:
             return work()
@@ -103,7 +103,7 @@ class World:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # torchrun stops the other processes by SIGTERM within moments: then this one ends by that.
+            # torchrun soon stops the other processes by SIGTERM, which then ends this one.
             time.sleep(_GRACE_SECONDS)
             lost = ProcessLost("another process of this run has ended: see what it, or torchrun, says of the reason")
             lost.already_reported = not self.is_main
@@ -111,11 +111,11 @@ class World:
 
 
 class ProcessLost(UserError):
-    """Another process of the run has ended, and so this one must."""
+    """The error of this process after another process of the run has ended."""
 
 
 def join_world() -> World:
-    """Return the :class:`World` that torchrun's environment, or the program that called us, describes."""
+    """Return the :class:`World` of torchrun's environment, or of the process group that the caller initialised."""
     local_rank, restarts = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"))
     if dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), local_rank, restarts)
@@ -125,14 +125,14 @@ def join_world() -> World:
 
 
 def connect(world: World, device: torch.device) -> bool:
-    """Meet the other processes: over NCCL between GPUs, over gloo between CPUs. Every process must come here.
+    """Initialise the process group, with NCCL for GPUs and gloo for CPUs. Every process must call this.
 
-    Return True if :func:`disconnect` is to be called at the end: not if the program that called us had connected them.
+    Return True if :func:`disconnect` is to be called at the end: not if the caller had initialised the process group.
     """
     if world.size == 1 or dist.is_initialized():
         return False
     store, rank, size = next(dist.rendezvous("env://"))
-    # After a restart torchrun's store still holds the addresses of the processes before it: look under new names.
+    # After a restart torchrun's store still holds the addresses of the old processes, so use a new prefix.
     store = dist.PrefixStore(f"attempt_{world.restarts}", store)
     if device.type == "cuda":
         dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=device)
@@ -142,5 +142,5 @@ def connect(world: World, device: torch.device) -> bool:
 
 
 def disconnect() -> None:
-    """Leave the other processes, at the end."""
+    """Destroy the process group."""
     dist.destroy_process_group()

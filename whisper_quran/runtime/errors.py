@@ -1,4 +1,4 @@
-"""The errors that are not bugs, and the one place where they become exit codes."""
+"""Errors that are not bugs, and the function that turns them into exit codes."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import IO, Any, NoReturn
 class UserError(Exception):
     """Something the user must change.
 
-    The message is one line that says what is wrong, where, and how to mend it. ``already_reported`` is True if another
+    The message is one line that says what is wrong, where, and how to fix it. ``already_reported`` is True if another
     process of the run prints it.
     """
 
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGHUP, by its signal number. Like KeyboardInterrupt it passes ``except Exception``."""
+    """Ctrl-C, SIGTERM or SIGHUP, by signal number. Like KeyboardInterrupt, ``except Exception`` does not catch it."""
 
     def __init__(self, number: int):
         super().__init__(f"interrupted by signal {number}")
@@ -28,9 +28,9 @@ class Interrupted(BaseException):
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command line and exit.
 
-    The code is 0 if it is done; 2 after a :class:`UserError` or an error of the system (a full disk, a folder that has
-    gone), with one line on stderr; and 128 + the signal's number after Ctrl-C, SIGTERM or SIGHUP. Anything else that is
-    raised is a bug and keeps its traceback. Output that cannot be written any more is dropped.
+    The exit code is 0 on success; 2 after a :class:`UserError` or an OSError (a full disk, a removed folder), with one
+    line on stderr; and 128 + the signal's number after Ctrl-C, SIGTERM or SIGHUP. Any other exception is a bug and
+    keeps its traceback. Output that can no longer be written is discarded.
     """
     _open_standard_files()
     streams = sys.stdout, sys.stderr
@@ -56,7 +56,7 @@ def _exit_code(main: Callable[[], None]) -> int:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would change the exit code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would change the exit code
         return 130
     except Interrupted as error:
         signal.signal(error.signal, signal.SIG_IGN)
@@ -65,7 +65,7 @@ def _exit_code(main: Callable[[], None]) -> int:
 
 
 class _LenientStream:
-    """A standard stream for which a closed pipe, a terminal that has gone or a small encoding is no error."""
+    """A standard stream that tolerates a closed pipe, a closed terminal and an encoding that lacks characters."""
 
     def __init__(self, stream: IO[str] | None):
         self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -86,7 +86,7 @@ class _LenientStream:
             self._discard()
 
     def _discard(self) -> None:
-        """Send what follows nowhere, so that Python's own flush at the exit does not fail either."""
+        """Redirect the stream to /dev/null, so that Python's own flush at exit does not fail either."""
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -99,7 +99,7 @@ class _LenientStream:
 
 
 def _open_standard_files() -> None:
-    """Open the files 0, 1 and 2 if they are closed, or a file of the run would get the number, and what is printed."""
+    """Open file descriptors 0, 1 and 2 if closed, or a file of the run could get the number and the printed output."""
     for number in range(3):
         try:
             os.fstat(number)

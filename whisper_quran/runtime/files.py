@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run after a crash, sees the old content or the new, never half of it."""
+"""Atomic file writes, locks and folders. A reader sees the old or the new content of a file, even after a crash."""
 
 import errno
 import fcntl
@@ -11,13 +11,13 @@ from typing import IO, Any
 
 from .errors import UserError
 
-# Errors that another folder has not.
+# Errors that another folder would not have.
 _MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR ELOOP".split()}
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """:func:`replacing`, with the file flushed to disk before it is renamed.
+    """Write as :func:`replacing`, but flush the file to disk before it is renamed.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -33,29 +33,29 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """Open a new file beside ``path``; when the block ends well, rename it over ``path``.
+    """Open a temporary file beside ``path``; if the block succeeds, rename it to ``path``.
 
-    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is as it was and the new file is gone. A
-    power cut may leave what was renamed short: :func:`atomic_write` is safe from that, and slower.
+    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is unchanged and the temporary file is removed.
+    A power cut may truncate the renamed file: :func:`atomic_write` prevents that, but is slower.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # File names need not be UTF-8, and are what text files here may hold.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # backslashreplace, because text files here may hold file names, which need not be UTF-8.
     text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     try:
-        with open(beside, mode, **({} if "b" in mode else text)) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        with suppress(OSError):  # it is not there, or may not be removed: what went wrong before says more
-            beside.unlink()
+        with suppress(OSError):  # it is gone or cannot be removed: the first error matters more
+            temporary.unlink()
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until the content of a file, or the names in a folder, are on disk; do nothing if it is not there."""
+    """Flush a file's content, or a folder's entries, to disk; do nothing if it does not exist."""
     try:
         number = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def sync(path: str | os.PathLike[str]) -> None:
 def lock_folder(folder: Path, writer: str) -> IO[str]:
     """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
 
-    On a file system that has no locks it is not locked.
+    On a file system without locks it stays unlocked.
 
     Raises:
         UserError: another ``writer`` holds the lock, or the folder cannot be written.
@@ -94,7 +94,7 @@ def lock_folder(folder: Path, writer: str) -> IO[str]:
 
 
 def check_lock(folder: Path, writer: str) -> None:
-    """Raise what :func:`lock_folder` would; make, write and keep nothing."""
+    """Raise the errors of :func:`lock_folder`, but create nothing and hold no lock."""
     check_folder(folder)
     try:
         with open(folder / ".lock") as file:
@@ -102,7 +102,7 @@ def check_lock(folder: Path, writer: str) -> None:
     except BlockingIOError:
         raise _locked(folder, writer) from None
     except OSError:
-        pass  # it is not there, or the file system has no locks
+        pass  # it does not exist, or the file system has no locks
 
 
 def _locked(folder: Path, writer: str) -> UserError:
@@ -110,7 +110,7 @@ def _locked(folder: Path, writer: str) -> UserError:
 
 
 def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
-    """What to raise for ``error`` while writing ``path``: a :class:`UserError` where the user can mend it."""
+    """Return the exception for ``error`` while writing ``path``: a :class:`UserError` if the user can fix it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left to write {path}: free some disk space or choose another folder")
     if error.errno in _MENDABLE:
@@ -119,10 +119,10 @@ def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create the folder ``path`` (and its parents) unless it is there, and return it.
+    """Create the folder ``path`` (and its parents) unless it exists, and return it.
 
     Raises:
-        UserError: it cannot be created, or something that is no folder stands in its place.
+        UserError: it cannot be created, or a file has its name.
     """
     path = Path(path)
     with _folder_errors(path):
@@ -131,24 +131,24 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def check_folder(path: Path) -> Path:
-    """Return :func:`nearest_folder`, and raise what :func:`make_folder` would; make nothing."""
+    """Return :func:`nearest_folder`, raising the errors of :func:`make_folder`; create nothing."""
     with _folder_errors(path):
         return nearest_folder(path)
 
 
 def nearest_folder(path: Path) -> Path:
-    """Return the folder ``path`` or, if it is not there, the one it would be made in.
+    """Return ``path`` or, if it does not exist, the nearest existing folder above it.
 
     Raises:
         OSError: that is no folder, or cannot be written.
     """
     absolute = Path(os.path.abspath(path))
-    there = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
-    if not there.is_dir():
+    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return there
+    return existing
 
 
 @contextmanager

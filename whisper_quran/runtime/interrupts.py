@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the current step is finished and saved, then the run ends with 130, 143 or 129."""
+"""Ctrl-C, SIGTERM and SIGHUP: finish and save the current step, then exit with 130, 143 or 129."""
 
 import signal
 import threading
@@ -13,9 +13,9 @@ from .errors import Interrupted
 class Interrupts:
     """Catches these signals inside a ``with`` block, and restores the handlers that were there before.
 
-    Where nothing can be lost a signal raises :class:`.errors.Interrupted` at once. Inside :meth:`deferred` the first
-    one is only noted in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a
-    second Ctrl-C raises at once. Inside :meth:`shielded` none raises.
+    By default a signal raises :class:`.errors.Interrupted` at once. Inside :meth:`deferred` the first one is only
+    recorded in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a second Ctrl-C
+    raises at once. Inside :meth:`shielded` none raises.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        # Only the main thread may, and in another one signals do not arrive.
+        # Only the main thread may set handlers, and only it receives signals.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue  # nohup: the run is meant to outlive its terminal
+                    continue  # nohup: the run is to survive its terminal
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -38,7 +38,7 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # SIGTERM may well come twice, from torchrun and from whoever stopped it; only Ctrl-C again means at once.
+        # SIGTERM may come twice, from torchrun and from whoever stopped it; only a second Ctrl-C raises at once.
         at_once = not self._deferring or (self.requested is not None and number == signal.SIGINT)
         if self.requested is None:
             self.requested = number
@@ -47,7 +47,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block in which the first signal is noted, to be acted on by the loop inside."""
+        """Defer the first signal: it is recorded, for the loop inside the block to act on."""
         self._deferring = True
         try:
             yield
@@ -57,7 +57,7 @@ class Interrupts:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A block that no signal interrupts; one that came raises at its end, unless it is inside :meth:`deferred`."""
+        """Block signals; one that arrives raises at the end of the block, unless that is inside :meth:`deferred`."""
         outside, self._shielded = self._shielded, True
         try:
             yield

@@ -1,3 +1,3 @@
-"""The version of this package: here, so that every room can say it."""
+"""The version of this package, in a module that every other may import."""
 
 __version__ = "0.1.0"

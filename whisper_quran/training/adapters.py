@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models") as parametrizations.
 
-A matrix W of an attention or an MLP becomes W + B A, of which A (rank, in) and B (out, rank) are trained and W is not,
-nor anything else. Optimiser state and checkpoints of the state shrink with what is trained. Whoever asks a layer for
-its weight gets the sum, so validation, decoding and saving see an ordinary Whisper, and the checkpoint is one.
+Each weight W of an attention or an MLP becomes W + B A. Only A (rank, in) and B (out, rank) are trained, so the state
+of the optimiser is small. Reading a layer's weight returns the sum: validation, decoding and saving see an ordinary
+Whisper, and the checkpoint is one.
 """
 
 import math
@@ -14,12 +14,12 @@ from whisper.model import Whisper
 
 
 class LowRank(nn.Module):
-    """What is added to a weight (out, in): nothing at first, because B is zero."""
+    """The low-rank update B A added to a weight (out, in); zero at first, because B is zero."""
 
     def __init__(self, weight: Tensor, rank: int):
         super().__init__()
         rows, columns = weight.shape
-        a = torch.empty(rank, columns, dtype=weight.dtype)  # drawn on the CPU: the same numbers for every device
+        a = torch.empty(rank, columns, dtype=weight.dtype)  # drawn on the CPU, for the same numbers on every device
         nn.init.kaiming_uniform_(a, a=math.sqrt(5))
         self.a = nn.Parameter(a.to(weight.device))
         self.b = nn.Parameter(weight.new_zeros(rows, rank))
@@ -29,7 +29,7 @@ class LowRank(nn.Module):
 
 
 def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
-    """Freeze ``model``, and give every matrix of its attentions and MLPs (of the ``encoder``'s, too) an adapter."""
+    """Freeze ``model`` and add an adapter to every linear layer of the decoder's (and ``encoder``'s) blocks."""
     model.requires_grad_(False)
     parts = [model.encoder, model.decoder] if encoder else [model.decoder]
     linears = [m for part in parts for block in part.blocks for m in block.modules() if isinstance(m, nn.Linear)]
@@ -40,7 +40,7 @@ def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
 
 
 def merge_adapters(model: Whisper) -> None:
-    """Make ``model`` an ordinary Whisper again, with the adapters in its weights, which stay trainable."""
+    """Merge the adapters into the weights of ``model``, which stay trainable, and remove the parametrizations."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")

@@ -1,7 +1,7 @@
-"""``train.py --dry-run``: how long a run would take, by a few of its own steps in memory.
+"""``train.py --dry-run``: estimate how long a run would take, from a few of its steps in memory.
 
-All that comes before the first step is the run's own code (:func:`.train.prepare`). The steps here are its own too, on
-its own clips, and change nothing but a model and an optimiser that are thrown away.
+Everything before the first step is the code of a real run (:func:`.train.prepare`). The steps are real too, on the
+run's own clips, but the model and the optimiser that they change are discarded.
 """
 
 import math
@@ -27,13 +27,13 @@ from ..runtime.errors import UserError
 from .trainer import Trainer
 
 VALIDATED = 8  # clips, on a CPU; a GPU takes them by the batch
-LONG = 5.0  # seconds: what only a first call costs is little beside it, on a CPU
-LOOKED_UP = 64  # clips that are looked for in the encoder cache, of each split
+LONG = 5.0  # seconds; a longer first call is not repeated, as its one-off costs hardly matter
+CACHE_SAMPLE = 64  # clips of each split that are looked up in the encoder cache
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What a clip takes, in seconds: to encode, to train on, and to validate; the last two without encoding."""
+    """Seconds per clip: to encode it, to train on it and to validate on it, the last two without encoding."""
 
     encode: float
     train: float
@@ -41,7 +41,7 @@ class Seconds:
 
 
 def load_without_download(source: str, log: Log) -> Whisper:
-    """Load a model; random weights stand for those of a Whisper that would have to be downloaded.
+    """Load a model; a Whisper that would have to be downloaded gets random weights.
 
     Raises:
         UserError: see :func:`..checkpoints.checkpoint.load_checkpoint`.
@@ -61,7 +61,7 @@ def load_without_download(source: str, log: Log) -> Whisper:
 
 
 def estimate(trainer: Trainer) -> None:
-    """Log how long an epoch and what is left of the run would take, and how that is known."""
+    """Log how long an epoch and the rest of the run would take, and what the estimate is based on."""
     log, config = trainer.log, trainer.config
     if trainer.step:
         log(f"resume     after step {trainer.step}, in epoch {trainer.epoch}, with what {config.out} holds")
@@ -99,15 +99,16 @@ def estimate(trainer: Trainer) -> None:
 
 
 def encodings_to_do(trainer: Trainer, train_clips: float, valid_clips: float) -> float:
-    """Estimate how often a frozen encoder would run, for so many clips in all; 0 if it is trained.
+    """Estimate how many clips a frozen encoder would encode; 0 if it is trained.
 
-    A clip is encoded once if its outputs are kept, and they are looked for in the cache for some clips of each split.
+    ``train_clips`` and ``valid_clips`` count all passes. A clip is encoded once if the cache has room for its outputs.
+    The share that the cache has already is estimated from a sample of each split.
     """
     if not trainer.encoder:
         return 0
     valid = [example for each in trainer.data.valid.values() for example in each]
     if trainer.augmentation:
-        train_clips = 0  # that changes each clip every time: encoding is a part of the step
+        train_clips = 0  # augmented clips are never cached: a step's time includes encoding them
     cache = trainer.encoder.cache
     if cache is None:
         return train_clips + valid_clips
@@ -117,13 +118,13 @@ def encodings_to_do(trainer: Trainer, train_clips: float, valid_clips: float) ->
         once += min(missing * len(examples), clips)
         every_time += missing * clips
     room = cache.room * trainer.world.size
-    beyond = max(0.0, once - room) / once if once else 0.0
-    return once + beyond * (every_time - once)
+    uncached = max(0.0, once - room) / once if once else 0.0
+    return once + uncached * (every_time - once)
 
 
 def share_kept(trainer: Trainer, examples: list[Example]) -> float:
-    """Return the share of ``examples`` that the encoder's cache holds, by some of them."""
-    sample, recordings = evenly(examples, LOOKED_UP), trainer.data.cache
+    """Estimate, from a sample, the share of ``examples`` whose encoder outputs are cached."""
+    sample, recordings = evenly(examples, CACHE_SAMPLE), trainer.data.cache
     cache = trainer.encoder.cache if trainer.encoder else None
     if not cache or not cache.keys or not sample:
         return 0.0
@@ -132,35 +133,37 @@ def share_kept(trainer: Trainer, examples: list[Example]) -> float:
 
 
 def measure(trainer: Trainer, valid: list[Example]) -> Seconds:
-    """Validate a few clips and take steps with a few others; return what a clip takes, all processes together."""
-    trainer.step = trainer.epoch = 0  # where there are steps to take: a finished epoch has none
+    """Validate and train on a few clips; return the seconds per clip, with all processes working."""
+    trainer.step = trainer.epoch = 0  # at the start, where there are steps to take: a finished epoch has none
     encoder = trainer.encoder
     if encoder and encoder.cache:
-        encoder.cache.room = 0  # it is read, and not written
+        encoder.cache.room = 0  # read the cache, but write nothing
     step = next(trainer.steps())
     batches = [batch.to(trainer.device) for batch in (*step.batches[:1], *step.batches[1:][-1:])]
     if encoder:
         batches = [replace(batch, known=None) for batch in batches]
     clips = max(1, sum(map(len, batches)))
-    encode = seconds_of(lambda: [encoded(encoder, batch, trainer) for batch in batches], trainer) if encoder else 0.0
+    encode = (
+        seconds_of(lambda: [encode_batch(encoder, batch, trainer) for batch in batches], trainer) if encoder else 0.0
+    )
     validate = validation_seconds(trainer, valid, encode / clips)
 
     trainer.objective.train()
     if encoder and not trainer.augmentation:
-        known = [Known((), tuple(range(len(batch))), encoded(encoder, batch, trainer)) for batch in batches]
+        known = [Known((), tuple(range(len(batch))), encode_batch(encoder, batch, trainer)) for batch in batches]
         batches = [replace(batch, known=each) for batch, each in zip(batches, known, strict=True)]
-    some = replace(step, batches=batches)
-    train = seconds_of(lambda: trainer.step_within_memory(some), trainer)
+    sample_step = replace(step, batches=batches)
+    train = seconds_of(lambda: trainer.step_within_memory(sample_step), trainer)
     processes = trainer.world.size
     return Seconds(encode / clips / processes, train / clips / processes, validate / processes)
 
 
-def encoded(encoder: FrozenEncoder, batch: Batch, trainer: Trainer) -> Tensor:
+def encode_batch(encoder: FrozenEncoder, batch: Batch, trainer: Trainer) -> Tensor:
     return torch.cat([encoder(audio) for audio in batch.audio.split(trainer.micro_batch)])
 
 
 def validation_seconds(trainer: Trainer, valid: list[Example], encode: float) -> float:
-    """Return what validating a clip takes on this process, without the ``encode`` seconds of a frozen encoder."""
+    """Return the seconds per clip of validation on this process, less ``encode`` for each clip the encoder encoded."""
     size = trainer.world.size
     sample = evenly(valid, size * (2 * trainer.valid_batch if trainer.device.type == "cuda" else VALIDATED))
     if not sample:
@@ -180,7 +183,7 @@ def validation_seconds(trainer: Trainer, valid: list[Example], encode: float) ->
 
 
 def seconds_of(work: Callable[[], object], trainer: Trainer) -> float:
-    """Return what ``work`` takes the second time, without what only a first call costs, or if it is long the first."""
+    """Time the second call of ``work``, or only the first if that is long: a first call has one-off costs."""
     seconds = 0.0
     for _ in range(2):
         if seconds > LONG:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run's epochs: which of them stay on disk, which is the best, and which are averaged."""
+"""The checkpoint files of a run: one per epoch, the best, and the average; and which of them stay on disk."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,16 +18,16 @@ class EpochFiles:
         self.out, self.keep, self.average, self.history = config.out, config.keep, config.average or 0, history
 
     def path(self, epoch: int) -> Path:
-        """Return where the checkpoint of ``epoch`` is."""
+        """Return the path of the checkpoint of ``epoch``."""
         return self.out / f"epoch-{epoch:03}.pt"
 
     def averaged(self, last: int) -> list[int]:
-        """Return the epochs up to ``last`` that --average takes: of the lowest WER; without validation the latest."""
+        """Return the epochs up to ``last`` that --average uses: the lowest in WER or, without validation, the last."""
         ranked = best_epochs(self.history) or list(range(last, -1, -1))
         return sorted(ranked[: self.average])
 
     def save(self, epoch: int, model: Whisper, is_best: bool) -> None:
-        """Save ``model`` after ``epoch``, and remove what need not stay.
+        """Save ``model`` after ``epoch`` and remove the checkpoints that --keep and --average do not need.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written.
@@ -40,7 +40,7 @@ class EpochFiles:
         self._remove(set(range(epoch)) - kept)
 
     def save_average(self, last: int, model: Whisper) -> None:
-        """Save ``model`` as average.pt, and remove what was kept for it alone; ``last`` is the last epoch."""
+        """Save ``model`` as average.pt and remove checkpoints kept only for averaging; ``last`` is the last epoch."""
         save_checkpoint(self.out / "average.pt", model)
         self._remove(set(self.averaged(last)) - self._kept(last))
 

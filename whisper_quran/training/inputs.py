@@ -1,4 +1,4 @@
-"""The command line of train.py, as far as it is read and checked without torch, whose import takes seconds."""
+"""The command line of train.py, parsed and checked before torch is imported, which takes seconds."""
 
 import json
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from ..runtime.command_line import parse
 from ..runtime.errors import UserError
 
 STATES = ("state.pt", "state-previous.pt")
-_OF_ONE_SITTING = {"out", "resume", "max_time", "dry_run"}
+_NOT_RESUMED = {"out", "resume", "max_time", "dry_run"}
 
 
 def parse_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingConfig:
-    """Read ``sys.argv``; with --resume, options that are not given are those of ``config.json`` in OUT.
+    """Parse ``argv`` (``sys.argv`` by default); --resume takes options that are not given from ``config.json`` in OUT.
 
     Raises:
         UserError: see :func:`..runtime.command_line.parse`.
@@ -29,10 +29,10 @@ def parse_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingC
 
 
 def saved_options(out: Path) -> dict[str, Any]:
-    """Return the options in ``config.json``; none if it is not there or damaged: then the user gives them again."""
+    """Return the options in ``config.json``; none if it is missing or damaged: then the user must give them again."""
     try:
         options = json.loads((out / "config.json").read_bytes())["config"]
-        kept = {field.name for field in fields(TrainingConfig)} - _OF_ONE_SITTING
+        kept = {field.name for field in fields(TrainingConfig)} - _NOT_RESUMED
         options = {name: value for name, value in options.items() if name in kept}
         TrainingConfig(**options)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError):
@@ -54,5 +54,5 @@ def check_inputs(config: TrainingConfig) -> None:
 
 
 def has_state(out: Path) -> bool:
-    """Return True if a run in ``out`` has saved anything to go on from."""
+    """Return True if ``out`` holds a saved state."""
     return any((out / name).exists() for name in STATES)

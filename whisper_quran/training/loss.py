@@ -1,7 +1,7 @@
 """The loss of Whisper's decoder under teacher forcing, summed over target tokens.
 
-Summed, not averaged: a mean of micro-batch means is not the mean over the step when token counts differ, so the
-training step divides by the target tokens of the whole step, whatever it was cut into.
+It is summed, not averaged: if token counts differ, a mean of micro-batch means is not the mean over the step. The
+training step divides the sum by the target tokens of the whole step.
 """
 
 from functools import partial
@@ -14,11 +14,11 @@ from whisper.model import MultiHeadAttention, ResidualAttentionBlock, Whisper
 
 
 class Objective(nn.Module):
-    """Audio and tokens in, summed cross-entropy out.
+    """The training objective: summed cross-entropy from audio and tokens.
 
-    The audio is mel spectrograms if the encoder is trained. A frozen encoder has no part in it: its parameters ask for
-    no gradient, and its outputs come in (:class:`..data.encoder_cache.FrozenEncoder`). With ``grad_checkpoint`` every
-    block recomputes its activations in the backward pass in place of keeping them.
+    The audio is mel spectrograms if the encoder is trained. Otherwise it is the outputs of the frozen encoder
+    (:class:`..data.encoder_cache.FrozenEncoder`), whose parameters need no gradient. With ``grad_checkpoint`` every
+    block recomputes its activations in the backward pass instead of keeping them.
     """
 
     def __init__(self, whisper: Whisper, train_encoder: bool, grad_checkpoint: bool = False):
@@ -32,9 +32,9 @@ class Objective(nn.Module):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     def loss(self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats, summed over ``targets``; the arguments are those of :class:`..data.batches.Batch`.
+        """Compute the cross-entropy in nats, summed over ``targets``; arguments as in :class:`..data.batches.Batch`.
 
-        The forward pass of ``whisper.model.TextDecoder``, with the output layer at the taught positions only.
+        The forward pass of ``whisper.model.TextDecoder``, with the output layer at ``positions`` only.
         """
         decoder = self.whisper.decoder
         x = decoder.token_embedding(tokens) + decoder.positional_embedding[: tokens.shape[1]]
@@ -62,12 +62,12 @@ def decode_block(block: ResidualAttentionBlock, x: Tensor, audio_features: Tenso
 
 
 def attend_to_audio(attention: MultiHeadAttention, x: Tensor, audio_features: Tensor) -> Tensor:
-    """Cross-attention of x (batch, length, n_text_state) to audio features (batch, n_audio_ctx, n_audio_state).
+    """Compute cross-attention of x (batch, length, n_text_state) to audio features (batch, n_audio_ctx, n_audio_state).
 
-    Whisper projects 1,500 frames of audio to keys and values, for an ayah of some twenty tokens. The products can be
-    taken in another order: q · (W k) = (Wᵀ q) · k, and the mean of projected values is the projected mean of values. So
-    the few queries are projected instead, into every head's view of the audio, which is less work as long as there are
-    fewer tokens than a head has dimensions. Same numbers but for rounding.
+    Whisper projects 1,500 frames of audio to keys and values, for an ayah of about 20 tokens. The order of the products
+    can be changed: q · (W k) = (Wᵀ q) · k, and the mean of projected values is the projection of their mean. So the few
+    queries are projected instead, once per head. This is less work as long as there are fewer tokens than a head has
+    dimensions, and gives the same result up to rounding.
     """
     batch, length, state = x.shape
     heads, size = attention.n_head, state // attention.n_head

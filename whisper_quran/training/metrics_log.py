@@ -1,6 +1,6 @@
-"""The measurements of a run as they come: ``metrics.jsonl``, and the table and picture made of it.
+"""The metrics of a run, logged to ``metrics.jsonl``, and the table and plot made from them.
 
-What a row is, and how the table is made of them, is in :mod:`..checkpoints.results`.
+:mod:`..checkpoints.results` describes the rows and makes the table.
 """
 
 import json
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class History(Results):
-    """The rows of a run, written to ``path`` as they come; a process that does not write only remembers them.
+    """The rows of a run, in memory and, if ``writes``, appended to ``path``.
 
-    With ``tensorboard`` their numbers also go to the folder ``tensorboard`` beside ``path``.
+    With ``tensorboard`` their numbers are also written to the folder ``tensorboard`` beside ``path``.
     """
 
     def __init__(self, path: Path, writes: bool = True, tensorboard: bool = False):
@@ -30,16 +30,16 @@ class History(Results):
         self.writes = writes
         self.tensorboard = tensorboard
         self.board: SummaryWriter | None = None
-        self.first_step = 0  # TensorBoard drops what a run that was cut off wrote from here on
+        self.first_step = 0  # TensorBoard discards what an interrupted run logged from this step on
 
     def append(self, row: Row) -> None:
-        """Add a row, in memory and in the file; numbers that are not finite become null, since JSON has none."""
+        """Add a row, in memory and in the file; numbers that are not finite become null, as JSON has no NaN."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
         if not self.writes:
             return
         try:
-            # A name that is not UTF-8 has surrogates, which become JSON's own escapes.
+            # Surrogates in a name that is not UTF-8 are written as JSON escapes.
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if self.tensorboard:
@@ -48,7 +48,7 @@ class History(Results):
             raise storage_error(error, self.path) from error
 
     def _add_scalars(self, row: Row) -> None:
-        """``train/loss``, … and for each reciter ``valid_loss/<reciter>``, …, over the steps."""
+        """Log scalars by step: ``train/loss``, … and, for each reciter, ``valid_loss/<reciter>``, …"""
         if self.board is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -62,26 +62,26 @@ class History(Results):
                 self.board.add_scalar(tag.encode(errors="backslashreplace").decode(), row[name], row["step"])
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still has in memory."""
+        """Flush and close TensorBoard's writer."""
         if self.board is not None:
             self.board.close()
 
     def restore(self, step: int, epoch: int) -> int:
-        """Keep the rows that were there when ``step`` steps and ``epoch`` whole epochs were done.
+        """Restore the rows from the file as of ``step`` steps and ``epoch`` whole epochs.
 
-        Return how many lines are lost because they cannot be read.
+        Return the number of lines that could not be read.
         """
         self.first_step = step + 1
         try:
             rows, lost = read_rows(self.path)
         except OSError as error:
             raise storage_error(error, self.path) from error
-        there = {
+        is_current = {
             "train": lambda row: row["step"] <= step,
             "valid": lambda row: row["epoch"] < epoch,
             "average": lambda row: row["epoch"] == epoch,
         }
-        self.rows = [row for row in rows if there[row["event"]](row)]
+        self.rows = [row for row in rows if is_current[row["event"]](row)]
         if self.writes:
             with atomic_write(self.path) as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
@@ -112,7 +112,7 @@ def write_results(history: History, folder: Path) -> None:
         png = draw(history.rows, best_epoch(history))
     except ImportError:
         return
-    except Exception as error:  # matplotlib's own troubles are not worth a run
+    except Exception as error:  # a plot that fails must not end a run
         warnings.warn(f"{folder / 'loss.png'} could not be drawn: {error!r}", stacklevel=2)
         return
     with atomic_write(folder / "loss.png", "wb") as file:

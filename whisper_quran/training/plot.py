@@ -1,8 +1,8 @@
 """loss.png: the losses of a run, and the word error rates on its validation reciters.
 
-The background is always drawn, and white; lines differ in style and marker as well as in colour, so that they can be
-told apart on a dark page and on grey paper. Epochs are numbered as everywhere else: epoch 3 ends at 3, and the
-untouched model is at -1. The user's own settings of matplotlib change nothing.
+The background is white, and lines differ in style and marker as well as in colour, so the plot is readable on a dark
+page and in greyscale. Epoch 3 ends at x = 3, and the untouched model is at -1. The user's own matplotlib settings are
+ignored.
 """
 
 import io
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checkpoints.results import Row
 
-COLORS = ("#0067a5", "#c04f00", "#00805c", "#9e4a84", "#7a6400")  # the colour-blind tell these apart
+COLORS = ("#0067a5", "#c04f00", "#00805c", "#9e4a84", "#7a6400")  # distinguishable by the colour-blind
 LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")  # 20 combinations
 SETTINGS = {
     "font.size": 12,
@@ -60,7 +60,7 @@ def draw(rows: Sequence[Row], best: int | None) -> bytes:
             rates = [100 * row["wer"] for points in valid.values() for row in points if row["wer"] is not None]
             # The untouched model may insert without end, which would flatten the other curves.
             top = min(max(rates, default=1), max(100, 1.5 * min(rates, default=1))) or 1
-            axes[1].set_ylim(-0.03 * top, 1.08 * top)  # a marker at 0 is seen whole
+            axes[1].set_ylim(-0.03 * top, 1.08 * top)  # so that a marker at 0 is not clipped
             axes[1].set_ylabel("validation WER (%)")
         if best is not None:
             for panel in axes:

@@ -1,10 +1,10 @@
-"""The folder of a run, and ``state.pt``: all that a run needs to go on as if it had never stopped.
+"""The folder of a run, and ``state.pt``: everything that a run needs to resume exactly where it stopped.
 
-Two generations of the state are kept, ``state.pt`` and ``state-previous.pt``. A new one is written beside them,
-flushed, and renamed, so that a good one stays after a SIGKILL or on a full disk. One that is damaged all the same (each
-tensor has a checksum in the file) is passed over for the one before it.
+Two generations of the state are kept, ``state.pt`` and ``state-previous.pt``. A new one is written to a temporary file,
+flushed and renamed, so that a valid one remains after a SIGKILL or on a full disk. If the newest is damaged all the
+same (each tensor has a checksum in the file), the previous one is used.
 
-Saving costs the training a copy of the tensors to memory; a thread writes that copy while training goes on.
+Saving delays the training by a copy of the tensors to memory; a thread writes that copy while training continues.
 """
 
 import csv
@@ -40,7 +40,7 @@ from .inputs import STATES, has_state
 State = dict[str, Any]
 _KEYS = {"step", "epoch", "best_wer", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
 _KEYS |= {"optimizer", "scaler"}
-# The files that atomic_write leaves if it is killed, of the names that a run writes.
+# Temporary files of atomic_write, left behind if a run is killed.
 _LEFTOVER = re.compile(
     r"\.(state\.pt|best\.pt|average\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
     r"\.[0-9a-f]{8}\.tmp"
@@ -52,28 +52,28 @@ class StateWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.seconds = 0.0  # what the last state took, from its copying until it was on disk
+        self.seconds = 0.0  # duration of the last save, from the copy to memory until it was on disk
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
     def save(self, state: State) -> None:
-        """Copy ``state`` and begin to write the copy; wait first for a write that is still under way.
+        """Copy ``state`` and start writing the copy; wait first for a write that is still in progress.
 
         Raises:
-            UserError: the write before this one failed: the disk is full, or the folder cannot be written any more.
+            UserError: the previous write failed: the disk is full, or the folder can no longer be written.
         """
         self.finish()
         start = time.monotonic()
         self._pending = self._thread.submit(self._write, to_memory(state), start)
 
     def finish(self) -> None:
-        """Wait until what was saved is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
             UserError: see :meth:`save`.
         """
         if self._pending is not None:
-            wait([self._pending])  # a signal may interrupt it: then it can be waited for again
+            wait([self._pending])  # a signal may interrupt this: then finish() can be called again
             written, self._pending = self._pending, None
             written.result()
 
@@ -82,8 +82,8 @@ class StateWriter:
         with atomic_write(newest, "wb") as file:
             write_torch_file(state, file)
             file.flush()
-            os.fsync(file.fileno())  # before the one on disk steps back
-            sync(self.folder / "metrics.jsonl")  # the rows that this state counts on,
+            os.fsync(file.fileno())  # before the one on disk becomes the previous one
+            sync(self.folder / "metrics.jsonl")  # the rows that this state relies on,
             sync(self.folder)  # and the names of its checkpoints
             if newest.exists():
                 newest.replace(previous)
@@ -102,12 +102,12 @@ def to_memory(value: Any) -> Any:
 
 
 def find_state(folder: Path, log: Log, rename: bool = True) -> Path:
-    """Return the newest state in ``folder`` that is whole; log it if that is not the last one written.
+    """Return the newest valid state in ``folder``; log a warning if that is not the last one written.
 
-    ``rename`` a damaged one then, so that the next save does not put it in the place of the whole one.
+    With ``rename`` the damaged one is renamed, so that the next save does not replace the valid one by it.
 
     Raises:
-        UserError: none is whole.
+        UserError: none is valid.
     """
     newest, previous = (folder / name for name in STATES)
     problem = _damage(newest)
@@ -127,7 +127,7 @@ def find_state(folder: Path, log: Log, rename: bool = True) -> Path:
 
 
 def _damage(path: Path) -> str | None:
-    """Return what is wrong with a state file; None if its checksums are right and it reads as a state."""
+    """Return what is wrong with a state file; None if its checksums match and it holds a whole state."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -137,16 +137,16 @@ def _damage(path: Path) -> str | None:
         missing = _KEYS - state.keys()
         if not missing and not (isinstance(state["config"], dict) and state["precision"] in DTYPES):
             return "it was edited"
-    except Exception as error:  # a broken file makes readers fail in many ways
+    except Exception as error:  # a damaged file can raise almost anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     return f"it lacks {', '.join(sorted(missing))}" if missing else None
 
 
 def load_state(path: Path) -> State:
-    """Read a state that :func:`find_state` found, mapped from disk: its tensors cost no memory until they are copied.
+    """Read a state that :func:`find_state` found, memory-mapped: its tensors take no memory until they are copied.
 
     Raises:
-        UserError: it is not there, as on a machine that does not share the run's folder.
+        UserError: it is missing, as on a machine that does not share the run's folder.
     """
     if not path.exists():
         raise UserError(f"{path} is not on this machine: all machines of a run must share its --out folder")
@@ -154,10 +154,10 @@ def load_state(path: Path) -> State:
 
 
 def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
-    """Prepare the locked folder of a run; return True if there is a saved state to go on from.
+    """Prepare the locked folder of a run; return True if there is a saved state to resume from.
 
-    A run that torchrun has started again, ``restarts`` times, resumes without --resume what it has begun itself.
-    Files that a killed run left half-written go.
+    A run that torchrun has restarted (``restarts`` > 0) resumes what it began itself even without --resume.
+    Temporary files of a killed run are removed.
 
     Raises:
         UserError: see :func:`can_resume`.
@@ -165,7 +165,7 @@ def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
     torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
     mark = out / ".lock"
     resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
-    mark.write_text("")  # once refused, torchrun's next attempt is refused too
+    mark.write_text("")  # if this attempt is refused, so is torchrun's next one
     resuming = can_resume(out, resume)
     mark.write_text(torchrun)
     for path in out.iterdir():
@@ -175,10 +175,10 @@ def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
 
 
 def can_resume(out: Path, resume: bool) -> bool:
-    """Return True if there is a saved state in ``out`` to go on from.
+    """Return True if there is a saved state in ``out`` to resume from.
 
     Raises:
-        UserError: a run is there already that is not to be resumed, or its checkpoints are there without a state.
+        UserError: ``out`` holds a run and ``resume`` is False, or it holds checkpoints without a state.
     """
     checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
     if not resume and (checkpoints or has_state(out)):
@@ -192,12 +192,12 @@ def can_resume(out: Path, resume: bool) -> bool:
 
 
 def check_options(config: TrainingConfig, state: State, world_size: int) -> None:
-    """Raise a :class:`UserError` unless ``config`` continues the run that ``state`` is of."""
-    before, now = state["config"], to_json(config)
+    """Raise a :class:`UserError` if a fixed option or the clips per step differ from those of the run in ``state``."""
+    saved, given = state["config"], to_json(config)
     changed = [
-        f"--{field.name.replace('_', '-')} was {before.get(field.name)}, is {now[field.name]}"
+        f"--{field.name.replace('_', '-')} was {saved.get(field.name)}, is {given[field.name]}"
         for field in fields(config)
-        if field.metadata.get("fixed") and before.get(field.name) != now[field.name]
+        if field.metadata.get("fixed") and saved.get(field.name) != given[field.name]
     ]
     clips = clips_per_step(config, world_size)
     if state["clips_per_step"] != clips:
@@ -209,12 +209,12 @@ def check_options(config: TrainingConfig, state: State, world_size: int) -> None
 
 
 def clips_per_step(config: TrainingConfig, world_size: int) -> int:
-    """Return the clips of an optimiser step; how they are cut into micro-batches and processes changes no result."""
+    """Return the clips per optimiser step; how they are split into micro-batches and processes changes no result."""
     return config.batch_size * config.accumulate * world_size
 
 
 def write_config(config: TrainingConfig, world_size: int, found: dict[str, Any]) -> None:
-    """Write ``config.json``: the options, what was ``found`` (what ``auto`` stood for, the data), and the versions."""
+    """Write ``config.json``: the options, ``found`` (what ``auto`` resolved to, the data), and the versions."""
     content = {
         "config": to_json(config),
         "global_batch": clips_per_step(config, world_size),
@@ -239,9 +239,9 @@ def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
 
 
 def check_space(folder: Path, state_bytes: int, checkpoint_bytes: int, checkpoints: int) -> int:
-    """Return the bytes a run will need at most: three states (two kept, one being written) and its checkpoints.
+    """Return the bytes a run needs at most: three states (two kept, one being written) and its checkpoints.
 
-    What the run has written already, it need not find room for again.
+    Files that the run has written already are subtracted from what must be free.
 
     Raises:
         UserError: there is less free.

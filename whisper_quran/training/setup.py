@@ -1,4 +1,4 @@
-"""Where and how a run computes."""
+"""The device, precision and processes of a run."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from ..runtime.interrupts import Interrupts
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run uses of this machine: chosen before the first step, and the same to its end."""
+    """The device, precision, processes and deadline of a run: chosen before the first step, then fixed."""
 
     device: torch.device
     precision: Precision = Precision("fp32", "the default")
     world: World = World()
     interrupts: Interrupts = field(default_factory=Interrupts)
     log: Log = no_log
-    deadline: float = math.inf  # on time.monotonic()'s clock: --max-time
+    deadline: float = math.inf  # of --max-time, as a time.monotonic() value

@@ -1,7 +1,7 @@
 """Fine-tuning: from a :class:`.config.TrainingConfig` to checkpoints that ``whisper.load_model`` opens.
 
-``train`` reads from top to bottom as a run goes: find the ayat, load the model, decode the recordings once, log what
-was decided and why, and train. The loop and the arithmetic of a step are :class:`.trainer.Trainer`.
+``train`` does the stages of a run in order: find the ayat, load the model, decode the recordings once, log what was
+decided and why, and train. The loop and the optimiser step are in :class:`.trainer.Trainer`.
 """
 
 import math
@@ -49,7 +49,7 @@ _CHECKPOINTS_KEPT = {"last": 4, "best": 2}  # at most, with the one being writte
 
 
 def train(config: TrainingConfig, log: Log = print) -> History:
-    """Run the training that ``config`` describes, writing under ``config.out``; return what was measured.
+    """Run the training that ``config`` describes, writing under ``config.out``; return its metrics.
 
     Raises:
         UserError: something in the data, the model or the options must be changed first.
@@ -82,7 +82,7 @@ def train(config: TrainingConfig, log: Log = print) -> History:
 
 
 def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
-    """Do all that comes before the first step: data, model, decisions, and the state to go on from.
+    """Do everything before the first step: data, model, device and precision, and loading a saved state.
 
     The run's folder stays locked until ``lock`` is closed.
     """
@@ -128,7 +128,7 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
 
 
 def own_device(name: str, world: World) -> tuple[torch.device, str]:
-    """Choose this process's device; an error that the first process of the machine meets too is reported by that."""
+    """Choose this process's device; an error that the machine's first process also has is reported only by that one."""
     try:
         return choose_device(name, world.local_rank)
     except UserError as error:
@@ -141,9 +141,9 @@ def own_device(name: str, world: World) -> tuple[torch.device, str]:
 
 
 def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whisper:
-    """Load the model to start from; to continue a run, make it by its dimensions: the weights are in ``state``.
+    """Load the model to start from; to resume, only build it with the dimensions in ``state``, which has the weights.
 
-    On each machine one process is first, since it may have to download the model. A dry run does not.
+    On each machine one process loads first, since it may have to download the model. A dry run does not download.
     """
     source, device, world = config.model, setup.device, setup.world
     if state:
@@ -158,7 +158,7 @@ def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whi
 
 
 def open_cache(trainer: Trainer) -> None:
-    """Give a frozen encoder its cache, unless that is off, or of no use."""
+    """Open the cache of a frozen encoder, unless it is off or of no use."""
     config, encoder = trainer.config, trainer.encoder
     if not encoder or config.augment or (config.encoder_cache == "auto" and trainer.epochs == 1):
         return
@@ -168,7 +168,7 @@ def open_cache(trainer: Trainer) -> None:
 
 
 def check_agreement(digest: str, first: str) -> None:
-    """Raise a :class:`UserError` if another process has other ayat: they would not agree on the clips of a step."""
+    """Raise a :class:`UserError` if this process has other ayat than the first: their steps would have other clips."""
     if digest != first:
         raise UserError(
             f"{platform.node()} has other recordings than the first process: "
@@ -177,10 +177,10 @@ def check_agreement(digest: str, first: str) -> None:
 
 
 def begin_folder(trainer: Trainer, new: bool) -> int:
-    """Write the files that describe the run, but for a dry one; return the bytes that it will write at most.
+    """Write the files that describe the run, unless it is a dry run; return the bytes it needs at most.
 
     Raises:
-        UserError: there is less room, or the folder cannot be written.
+        UserError: the disk has too little space, or the folder cannot be written.
     """
     config, out = trainer.config, trainer.config.out
     parameters, trained = count_parameters(trainer.model)
@@ -192,7 +192,7 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
     if config.dry_run:
         return needed
     if new:
-        trainer.history.clear()  # of a run that ended before it saved anything
+        trainer.history.clear()  # rows of a run that ended before it saved a state
         write_skipped(out, trainer.data.skipped)
     if new or not saved_options(out):
         chosen = {"device": str(trainer.device), "precision": trainer.precision.name}
@@ -203,13 +203,13 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
 
 
 def count_parameters(model: Whisper) -> tuple[int, int]:
-    """Return how many parameters the model has, and how many of them are trained."""
+    """Return the number of parameters, and of those that are trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def describe_run(trainer: Trainer, log: Log) -> None:
-    """Log the precision, the model and which part of it is trained, and how many steps there are, of what."""
+    """Log the precision, the model and its trained part, the encoder cache, and the number and size of steps."""
     config, world, precision = trainer.config, trainer.world, trainer.precision
     parameters, trained = count_parameters(trainer.model)
     part = "all" if config.train_encoder else "the decoder; the encoder is frozen"
@@ -232,9 +232,9 @@ def describe_run(trainer: Trainer, log: Log) -> None:
 
 
 def advise(trainer: Trainer, log: Log) -> None:
-    """Warn if the learning rate is far above what suits the hours of audio: the model would end worse than it began.
+    """Warn if the learning rate is far too high for the hours of audio: the model would end worse than it began.
 
-    What suits was found for pretrained weights; a model of another size than OpenAI's has none, and adapters take more.
+    This does not apply to models of no OpenAI size, which are not pretrained, nor to adapters, which need higher rates.
     """
     config = trainer.config
     hours = sum(example.seconds for example in trainer.data.train) / 3600
@@ -249,16 +249,16 @@ def advise(trainer: Trainer, log: Log) -> None:
 
 
 def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
-    """Say what keeping the encoder's outputs takes."""
+    """Return the disk space that the encoder cache takes, and how much of it is filled."""
     size = f"{format_size(cache.bytes)} a clip, {format_size(clips * cache.bytes)} in all, in {cache.folder}"
-    held = f"; {len(cache.keys)} clips are there" if cache.keys else ""
-    room = len(cache.keys) + cache.room * processes
-    partly = "" if room >= clips else f"; there is room for {room} of {clips} clips (--encoder-cache)"
-    return f"each clip is encoded once: {size}{held}{partly}"
+    cached = f"; {len(cache.keys)} clips are there" if cache.keys else ""
+    capacity = len(cache.keys) + cache.room * processes
+    limit = "" if capacity >= clips else f"; there is room for {capacity} of {clips} clips (--encoder-cache)"
+    return f"each clip is encoded once: {size}{cached}{limit}"
 
 
 def describe_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
-    """Log how many ayat and hours of each reciter there are, and what was left out."""
+    """Log the ayat and hours of each reciter, and what was left out."""
     for name, reciters in data.amounts().items():
         if len(reciters) > 10:
             amounts = reciters.values()
@@ -278,7 +278,7 @@ def describe_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
 
 
 def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
-    """Log the table, how long the run took, where its results are, and what to run next."""
+    """Log the table of results, the duration, the paths of the results, and the next command to run."""
     config, out, history = trainer.config, trainer.config.out, trainer.history
     skipped = sum(row["skipped"] for row in history.rows if row["event"] == "train")
     if skipped:

@@ -1,8 +1,8 @@
 """The training loop: optimiser steps, epochs, validation and saving.
 
-A run is a function of its options: the clips of a step follow from seed, epoch and step alone, nothing else is drawn at
-random, and how many clips share a micro-batch or a process changes nothing but rounding. So a run that was cut off
-anywhere goes on from its last saved step to the weights it would have had.
+A run is determined by its options: the clips of a step depend only on seed, epoch and step, their augmentation on seed,
+epoch and clip, and the split into micro-batches and processes changes only rounding. So an interrupted run resumes from
+its last saved step and reaches the same weights.
 """
 
 import math
@@ -39,14 +39,14 @@ from .resume import State, StateWriter, clips_per_step, to_memory
 from .setup import Setup
 from .validation import Validation, validate
 
-SAVE_SECONDS = 600.0  # between two saves, unless --save-every says otherwise
+SAVE_SECONDS = 600.0  # between two saves, without --save-every
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
-CPU_BATCH = 4  # clips at a time: a CPU gains nothing by more, and with few of one length there is little padding
+CPU_BATCH = 4  # clips at a time: on a CPU more are no faster, and small batches have less padding
 
 
 @dataclass(frozen=True)
 class Step:
-    """The clips of one optimiser step: this process's micro-batches, and the sums over all processes."""
+    """One optimiser step: this process's micro-batches, and counts over all processes."""
 
     batches: list[Batch]
     clips: int
@@ -56,7 +56,7 @@ class Step:
 
 
 class Trainer:
-    """A training run: the model, the optimiser, and how far they have come."""
+    """A training run: the model, the optimiser, and the current step and epoch."""
 
     def __init__(self, config: TrainingConfig, data: TrainingData, model: Whisper, setup: Setup):
         self.config, self.data, self.model, self.setup = config, data, model, setup
@@ -66,11 +66,11 @@ class Trainer:
         if config.lora:
             add_adapters(model, config.lora, config.train_encoder, config.seed)
         self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
-        # Without a scaler fp16's small gradients would vanish; for the other precisions it does nothing.
+        # Without a scaler, small fp16 gradients would underflow; it does nothing for the other precisions.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
-        self.encoder: FrozenEncoder | None = None  # unless it is trained
+        self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
         if not config.train_encoder:
-            # What it needs on the device is a copy in the run's precision, and not even that once all is in the cache.
+            # The device only needs a copy in the run's precision, and none once all outputs are in the cache.
             model.encoder.to("cpu")
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
         self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
@@ -85,7 +85,7 @@ class Trainer:
         self.epoch = 0  # epochs trained, validated and saved
         self.best_wer = math.inf
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
-        # Clips at a time, in training and in validation: fewer once a GPU's memory has run out.
+        # Clips at a time in training and in validation; halved when a GPU runs out of memory.
         self.micro_batch = self.valid_batch = config.batch_size
         if self.device.type == "cpu":
             self.micro_batch = min(config.batch_size, CPU_BATCH)
@@ -97,7 +97,7 @@ class Trainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
     def train(self) -> bool:
-        """Train from the current step to the last one; return False if the time was up before.
+        """Train from the current step to the last one; return False if --max-time ended the run before.
 
         Raises:
             Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
@@ -117,7 +117,7 @@ class Trainer:
                     self.encoder.close()
 
     def train_epochs(self) -> bool:
-        """Train, validate and save, epoch by epoch; return False if the time was up before the end."""
+        """Train, validate and save, epoch by epoch; return False if --max-time ended the run before."""
         if self.step == 0 and not self.config.no_vanilla:
             self.validate(epoch=-1)
             self.save()
@@ -135,22 +135,22 @@ class Trainer:
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
 
-        Each micro-batch's summed loss is divided by ``target_tokens``, those of all processes, so the gradient is that
-        of one large batch however the step was cut. A process may have no micro-batch. If the loss or the gradient is
-        not finite, neither weights nor optimiser change.
+        Each micro-batch's summed loss is divided by ``target_tokens``, counted over all processes, so the gradient is
+        that of one large batch. A process may have no micro-batch. If the loss or the gradient is not finite, neither
+        the weights nor the optimiser change.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * schedule(self.step, self.config.warmup_steps, self.total_steps)
 
         loss = torch.zeros((), device=self.device)
-        self.scaler.scale(loss)  # a scaler has no scale before its first use, and there may be no micro-batch
+        self.scaler.scale(loss)  # initialises the scale, even if there is no micro-batch
         for batch in batches:
             batch = batch.to(self.device)
             audio = self.audio(batch)
             with self.precision.autocast(self.device):
-                part = self.forward(audio, batch.tokens, batch.positions, batch.targets) / target_tokens
-            self.scaler.scale(part).backward()
-            loss += part.detach()
+                micro_loss = self.forward(audio, batch.tokens, batch.positions, batch.targets) / target_tokens
+            self.scaler.scale(micro_loss).backward()
+            loss += micro_loss.detach()
 
         try:
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -163,12 +163,12 @@ class Trainer:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         except torch.OutOfMemoryError:
-            # Gradients may be summed and weights half updated: this process alone must not begin the step again.
+            # Gradients may be summed and weights partly updated: this process alone cannot repeat the step.
             raise UserError(f"{self.device} has no memory for the optimiser: choose a smaller --model") from None
         return mean_loss, norm
 
     def audio(self, batch: Batch) -> Tensor:
-        """Return what the objective takes: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
+        """Return the input of the objective: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
         if not self.augmentation:
             return self.encoder(batch.audio, batch.known) if self.encoder else self.log_mel(batch.audio)
         changes = self.augmentation.changes(self.epoch, batch.clips)
@@ -180,7 +180,7 @@ class Trainer:
         return log_mel(audio, self.model.dims.n_mels)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
-        """Take the step; if a GPU's memory runs out, take it in smaller micro-batches: the same step."""
+        """Take the step; if a GPU runs out of memory, repeat it with smaller micro-batches, with the same result."""
         batches = step.batches
         while True:
             while any(len(batch) > self.micro_batch for batch in batches):
@@ -188,12 +188,12 @@ class Trainer:
             try:
                 return self.training_step(batches, step.target_tokens)
             except torch.OutOfMemoryError:
-                pass  # and on out here, where nothing holds the failed graph any more
+                pass  # continue outside the handler, where nothing refers to the failed graph any more
             self.optimizer.zero_grad(set_to_none=True)
             self.micro_batch = self.fewer_clips(self.micro_batch)
 
     def fewer_clips(self, clips: int) -> int:
-        """Return half of ``clips``, after the memory has run out; raise a :class:`UserError` if that is none."""
+        """Return half of ``clips`` after running out of memory; raise a :class:`UserError` if ``clips`` is 1."""
         if clips == 1:
             raise UserError(
                 f"{self.device} has no memory for a single clip: try --grad-checkpoint, or a smaller --model"
@@ -203,16 +203,16 @@ class Trainer:
         return clips // 2
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps that remain of the epoch, each with texts of one length in a micro-batch."""
+        """Yield the remaining steps of the epoch, with clips of similar text length in each micro-batch."""
         order = epoch_order(len(self.data.train), self.config.seed, self.epoch)
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
-            mine = shard(examples, self.micro_batch, self.world.rank, self.world.size)
+            shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
             augmented = self.augmentation is not None
             encoder = None if augmented else self.encoder
-            batches = [make_batch(part, self.data.cache, pin, encoder, augmented) for part in mine]
+            batches = [make_batch(micro_batch, self.data.cache, pin, encoder, augmented) for micro_batch in shards]
             yield Step(
                 batches,
                 clips=len(examples),
@@ -222,7 +222,7 @@ class Trainer:
             )
 
     def train_epoch(self) -> bool:
-        """Train to the end of the epoch, or of the run if --max-steps ends it; return False if time was up before."""
+        """Train to the end of the epoch or to --max-steps; return False if --max-time ended the run before."""
         self.objective.train()
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
         label = f"epoch {self.epoch + 1}/{self.epochs} (epoch-{self.epoch:03})"
@@ -260,12 +260,12 @@ class Trainer:
                         "data_wait": waited / seconds,
                     }
                 )
-                left = format_duration(self.training_seconds() + validations)
-                shown = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "run_ends_in": left}
+                time_left = format_duration(self.training_seconds() + validations)
+                postfix = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "run_ends_in": time_left}
                 if self.config.pack:
-                    shown["ayat/s"] = f"{self.recent('ayat_per_s'):.2f}"
-                    shown["real time"] = f"{self.recent('times_real_time'):.1f}x"
-                bar.set_postfix(shown, refresh=False)
+                    postfix["ayat/s"] = f"{self.recent('ayat_per_s'):.2f}"
+                    postfix["real time"] = f"{self.recent('times_real_time'):.1f}x"
+                bar.set_postfix(postfix, refresh=False)
                 bar.update(step.clips)
                 if self.should_stop(seconds):
                     self.save()
@@ -274,7 +274,11 @@ class Trainer:
         return True
 
     def check_finite(self, loss: float, norm: float) -> None:
-        """Count steps in a row that were skipped; fp16's scaler may need some to find its scale, and they are not."""
+        """Count skipped steps in a row, but not those that fp16's scaler needs to lower its scale.
+
+        Raises:
+            UserError: there were too many.
+        """
         if is_finite(loss, norm):
             self.bad_steps = 0
         elif not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
@@ -288,9 +292,9 @@ class Trainer:
             )
 
     def should_stop(self, step_seconds: float) -> bool:
-        """Save if it is time to; after a signal, save and leave. Return True if the time limit is near.
+        """Save if a save is due; after a signal, save and raise. Return True if the time limit is near.
 
-        A signal reaches the processes at different moments: they agree on the step to stop at.
+        A signal reaches the processes at different times, so they agree on the step to stop at.
         """
         now = time.monotonic()
         signal = self.interrupts.requested or 0
@@ -310,20 +314,20 @@ class Trainer:
         return False
 
     def training_seconds(self) -> float:
-        """Estimate how long the steps that are left take."""
+        """Estimate the seconds that the remaining steps take."""
         return (self.total_steps - self.step) * self.clips_per_step / self.recent("clips_per_s")
 
     def recent(self, speed: str) -> float:
-        """Return the median of a ``speed`` over the last steps."""
+        """Return the median of the column ``speed`` over the last steps."""
         return median(row[speed] for row in self.history.rows[-50:] if row["event"] == "train")
 
     def validation_seconds(self) -> float:
-        """Return how long the last validation took; 0 before the first."""
+        """Return the seconds that the last validation took; 0 before the first."""
         rows = list(self.history.valid().values())[-1:]
         return sum(row["seconds"] for reciters in rows for row in reciters.values())
 
     def time_for_validation(self) -> bool:
-        """Return True if validation fits before the deadline, going by how long it took the last time."""
+        """Return True if validation fits before the deadline, judging by the last one."""
         took = self.validation_seconds()
         left = self.setup.deadline - time.monotonic()
         (late,) = self.world.sum([float(1.2 * took + self.writer.seconds > left)], self.device)
@@ -342,7 +346,7 @@ class Trainer:
         return True
 
     def average_epochs(self) -> bool:
-        """Average the best epochs' weights, if asked to, and validate them; return False if the time was up before.
+        """With --average, average the best epochs' weights and validate them; return False if there is no time left.
 
         The state on disk stays that of the last epoch.
         """
@@ -361,15 +365,16 @@ class Trainer:
         return True
 
     def validate(self, epoch: int, averaged: Sequence[int] = ()) -> None:
-        """Measure every validation reciter and add a row for each.
+        """Validate on every reciter and add a row for each.
 
-        ``epoch`` -1 is the untouched model; if the weights are ``averaged``, it is how many epochs there were.
+        ``epoch`` is -1 for the untouched model. ``averaged`` lists the epochs whose average is validated; ``epoch`` is
+        then the number of trained epochs.
         """
         self.objective.eval()
         done = self.history.average() if averaged else self.history.valid().get(epoch, {})
         for reciter, examples in self.data.valid.items():
             if reciter in done:
-                continue  # of the untouched or the averaged model, before the run was resumed
+                continue  # measured before the run was resumed
             start = time.perf_counter()
             result = self.measure(examples)
             seconds = time.perf_counter() - start
@@ -405,7 +410,7 @@ class Trainer:
             write_results(self.history, self.config.out)
 
     def measure(self, examples: list[Example]) -> Validation:
-        """Validate on ``examples``, with fewer clips at a time after a GPU's memory has run out."""
+        """Validate on ``examples``, with fewer clips at a time if a GPU runs out of memory."""
         encoder = self.encoder or FrozenEncoder(self.model, self.precision.dtype)
         while True:
             options = replace(self.config, batch_size=self.valid_batch)
@@ -418,7 +423,7 @@ class Trainer:
     def save_checkpoints(self) -> None:
         """Save this epoch's Whisper checkpoint, and ``best.pt`` if no epoch had a lower validation WER.
 
-        Without validation the latest epoch is the best that is known.
+        Without validation the latest epoch counts as the best.
         """
         rows = self.history.valid().get(self.epoch, {}).values()
         wer = corpus_wer(rows)
@@ -431,14 +436,14 @@ class Trainer:
         self.files.save(self.epoch, self.model, is_best=better)
 
     def save(self) -> None:
-        """Save the state: one process copies it, and writes the copy while training goes on."""
+        """Save the state: the main process copies it, and writes the copy while training continues."""
         if self.world.is_main:
             with self.interrupts.shielded():
                 self.writer.save(self.state_dict())
         self.last_save = time.monotonic()
 
     def state_dict(self) -> State:
-        """Return all that :meth:`load_state_dict` needs; the tensors are the run's own, not copies."""
+        """Return everything that :meth:`load_state_dict` needs; the tensors are not copied."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -455,10 +460,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go back to where ``state`` was saved, with the rows of metrics.jsonl as they were then.
+        """Restore ``state``, and the rows of metrics.jsonl as they were when it was saved.
 
         Raises:
-            UserError: the recordings or their texts are not those that the run began with, or ``state`` was edited.
+            UserError: the recordings or their texts have changed since the run began, or ``state`` was edited.
         """
         if self.data_digest and state["data"] != self.data_digest:
             raise UserError(
@@ -469,7 +474,7 @@ class Trainer:
             self.step, self.epoch = int(state["step"]), int(state["epoch"])
             self.best_wer, self.bad_steps = float(state["best_wer"]), int(state["bad_steps"])
             self.model.load_state_dict(state["model"])
-            # A copy: the optimiser would go on working in the mapped file.
+            # A copy: otherwise the optimiser would update the memory-mapped file.
             self.optimizer.load_state_dict(to_memory(state["optimizer"]))
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
@@ -484,10 +489,10 @@ class Trainer:
 
     @cached_property
     def data_digest(self) -> str:
-        """The digest of the recordings and their texts."""
+        """Digest of the recordings and their texts."""
         return self.data.digest()
 
 
 def is_finite(loss: float, norm: float) -> bool:
-    """Return True if a step with this loss and this norm of the gradient was taken."""
+    """Return True if the loss and the gradient norm are finite: only then a step is taken."""
     return math.isfinite(loss) and math.isfinite(norm)

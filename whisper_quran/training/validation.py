@@ -1,7 +1,7 @@
-"""Validation: the loss, and WER and CER by decoding for real.
+"""Validation: the loss, and WER and CER by autoregressive decoding.
 
 Experiment 2A's training-time WER was teacher-forced (the argmax under the reference's own prefix), which flatters a
-model. Here each ayah is decoded from its audio alone; one pass of the encoder serves both the loss and the decoding.
+model. Here each ayah is decoded from its audio alone; one encoder pass serves both the loss and the decoding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,11 +39,11 @@ def validate(
     setup: Setup,
     config: TrainingConfig,
 ) -> Validation:
-    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``; ``encoder`` is its encoder as it is now.
+    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``; ``encoder`` holds its current encoder.
 
-    Each process takes its share of the ayat, each ayah is measured once, and all processes return the sum.
-    Texts are compared without diacritics, as Experiment 2A compared them, and vocalised ones by their diacritics too.
-    The ayat go by length, so that a batch's texts end together.
+    Each process takes a shard of the ayat, and all processes return the totals. Texts are compared without diacritics,
+    as in Experiment 2A; for vocalised texts diacritic errors are counted too. Ayat are sorted by length, so that the
+    texts of a batch end at about the same step.
     """
     model, device, world, precision = objective.whisper, setup.device, setup.world, setup.precision
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
@@ -61,7 +61,7 @@ def validate(
             target_tokens += batch.target_tokens
             yield features
 
-    # Twice the slots of a batch: the next batch enters as soon as half of the clips have ended.
+    # Twice the slots of a batch: the next batch is added as soon as half of the clips have ended.
     decoder = BatchDecoder(
         model, 2 * config.batch_size, language=config.language, dtype=precision.dtype, stop_loops=True
     )
