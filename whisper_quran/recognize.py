@@ -29,7 +29,7 @@ def main() -> None:
         check_folder(config.html.parent)
         if config.html.is_dir():
             raise UserError(f"--html {config.html} is a folder: give a file, such as {config.html / 'page.html'}")
-    # Imported here so that --help and whatever is wrong so far answer at once: torch takes seconds.
+    # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
     from .recognition.page import write_recitations
     from .recognition.recitations import recognize
     from .recognition.written import describe, write_subtitles

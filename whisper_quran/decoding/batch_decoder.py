@@ -5,10 +5,10 @@ keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast
 
 - A :class:`BatchDecoder` has a fixed number of *slots*, each with its place in preallocated caches: self-attention is
   written in place, cross-attention keys and values are computed once, when a clip enters.
-- One step samples one token in every slot. Its shapes depend on nothing but (slots, attended length), so that a GPU
-  replays it as a CUDA graph; a CPU runs the same function as it is.
-- The slot of a clip that has ended goes to the next clip. When no more clips come, the last ones move together into
-  half as many slots. So a finished clip costs next to nothing, even beside one that is decoded to the limit.
+- One step samples one token in every slot. Its shapes depend only on (slots, attended length), so that a GPU replays
+  it as a CUDA graph; a CPU runs the same function directly.
+- The slot of a clip that has ended is reused for the next clip. When no clips are waiting, the last ones are compacted
+  into half as many slots. So a finished clip costs almost nothing, even beside one that is decoded to the limit.
 
 The prompt, and the tokens that are never sampled, are those of whisper's own ``DecodingTask``. A clip's text does not
 depend on its neighbours, up to the rounding of differently shaped matrix products.
@@ -29,10 +29,10 @@ from ..data.features import encode
 from .sampling import Hypotheses, gumbel
 from .timestamps import TimestampRules
 
-_STRIDE = 8  # steps from one look at which clips have ended to the next, where a look waits for a GPU
-_FEWEST_SLOTS = 8  # on a GPU: with fewer a step takes as long
+_STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
+_FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
-_LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not pay for 448 positions
+_LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not attend to 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
 
@@ -40,8 +40,8 @@ Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a
 class _Block:
     """A decoder block's weights in the type it computes in. Self-attention's query, key and value are one matrix.
 
-    Cross-attention's key and value are one without a bias: the value's, which attention's weights, whose sum is 1, pass
-    on as it is, is part of the bias after it. So the largest products of a clip are stored as they come.
+    Cross-attention's key and value are one matrix without a bias. The value's bias is added to the output's instead:
+    attention weights sum to 1, so it passes through them unchanged. This saves an addition to a clip's largest product.
     """
 
     def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
@@ -65,7 +65,7 @@ def _weights(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> Weights:
 
 @dataclass(frozen=True)
 class _Clip:
-    """What occupies a slot: the clip's index, its encoded audio, and how many steps had run when it entered."""
+    """A clip in a slot: its index, its encoded audio, and how many steps had run when it entered."""
 
     index: int
     features: Tensor
@@ -73,15 +73,15 @@ class _Clip:
 
 
 class BatchDecoder:
-    """Decoding of any number of clips, up to ``slots`` of them at a time.
+    """A decoder of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
-    when they have changed. With ``timestamps`` these are among the tokens (:mod:`.timestamps`); with ``stop_loops`` a
-    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; ``language`` is by
-    default Arabic, and ``sample_len`` what the context holds.
+    after they change. With ``timestamps``, timestamp tokens are decoded too (:mod:`.timestamps`); with ``stop_loops`` a
+    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; by default
+    ``language`` is Arabic, and ``sample_len`` the length of the context.
 
     Raises:
-        ValueError: the options ask for beams, or for a temperature: :meth:`decode` takes one.
+        ValueError: the options contain beam search, or a temperature, which is an argument of :meth:`decode`.
     """
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class BatchDecoder:
         self.ln = _weights(model.decoder.ln, self.dtype)
 
         self.eot, self.begin = self.task.tokenizer.eot, self.task.sample_begin
-        # Like whisper: at most sample_len tokens, and no more once prompt and tokens overfill the context by one.
+        # Like whisper: at most sample_len tokens, and none after prompt and tokens exceed the context by one.
         self.sample_len = min(self.task.sample_len, model.dims.n_text_ctx + 1 - self.begin)
         self.last = self.begin + self.sample_len - 2  # the input position whose output is the last token sampled
         prompt = [*self.task.initial_tokens]
@@ -126,7 +126,7 @@ class BatchDecoder:
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def _allocate(self, dims: ModelDimensions) -> None:
-        """Make the key/value caches, and what is known of each slot."""
+        """Allocate the key/value caches and the state of each slot."""
 
         def caches(length: int) -> list[Tensor]:
             shape = (self.slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
@@ -138,12 +138,12 @@ class BatchDecoder:
         self.hypotheses = Hypotheses(self.slots, self.begin, self.last, self.eot, self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
         self.temperature = 0.0
-        self.divisor = torch.ones((), device=self.device)  # it again, where a CUDA graph reads it anew
+        self.divisor = torch.ones((), device=self.device)  # the temperature, as CUDA graphs read it at replay
         self.arange = torch.arange(max(self.slots, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
-        """Return what whisper's filters forbid after ``tokens``. But for those of timestamps they look at nothing but
-        how many tokens there are, so that one look at a row of zeros tells for all rows and steps."""
+        """Return the tokens that whisper's filters suppress after ``tokens``. Except for those of timestamps, filters
+        depend only on the number of tokens, so that one row of zeros gives the answer for all rows and steps."""
         logits = torch.zeros((1, n_vocab))
         for logit_filter in self.task.logit_filters:
             if not isinstance(logit_filter, ApplyTimestampRules):
@@ -156,14 +156,14 @@ class BatchDecoder:
     ) -> Iterator[tuple[int, DecodingResult]]:
         """Decode encoded audio and yield (index, result) as clips end; the index counts the clips of all batches.
 
-        Each result holds its clip's ``audio_features``, as whisper's do: of many clips keep the texts, not the results.
+        Each result holds its clip's ``audio_features``, as whisper's do: for many clips, keep only the texts.
 
         Args:
-            batches: (n, n_audio_ctx, n_audio_state) each, n <= slots. A batch is asked for when the one before has
+            batches: (n, n_audio_ctx, n_audio_state) each, n <= slots. A batch is requested when the one before has
                 entered, and enters when enough slots are free for all of it: batches of a quarter of the slots keep
                 both the encoder and the slots busy.
-            temperature: if not 0, tokens are sampled at it. What is sampled depends on the clip's own seed in ``seeds``
-                (by index), and not on its slot, its neighbours or the device.
+            temperature: if not 0, tokens are sampled at it. The samples depend on the clip's own seed in ``seeds`` (by
+                index), and not on its slot, its neighbours or the device.
 
         Raises:
             ValueError: a batch has more clips than there are slots.
@@ -192,29 +192,29 @@ class BatchDecoder:
 
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> list[float]:
-        """Return how likely the model finds each of ``texts``, and the eot after it, in the clip last yielded.
+        """Return the log-probability of each of ``texts``, with the eot after it, for the clip last yielded.
 
-        They are those of the model alone, without Whisper's rules. The clip's cross-attention keys and values are still
-        in its slot, so that this costs the decoder's pass over the texts, all at once. Of what is longer than the
-        context, as a text without an end is, it is that of what fits.
+        It is the model's own, without Whisper's logit filters. The clip's cross-attention keys and values are still in
+        its slot, so that this costs one decoder pass over all texts. A text longer than the context, such as one
+        without an end, is cut to fit.
         """
-        fits = len(self.positional_embedding) + 1
+        max_length = len(self.positional_embedding) + 1
         encode_text = self.task.tokenizer.encode
-        said = [encode_text(f" {text}", disallowed_special=()) for text in texts]
-        rows = [[*self.prompt.tolist(), *tokens, self.eot][:fits] for tokens in said]
+        encoded = [encode_text(f" {text}", disallowed_special=()) for text in texts]
+        rows = [[*self.prompt.tolist(), *tokens, self.eot][:max_length] for tokens in encoded]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
-        asked = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
+        scored = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
         x, _ = self._read(tokens[:, :-1], [])
-        logits = self._logits(x[:, self.begin - 1 :][asked])
-        losses = F.cross_entropy(logits, tokens[:, self.begin :][asked], reduction="none").cpu()
+        logits = self._logits(x[:, self.begin - 1 :][scored])
+        losses = F.cross_entropy(logits, tokens[:, self.begin :][scored], reduction="none").cpu()
         return [-float(each.sum()) for each in losses.split([len(row) - self.begin for row in rows])]
 
     @torch.no_grad()
     def attention(self, text: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:
         """Return the attention of ``heads`` (layer, head) to the first ``frames`` of the clip last yielded.
 
-        It is (n_heads, n, frames): of the prompt and the tokens of ``text``, in this order.
+        Its shape is (n_heads, n, frames); the n tokens are those of the prompt, then those of ``text``.
         """
         tokens = torch.tensor([[*self.prompt.tolist(), *text]], device=self.device)
         _, queries = self._read(tokens, heads)
@@ -225,9 +225,9 @@ class BatchDecoder:
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, heads: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Read ``tokens`` (n, length) about the clip last yielded, without changing the caches.
+        """Run the decoder's blocks on ``tokens`` (n, length) and the clip last yielded, without changing the caches.
 
-        Return what comes out (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
+        Return their output (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
         (layer, head) for the first row.
         """
         slot = slice(self.yielded, self.yielded + 1)
@@ -237,19 +237,19 @@ class BatchDecoder:
             for layer, block in enumerate(self.blocks):
                 q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
                 x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                if asked := [head for its_layer, head in heads if its_layer == layer]:
+                if selected := [head for its_layer, head in heads if its_layer == layer]:
                     (q,) = self._heads(F.linear(_norm(x[:1], block.cross_attn_ln), *block.cross_query))
-                    queries.update(((layer, head), q[0, head]) for head in asked)
-                heard = x.view(1, -1, x.shape[-1])  # all rows are about the same audio
+                    queries.update(((layer, head), q[0, head]) for head in selected)
+                flat = x.view(1, -1, x.shape[-1])  # all rows attend to the same audio
                 keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
-                x = self._after_self_attention(heard, block, keys, values).view(x.shape)
+                x = self._after_self_attention(flat, block, keys, values).view(x.shape)
             return x, torch.stack([queries[each] for each in heads]) if heads else x.new_empty(0)
 
     def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:
-        """Step until the next look at the slots; take the clips that have ended out of ``active`` and yield them."""
+        """Step until the next check of the slots; remove the clips that have ended from ``active`` and yield them."""
         oldest = min(clip.entered for clip in active.values())
         for _ in range(self.stride):
-            # A clip may have reached its limit since the last look: its slot is then back at position 0.
+            # A clip may have reached its limit since the last check: its slot is then back at position 0.
             position = min(self.begin + self.steps - oldest, self.last)
             self._run(in_use, _round_up(position + 1))
             self.steps += 1
@@ -261,12 +261,12 @@ class BatchDecoder:
             return
         index = self._index(ended)
         sums, no_speech_probs = self.hypotheses.sum_logprobs[index].tolist(), self.no_speech_probs[index].tolist()
-        for slot, *said in zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True):
+        for slot, *decoded in zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True):
             clip, self.yielded = active.pop(slot), slot
-            yield clip.index, self._result(clip.features, *said)
+            yield clip.index, self._result(clip.features, *decoded)
 
     def _stop_loops(self, slots: list[int]) -> list[int]:
-        """End the texts that loop, of those in ``slots``, and return their slots."""
+        """End the texts in ``slots`` that loop, and return their slots."""
         texts = self.hypotheses.texts(self._index(slots))
         looping = [slot for slot, text in zip(slots, texts, strict=True) if is_looping(text)]
         self.hypotheses.end(self._index(looping))
@@ -285,13 +285,13 @@ class BatchDecoder:
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
 
     def _index(self, slots: list[int]) -> Tensor:
-        """``slots`` on the device, without waiting for what it is doing."""
+        """Copy ``slots`` to the device without waiting for it."""
         index = torch.tensor(slots, dtype=torch.long, pin_memory=self.device.type == "cuda")
         return index.to(self.device, non_blocking=True)
 
     def _result(self, features: Tensor, tokens: list[int], sum_logprob: float, no_speech: float) -> DecodingResult:
-        """Make of a clip's tokens what whisper's ``DecodingTask.run`` makes of them, with a text as in its transcript:
-        a special token, such as another language's, is not part of it."""
+        """Make the result that whisper's ``DecodingTask.run`` makes, but with the text of its transcript, which has no
+        special tokens, such as another language's."""
         text = self.task.tokenizer.decode([token for token in tokens if token < self.eot]).strip()
         return DecodingResult(
             audio_features=features,
@@ -305,14 +305,14 @@ class BatchDecoder:
         )
 
     def _run(self, in_use: int, length: int) -> None:
-        """:meth:`_step`; on a GPU from the second time on as a CUDA graph."""
+        """Run :meth:`_step`; on a GPU from the second time on as a CUDA graph."""
         key = (in_use, length, self.temperature > 0)
         if self.device.type != "cuda":
             self._step(in_use, length)
         elif key in self.graphs:
             self.graphs[key].replay()
         else:
-            # The first time is a step like any other, and the warm-up on a side stream that capturing asks for.
+            # The first call runs a normal step, which is also the warm-up on a side stream that capturing requires.
             current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
@@ -325,7 +325,7 @@ class BatchDecoder:
             self.graphs[key] = graph
 
     def _enter(self, features: Tensor, slots: Tensor) -> None:
-        """Give ``slots`` (n,) to clips, ``features`` (n, n_audio_ctx, n_audio_state): read the prompt, sample once."""
+        """Fill ``slots`` (n,) with clips, ``features`` (n, n_audio_ctx, n_audio_state): run the prompt, sample once."""
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
             x = x.expand(len(features), -1, -1)
@@ -365,7 +365,7 @@ class BatchDecoder:
             self._choose(self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf), slots, tokens)
 
     def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
-        """What follows self-attention in a block: cross-attention and the MLP."""
+        """Compute the rest of a block after self-attention: cross-attention and the MLP."""
         (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
         x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
         return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
@@ -386,7 +386,7 @@ class BatchDecoder:
         self.hypotheses.append(slots, chosen, logprobs)
 
     def _heads(self, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
-        """(n, length, parts * state) -> as many (n, heads, length, width)."""
+        """Split (n, length, parts * state) into ``parts`` tensors (n, heads, length, width)."""
         heads = self.keys[0].shape[1]
         return x.view(*x.shape[:2], parts, heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
@@ -397,11 +397,11 @@ class BatchDecoder:
 def is_looping(tokens: Sequence[int]) -> bool:
     """Return whether ``tokens`` end in one pattern that is repeated at least 6 times, over at least 24 tokens.
 
-    No ayah does, in either spelling, nor the whole Qur'an in one run; a model that has lost its way does.
+    No ayah does, in either spelling, nor the whole Qur'an as one text; a model that is stuck does.
     """
     for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
         length = max(_LOOP_REPEATS * period, _LOOP_TOKENS)
-        differs = length > len(tokens) or tokens[-1] != tokens[-1 - period]  # most often, and cheap to see
+        differs = length > len(tokens) or tokens[-1] != tokens[-1 - period]  # the usual case, cheap to check
         if not differs and tokens[-length:-period] == tokens[period - length :]:
             return True
     return False
@@ -412,7 +412,7 @@ def _norm(x: Tensor, weights: Weights) -> Tensor:
 
 
 def _join(attended: Tensor, out: Weights) -> Tensor:
-    """(n, heads, length, width) -> (n, length, state)."""
+    """Join the heads of (n, heads, length, width) and project them: (n, length, state)."""
     return F.linear(attended.transpose(1, 2).flatten(2), *out)
 
 
@@ -425,11 +425,11 @@ def decode_batch(
 ) -> list[DecodingResult]:
     """Decode clips, each as ``whisper.decode`` with ``without_timestamps=True`` would alone.
 
-    For more clips than fit into memory at once see :func:`.long_audio.decode_clips` and :meth:`BatchDecoder.decode`.
+    For more clips than fit into memory at once, see :func:`.long_audio.decode_clips` and :meth:`BatchDecoder.decode`.
 
     Args:
         mel: log-mel spectrograms (batch, n_mels, 3000), or encoded audio (batch, n_audio_ctx, n_audio_state).
-        dtype: what to compute in; by default the type of the model's weights.
+        dtype: the type to compute in; by default that of the model's weights.
         options: further fields of :class:`whisper.DecodingOptions`, such as ``prompt`` or ``sample_len`` (by
             default whisper's, half the context).
     """

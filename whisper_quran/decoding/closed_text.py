@@ -1,7 +1,7 @@
-"""A text that is known beforehand: what is said is a run of consecutive words of one of its passages.
+"""A closed text: it is known in advance, and a recording is a run of consecutive words of one of its passages.
 
-A run begins and ends at a word, and does not cross from a passage to the next. Before it may stand one of the text's
-*prefaces* (of the Qur'an: the basmala, the isti'adha, or both).
+A run consists of whole words and does not cross from one passage to the next. One of the text's *prefaces* may come
+before it (for the Qur'an: the basmala, the isti'adha, or both).
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,19 +21,19 @@ class Run:
     last: int
 
     def follows(self, before: "Run") -> bool:
-        """Return whether it goes on where ``before`` ends."""
+        """Return whether it starts where ``before`` ends."""
         return (before.passage, before.last + 1) == (self.passage, self.first)
 
 
 class ClosedText:
-    """The text of ``passages``.
+    """A closed text of ``passages``.
 
     Attributes:
         passages: the words of each passage.
-        verses: which verse of its passage each word is of; a passage is one, unless a subclass knows better.
-        spoken: runs that are not spoken as they are written, and the words that are heard in their place.
-        prefaces: what may be said before a run.
-        apart: what is often said, too, and is nothing of the text.
+        verses: the verse of each word of each passage; a passage is one verse unless a subclass divides it.
+        spoken: runs that are not pronounced as they are written, and the words that are heard instead.
+        prefaces: phrases that may be said before a run.
+        apart: phrases that are often said as well, but are not part of the text.
     """
 
     def __init__(self, passages: Iterable[str], prefaces: Iterable[str] = ()) -> None:
@@ -48,17 +48,17 @@ class ClosedText:
         """Return every run of these ``words``, in the order of the text."""
         if not words:
             return []
-        said, found = f" {' '.join(words)} ", []
+        phrase, found = f" {' '.join(words)} ", []
         for passage, text in enumerate(self._spaced):
-            at = text.find(said)
+            at = text.find(phrase)
             while at >= 0:
                 first = text.count(" ", 0, at)
                 found.append(Run(passage, first, first + len(words) - 1))
-                at = text.find(said, at + 1)
+                at = text.find(phrase, at + 1)
         return found
 
     def describe(self, run: Run) -> str:
-        """Say where ``run`` is: its first and its last word, each as passage:word, counted from 1."""
+        """Write ``run`` as its first and its last word, each as passage:word, counted from 1."""
         return f"{run.passage + 1}:{run.first + 1}-{run.passage + 1}:{run.last + 1}"
 
     def words(self, run: Run) -> list[str]:
@@ -66,7 +66,7 @@ class ClosedText:
         return self.passages[run.passage][run.first : run.last + 1]
 
     def breaks(self, run: Run) -> int:
-        """Count the ends of ``run`` that are inside a verse: 0, 1 or 2. People recite whole verses, most often."""
+        """Count the ends of ``run`` that are inside a verse: 0, 1 or 2. Most recitations are of whole verses."""
         verses = self.verses[run.passage]
         before, after = verses[max(0, run.first - 1) : run.first], verses[run.last + 1 : run.last + 2]
         return before.count(verses[run.first]) + after.count(verses[run.last])

@@ -33,8 +33,8 @@ from .word_times import letter_times, token_starts, word_times
 
 _WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
-_KEPT_BYTES = 10**9  # of encoded pieces that wait to be decoded again
-_SHORTEST = 10 * SAMPLE_RATE  # a piece is a phrase at least
+_KEPT_BYTES = 10**9  # at most, of encoded pieces that will be decoded again
+_SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,13 @@ class Piece:
     end: int
 
 
-# Decodes pieces, and yields each with its result as it ends, and whether that is its last: it may be decoded again.
+# Decodes pieces and yields (piece, result, is_last) as each ends; if not is_last, the piece is decoded again later.
 _Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool]]]
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A piece's last text, what all its texts may be of the closed text, and when the letters of each are said, if that
-    is asked for."""
+    """A piece's last text, the candidates of all its texts, and when each text's letters are said, if requested."""
 
     piece: Piece
     text: str
@@ -65,11 +64,11 @@ class _Decoded:
 
 @dataclass(frozen=True)
 class Heard:
-    """The text of a piece from ``start`` to ``end`` (seconds), and which run of the closed text it is; None if none.
+    """The text of a piece from ``start`` to ``end`` (seconds), and the run of the closed text found in it, if any.
 
-    If the piece was decoded several times, it is the text that the run is nearest to.
+    If the piece was decoded several times, it is the text in which the run was found.
 
-    ``times``, if the recognizer finds them: when each word of the run begins, its preface's first, and when it ends.
+    ``times``, if the recognizer finds them: the start of each word of preface and run, and the end of the last.
     """
 
     start: float
@@ -81,7 +80,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Transcript:
-    """The text of a clip, and the highest temperature that a piece of it was decoded at: 0 if that was greedily."""
+    """The text of a clip, and the highest temperature at which a piece of it was decoded (0: greedily)."""
 
     clip: int
     text: str
@@ -91,7 +90,7 @@ class Transcript:
 
     @property
     def found(self) -> list[Candidate]:
-        """The runs of the closed text that its pieces are, in order."""
+        """The runs of the closed text found in its pieces, in order."""
         return [each.candidate for each in self.heard if each.candidate]
 
 
@@ -127,19 +126,19 @@ def transcribe_clips(
     joined in order with a space.
 
     With ``timestamps`` among the options, each window begins where the last complete text ended, as in
-    ``whisper.transcribe``, and the transcripts have ``segments``; that takes a model that was taught timestamps. The
+    ``whisper.transcribe``, and the transcripts have ``segments``; this needs a model trained with timestamps. The
     first windows of all recordings share batches, then the second, and so on. The text before a window is not its
     prompt (``condition_on_previous_text=False``).
 
     Args:
-        model: or its encoder in the ``dtype`` of the options, if that has a cache, or is to be used again.
-        clips: int16 (n,) at 16 kHz each. Every clip is asked for once beforehand, for its length, and again when its
-            turn comes, so that getting one should be cheap, as it is from a memory map. None is kept.
-        batch_size: pieces decoded at a time. If the GPU's memory does not hold them it is halved, a line is logged, and
-            the work goes on with what is not done.
-        fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, together, and drop the texts
+        model: the model, or its encoder in the ``dtype`` of the options, to use the encoder's cache or to reuse it.
+        clips: int16 (n,) at 16 kHz each. Every clip is read once beforehand to find its pieces, and again when they are
+            decoded, so that reading one should be cheap, as it is from a memory map. None is kept.
+        batch_size: pieces decoded at a time. If they do not fit into the GPU's memory it is halved, a line is logged,
+            and decoding continues with the pieces not done yet.
+        fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, in batches, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
-        recognizer: find which runs of its text were said, too; not with ``timestamps``.
+        recognizer: also finds the runs of its text that were said; not with ``timestamps``.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
@@ -150,19 +149,19 @@ def transcribe_clips(
     source, whisper = _Pieces(clips, model), model.model
     decode = partial(source.decode_all, batch_size=batch_size, fallback=fallback, log=log, **options)
     if not options.get("timestamps"):
-        return _from_pause_to_pause(source, decode, fallback, recognizer)
+        return _transcribe_pieces(source, decode, fallback, recognizer)
     tokenizer = get_tokenizer(
         whisper.is_multilingual, num_languages=whisper.num_languages, language=options.get("language", "ar")
     )
-    return _from_timestamp_to_timestamp(clips, decode, fallback, tokenizer)
+    return _transcribe_windows(clips, decode, fallback, tokenizer)
 
 
-def _from_pause_to_pause(
+def _transcribe_pieces(
     source: "_Pieces", decode: _Decode, fallback: bool, recognizer: Recognizer | None
 ) -> Iterator[Transcript]:
     waiting = pieces(source.clips)
     count = Counter(piece.clip for piece in waiting)
-    candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts that a piece was decoded to
+    candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts of a piece
     letters: dict[Piece, dict[str, list[tuple[str, float]]]] = defaultdict(dict)
     decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
     for piece, result, is_last in decode(waiting):
@@ -180,17 +179,17 @@ def _from_pause_to_pause(
         found, times = candidates.pop(piece, []), letters.pop(piece, {})
         parts.append(_Decoded(piece, text, result.temperature, found, times))
         if len(parts) == count[piece.clip]:
-            yield _joined(decoded.pop(piece.clip), recognizer)
+            yield _join_pieces(decoded.pop(piece.clip), recognizer)
 
 
-def _from_timestamp_to_timestamp(
+def _transcribe_windows(
     clips: Sequence[np.ndarray], decode: _Decode, fallback: bool, tokenizer: Tokenizer
 ) -> Iterator[Transcript]:
-    said: dict[int, list[Segment]] = defaultdict(list)
-    hottest: dict[int, float] = defaultdict(float)
+    decoded: dict[int, list[Segment]] = defaultdict(list)
+    temperatures: dict[int, float] = defaultdict(float)  # the highest of each clip
     windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
     while windows:
-        following = []
+        next_windows = []
         for window, result, is_last in decode(windows):
             if not is_last:
                 continue
@@ -199,19 +198,20 @@ def _from_timestamp_to_timestamp(
             segments, reached = read_segments(result.tokens, tokenizer, seconds)
             if fallback and is_silent(result):
                 segments, reached = [], seconds
-            said[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
-            hottest[clip] = max(hottest[clip], result.temperature)
+            decoded[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
+            temperatures[clip] = max(temperatures[clip], result.temperature)
             begin, length = window.start + round(reached * SAMPLE_RATE), len(clips[clip])
             if begin < length:
-                following.append(Piece(clip, window.number + 1, begin, min(length, begin + N_SAMPLES)))
+                next_windows.append(Piece(clip, window.number + 1, begin, min(length, begin + N_SAMPLES)))
             else:
-                heard = said.pop(clip)
-                yield Transcript(clip, " ".join(each.text for each in heard), hottest[clip], tuple(heard))
-        windows = following
+                clip_segments = decoded.pop(clip)
+                text = " ".join(each.text for each in clip_segments)
+                yield Transcript(clip, text, temperatures[clip], tuple(clip_segments))
+        windows = next_windows
 
 
-def _joined(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
-    """Make one transcript of all pieces of a clip."""
+def _join_pieces(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
+    """Join all pieces of a clip into one transcript."""
     parts.sort(key=lambda part: part.piece.number)
     heard: tuple[Heard, ...] = ()
     if recognizer:
@@ -227,25 +227,25 @@ def _heard(part: _Decoded, candidate: Candidate | None, recognizer: Recognizer) 
         return Heard(start, end, part.text, None)
     times: list[float] = []
     if recognizer.heads:
-        said = part.letters[candidate.heard]
-        times = [start + time for time in word_times(recognizer.words(candidate), said, end - start)]
+        letters = part.letters[candidate.heard]
+        times = [start + time for time in word_times(recognizer.words(candidate), letters, end - start)]
     return Heard(start, end, candidate.heard, candidate, tuple(times))
 
 
 def needs_fallback(result: DecodingResult) -> bool:
     """Return whether a text fails the tests of ``whisper.transcribe`` (its thresholds), or ends in a loop."""
     if is_silent(result):
-        return False  # no temperature makes it likelier
+        return False  # a higher temperature does not make it likelier
     return result.avg_logprob < -1.0 or result.compression_ratio > 2.4 or is_looping(result.tokens)
 
 
 def is_silent(result: DecodingResult) -> bool:
-    """Return whether ``whisper.transcribe`` would take the audio for silence, and its text for invented."""
+    """Return whether ``whisper.transcribe`` would treat the audio as silence and the text as hallucinated."""
     return result.no_speech_prob > 0.6 and result.avg_logprob < -1.0
 
 
 class _Pieces:
-    """Pieces on their way into the decoder. Those that will be decoded again are kept encoded, as far as they fit."""
+    """Encoding and decoding of pieces. The encoder's output for those to be decoded again is kept, up to a limit."""
 
     def __init__(self, clips: Sequence[np.ndarray], encoder: FrozenEncoder):
         self.clips, self.encoder = clips, encoder
@@ -254,16 +254,16 @@ class _Pieces:
         self.decoder: BatchDecoder | None = None  # while it decodes
 
     def log_probabilities(self, texts: Sequence[str]) -> list[float]:
-        """Return how likely the model finds ``texts`` in the piece last decoded."""
+        """Return the log-probability of each of ``texts`` for the piece last decoded."""
         assert self.decoder
         return self.decoder.log_probabilities(texts)
 
     def letter_times(
         self, piece: Piece, tokens: Sequence[int], heads: Sequence[tuple[int, int]]
     ) -> list[tuple[str, float]]:
-        """Return the letters of ``tokens``, as they are compared, and when in the piece last decoded each is said.
+        """Return the letters of ``tokens`` (:func:`.nearest.letters`), with their starts in the piece last decoded.
 
-        A text without an end overfills the context by a token, which is left out.
+        A text without an end exceeds the context by one token, which is left out.
         """
         assert self.decoder
         tokens = tokens[: self.encoder.model.dims.n_text_ctx - self.decoder.begin]
@@ -281,7 +281,7 @@ class _Pieces:
     def decode_all(
         self, pieces: Sequence[Piece], batch_size: int, fallback: bool, log: Log, **options: Any
     ) -> Iterator[tuple[Piece, DecodingResult, bool]]:
-        """Decode ``pieces``, the longest first; with ``fallback`` again, hotter, those whose text needs that.
+        """Decode ``pieces``, longest first; with ``fallback``, decode those that need it again, at higher temperatures.
 
         Yield each with its result, and whether that is the last of the piece.
         """
@@ -314,9 +314,9 @@ class _Pieces:
     def decode(
         self, pieces: Sequence[Piece], slots: int, temperature: float, **options: Any
     ) -> Iterator[tuple[int, DecodingResult]]:
-        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is free at the end."""
+        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is freed at the end."""
         self.decoder = BatchDecoder(self.encoder.model, slots, **options)
-        seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be had again
+        seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be reproduced
 
         def encoded() -> Iterator[Tensor]:
             for batch in split(pieces, max(1, slots // 4)):
@@ -340,7 +340,7 @@ class _Pieces:
 
 
 def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:
-    """The pieces of all ``clips``, in order. Every clip is looked at once, and none is kept."""
+    """Cut all ``clips`` into pieces, in order. Every clip is read once, and none is kept."""
     return [
         Piece(clip, number, start, end)
         for clip in range(len(clips))
@@ -351,7 +351,7 @@ def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:
 def segments(samples: np.ndarray) -> list[tuple[int, int]]:
     """Cut ``samples`` (n,) at 16 kHz into contiguous spans (start, end) of at most 30 s that hold every sample once.
 
-    What fits into 30 s is one span. Otherwise each lasts 10 to 30 s and ends where the audio between is quietest.
+    Up to 30 s are one span. Otherwise each lasts 10 to 30 s and ends where the audio in that range is quietest.
     """
     spans = []
     start = 0
@@ -367,7 +367,7 @@ def segments(samples: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _smoothed_energy(samples: np.ndarray) -> np.ndarray:
-    """The mean square over 300 ms around sample 160 i, for every i. At the ends, over what is there of the 300 ms."""
+    """Compute the mean square over 300 ms around sample 160 i, for every i. At the ends, over what exists of them."""
     energy = frame_energy(samples)
     sums = np.concatenate([[0.0], np.cumsum(energy)])
     edges = np.arange(len(sums))

@@ -1,6 +1,6 @@
-"""What has been said so far in each slot of a decoder, and the noise by which a token is sampled at a temperature.
+"""Hypotheses of a decoder's slots, and the noise with which their tokens are sampled at a temperature.
 
-All of it is done for all slots at once, in tensor operations of fixed shapes that a CUDA graph can replay.
+Everything is done for all slots at once, in tensor operations of fixed shapes that a CUDA graph can replay.
 """
 
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_ODD = -0x61C8864680B583EB  # 2^64 over the golden ratio
+_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio
 
 
 class Hypotheses:
-    """What has been said in each slot. A slot without a clip, or whose clip has ended, goes on with eot at position 0.
+    """The tokens sampled in each slot. A slot without a clip, or whose clip has ended, repeats eot at position 0.
 
     Attributes:
         tokens: (slots,) each slot's next input.
-        positions: (slots,) the position of that.
-        sampled: (slots, last + 3) what was sampled, in the column of its position, from ``begin`` on; then eot.
-        sum_logprobs: (slots,) the log-probability of that.
-        seeds: (slots,) what is sampled at a temperature depends on.
+        positions: (slots,) the position of that input.
+        sampled: (slots, last + 3) the sampled tokens, in the columns of their positions, from ``begin`` on; then eot.
+        sum_logprobs: (slots,) the sum of their log-probabilities.
+        seeds: (slots,) the seeds of sampling at a temperature.
     """
 
     def __init__(self, slots: int, begin: int, last: int, eot: int, device: torch.device) -> None:
@@ -32,29 +32,29 @@ class Hypotheses:
         self.state: Sequence[Tensor] = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.seeds)
 
     def enter(self, slots: Tensor, token: Tensor) -> None:
-        """Begin anew in ``slots`` (n,), after ``token``, the prompt's last."""
+        """Start new hypotheses in ``slots`` (n,), after ``token``, the prompt's last."""
         self.tokens[slots] = token
         self.positions[slots] = self.begin - 1
         self.sampled[slots, self.begin] = self.eot
         self.sum_logprobs[slots] = 0.0
 
     def append(self, slots: Tensor, chosen: Tensor, logprobs: Tensor) -> None:
-        """Append the tokens ``chosen`` (n,), which are that likely, to ``slots`` (n,), but for those without a clip.
+        """Append the tokens ``chosen`` (n,), with their ``logprobs`` (n,), to the ``slots`` (n,) that have a clip.
 
-        A text ends with eot, or at the limit. masked_fill rather than where: a scalar given to where is copied to the
-        GPU, which a capture forbids.
+        A text ends with eot, or at the limit. masked_fill rather than torch.where, because a scalar given to where is
+        copied to the GPU, which is forbidden during capture.
         """
-        positions, absent = self.positions[slots], self.tokens[slots] == self.eot
-        columns = (positions + 1).masked_fill(absent, self.last + 2)
-        self.sampled[slots, columns] = chosen.masked_fill(absent, self.eot)
+        positions, inactive = self.positions[slots], self.tokens[slots] == self.eot
+        columns = (positions + 1).masked_fill(inactive, self.last + 2)
+        self.sampled[slots, columns] = chosen.masked_fill(inactive, self.eot)
         self.sampled[slots, (columns + 1).clamp(max=self.last + 2)] = self.eot
-        self.sum_logprobs[slots] += logprobs.masked_fill(absent, 0.0)
-        ended = absent | (chosen == self.eot) | (positions >= self.last)
+        self.sum_logprobs[slots] += logprobs.masked_fill(inactive, 0.0)
+        ended = inactive | (chosen == self.eot) | (positions >= self.last)
         self.tokens[slots] = chosen.masked_fill(ended, self.eot)
         self.positions[slots] = (positions + 1).masked_fill(ended, 0)
 
     def end(self, slots: Tensor) -> None:
-        """End the texts of ``slots`` (n,) where they are."""
+        """End the hypotheses in ``slots`` (n,)."""
         self.tokens[slots] = self.eot
         self.positions[slots] = 0
 
@@ -64,12 +64,12 @@ class Hypotheses:
 
 
 def gumbel(seeds: Tensor, positions: Tensor, n_vocab: int) -> Tensor:
-    """Compute Gumbel noise (n, n_vocab), a hash (SplitMix64) of a row's seed, its position, and the token.
+    """Compute Gumbel noise (n, n_vocab) from a hash (SplitMix64) of a row's seed, its position, and the token.
 
-    The likeliest token of logits / temperature + noise is a sample of softmax(logits / temperature). So a text depends
+    The argmax of logits / temperature + noise is a sample of softmax(logits / temperature). So a text depends
     on its clip's seed, and not on its slot, its neighbours or the device.
     """
-    x = (seeds + positions * 0x5851F42D4C957F2D)[:, None] + torch.arange(n_vocab, device=seeds.device) * _ODD
+    x = (seeds + positions * 0x5851F42D4C957F2D)[:, None] + torch.arange(n_vocab, device=seeds.device) * _GOLDEN
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         x = (x ^ (x >> shift)) * factor
     uniform = ((x >> 41) & 0x7FFFFF).float().add_(0.5).div_(2**23)

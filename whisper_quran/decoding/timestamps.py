@@ -1,7 +1,7 @@
-"""Decoding with timestamps: which token may follow which, and where the text they enclose begins and ends.
+"""Decoding with timestamps: the rules for the next token, and the segments that timestamps enclose.
 
-The rules are those of ``whisper.decoding.ApplyTimestampRules`` and the reading that of ``whisper.transcribe``, for all
-slots of a :class:`.batch_decoder.BatchDecoder` at once.
+The rules are those of ``whisper.decoding.ApplyTimestampRules`` and the segments those of ``whisper.transcribe``, for
+all slots of a :class:`.batch_decoder.BatchDecoder` at once.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ _LATEST_START = 50  # tokens: a window's first text begins in its first second, 
 
 
 class TimestampRules:
-    """Which tokens may follow: timestamps begin a text, come in pairs inside it, and never go back.
+    """Rules for the next token: timestamps begin a text, come in pairs inside it, and never go back.
 
-    And if the timestamps together are likelier than the likeliest other token, it is one of them.
+    If all timestamps together are likelier than the likeliest other token, the next token is a timestamp.
 
-    ``state`` is what is remembered of each slot: it moves with the clips.
+    ``state`` has an entry for each slot: it moves with the clips.
     """
 
     def __init__(self, tokenizer: Tokenizer, slots: int, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class TimestampRules:
         self.state: Sequence[Tensor] = (self.after_one, self.latest)
 
     def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
-        """Rule out tokens in ``logits`` (n, n_vocab), in place, after the tokens ``last`` (n,) of ``slots`` (n,).
+        """Mask forbidden tokens in ``logits`` (n, n_vocab), in place, after the tokens ``last`` (n,) of ``slots`` (n,).
 
         ``last`` is None if the clips have just entered. After that this runs inside a CUDA graph: only tensor
         operations, on the same memory.
@@ -57,7 +57,7 @@ class TimestampRules:
 
 @dataclass(frozen=True)
 class Segment:
-    """A text, and from when to when it is said, in seconds."""
+    """A text with its start and end, in seconds."""
 
     start: float
     end: float
@@ -65,9 +65,9 @@ class Segment:
 
 
 def read_segments(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> tuple[list[Segment], float]:
-    """Read the segments of a window of ``seconds``, and how far it is decoded: from there on the next window begins.
+    """Return the segments of a window of ``seconds``, and the time up to which it is decoded: the next window's start.
 
-    A text that has no end is left to the next window, unless it is all there is.
+    A text without an end timestamp is left to the next window, unless it is the only one.
     """
     begin = tokenizer.timestamp_begin
     cuts = [i + 1 for i, pair in enumerate(pairwise(tokens)) if min(pair) >= begin]

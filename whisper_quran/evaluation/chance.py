@@ -1,8 +1,8 @@
-"""How far chance goes: 95 % intervals of error rates, and whether two models differ, by bootstrap over recordings.
+"""Bootstrap over recordings: 95 % intervals of error rates, and of the difference between two models.
 
-Recordings are drawn with replacement, as many as there are, 2000 times; an interval is where the middle 95 % of the
-rates lie. The draws depend on the number of recordings alone. So they are the same each time, and the same for two
-models that heard the same recordings: the comparison is paired, and an ayah that is hard for both counts for neither.
+Recordings are drawn with replacement, as many as there are, 2000 times; an interval holds the middle 95 % of the
+rates. The draws depend on the number of recordings alone. So they are the same each time, and the same for two models
+that heard the same recordings: the comparison is paired, and an ayah that is hard for both favours neither.
 """
 
 from bisect import bisect_right
@@ -15,16 +15,16 @@ import numpy as np
 from .predictions import Prediction
 
 DRAWS = 2000
-WORD_BINS = (1, 4, 7, 11, 16, 21, 31, 51)  # the least of each group of lengths
+WORD_BINS = (1, 4, 7, 11, 16, 21, 31, 51)  # lower bounds of the groups of lengths
 SECOND_BINS = (0, 5, 10, 15, 20, 30, 60, 120)
 
 
 def resample(counts: np.ndarray) -> np.ndarray:
-    """Add up counts (n, k) of n recordings drawn with replacement: (DRAWS, k)."""
+    """Return sums (DRAWS, k) of ``counts`` (n, k) over n recordings drawn with replacement."""
     generator = np.random.default_rng(0)
     n, k = counts.shape
-    at_once = max(1, 1_000_000 // (n * k))  # a draw of the whole Qur'an by two models is of 50,000 numbers
-    sizes = [min(at_once, DRAWS - start) for start in range(0, DRAWS, at_once)]
+    chunk = max(1, 1_000_000 // (n * k))  # draws in a chunk: one of the whole Qur'an by two models has 50,000 numbers
+    sizes = [min(chunk, DRAWS - start) for start in range(0, DRAWS, chunk)]
     return np.concatenate([counts[generator.integers(n, size=(size, n))].sum(axis=1) for size in sizes])
 
 
@@ -55,17 +55,17 @@ def overall(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
     for model, rows in _grouped(predictions, lambda row: row.model).items():
         groups: list[tuple[str | None, int | None, list[Prediction]]] = [(None, None, rows)]
         for name, group_of in GROUPS.items():
-            groups += [(name, group, some) for group, some in sorted(_grouped(rows, group_of).items())]
-        for by, group, some in groups:
-            found.append({"model": model, "by": by, "group": group, "recordings": len(some), **rates_of(some)})
+            groups += [(name, group, members) for group, members in sorted(_grouped(rows, group_of).items())]
+        for by, group, members in groups:
+            found.append({"model": model, "by": by, "group": group, "recordings": len(members), **rates_of(members)})
     return found
 
 
 def differences(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-    """Compare any two models on each reciter, and on all (``reciter`` None), by the recordings that both heard.
+    """Compare every two models on each reciter, and on all (``reciter`` None), by the recordings that both heard.
 
-    ``wer`` is the first one's rate less the second one's, and ``p`` how likely a difference as large would be by
-    chance, on either side, if there were none: by at least one draw in two thousand.
+    ``wer`` is the first model's rate minus the second's, and ``p`` the two-sided p-value of the difference, which is at
+    least 2 / (DRAWS + 1).
     """
     by_model = {
         model: {row.key[1:]: row for row in rows}
@@ -113,7 +113,7 @@ def _counts(rows: Sequence[Prediction]) -> np.ndarray:
 
 
 def _interval(errors: np.ndarray, words: np.ndarray) -> list[float] | None:
-    """Return where the middle 95 % of the rates lie; None if some draws have no words."""
+    """Return the bounds of the middle 95 % of the rates; None if some draws have no words."""
     return np.quantile(errors / words, (0.025, 0.975)).tolist() if words.all() else None
 
 
@@ -124,13 +124,13 @@ def _grouped(rows: Iterable[Prediction], key: Callable[[Prediction], Any]) -> di
     return groups
 
 
-def _least(bins: Sequence[int], length: float) -> int:
-    """Return the bin that ``length`` is in, by its least length."""
+def _bin_of(bins: Sequence[int], length: float) -> int:
+    """Return the lower bound of the bin that ``length`` is in."""
     return bins[max(0, bisect_right(bins, length) - 1)]
 
 
 GROUPS: dict[str, Callable[[Prediction], int]] = {
     "surah": lambda row: int(row.sorah or 0),
-    "words": lambda row: _least(WORD_BINS, row.alignment.errors.words),
-    "seconds": lambda row: _least(SECOND_BINS, row.duration),
+    "words": lambda row: _bin_of(WORD_BINS, row.alignment.errors.words),
+    "seconds": lambda row: _bin_of(SECOND_BINS, row.duration),
 }

@@ -1,4 +1,4 @@
-"""Why words are wrong: each error of an alignment put under the one kind that explains it best.
+"""Kinds of word errors: each error of an alignment is assigned the one kind that explains it best.
 
     for part in explain(row.reference, row.alignment.edits):
         print(part.kind, part.expected, "heard as", part.heard, "times", part.times)
@@ -31,21 +31,21 @@ KINDS = {
     "extra": "Word added",
 }
 EXAMPLES = 5  # of each kind, in results.json
-LOOP = 3  # times that a phrase is heard in a row, and more, are a loop
+LOOP = 3  # a phrase heard this many times in a row, or more, is a loop
 LONGEST_PHRASE = 8  # words that repeat together
 _MARKS = re.compile(r"[^\w\s]|[_\u0640]")  # vowel signs, tatweel and punctuation
 _ARABIC = re.compile(r"[\u0600-\u06ff]")
 _NOT_ARABIC = re.compile(r"\d|[^\W_\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff]")
-# A hamza is written alone or on a seat. The first leaves the seats, the second takes all its forms for one letter.
+# A hamza is written alone or on a seat. The first leaves the seats, the second maps all its forms to one letter.
 _SEATS = str.maketrans("أإآٱؤئىة", "ااااوييه", "ء")
 _ONE_HAMZA = str.maketrans("أإآٱؤئءىة", "ااااااايه")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring words: ``expected`` of the reference, ``heard`` of the hypothesis, so many ``times`` in a row.
+    """Neighbouring words: ``expected`` of the reference, ``heard`` of the hypothesis, ``times`` in a row.
 
-    ``kind`` is one of :data:`KINDS`; of right words it is "", and they are in ``expected`` alone.
+    ``kind`` is one of :data:`KINDS`, or "" for right words, which are in ``expected`` alone.
     """
 
     kind: str
@@ -59,18 +59,17 @@ class Part:
         return max(len(self.expected), len(self.heard) * self.times) if self.kind else 0
 
 
-Step = tuple[
-    str | None, str | None
-]  # a word of the reference and the word heard for it, either of which may be lacking
+# A word of the reference and the word heard for it: (word, None) if it was left out, (None, word) if it was added.
+Step = tuple[str | None, str | None]
 
 
 def explain(reference: str, edits: str) -> list[Part]:
-    """Return in parts, in reading order, the alignment of ``reference`` by ``edits`` (those of :class:`.Alignment`)."""
+    """Return the parts, in reading order, of the alignment of ``reference`` by ``edits`` (of :class:`.Alignment`)."""
     return explain_steps(list(steps_of(reference.split(), edits)))
 
 
 def explain_steps(steps: list[Step]) -> list[Part]:
-    """:func:`explain` an alignment that is cut into steps already, or a part of it."""
+    """Explain an alignment that is already cut into steps, or a part of one, as :func:`explain` does."""
     repeated = _repeated(steps)
     arabic = any(expected and _ARABIC.search(expected) for expected, _ in steps)
     anything_heard = any(heard for _, heard in steps)
@@ -103,7 +102,7 @@ def letters_confused(part: Part) -> tuple[str, str]:
 def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
     """Count, for each model, the word errors of each kind with the commonest examples, and the letters confused.
 
-    ``errors`` are words and add up to those of the word error rate; ``times`` are the parts that they come in.
+    ``errors`` counts words and adds up to the errors of the word error rate; ``times`` counts parts.
     """
     errors: dict[tuple[str, str], Counter[Part]] = {}
     letters: Counter[tuple[str, str, str]] = Counter()
@@ -126,7 +125,7 @@ def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
 
 
 def steps_of(words: Sequence[str], edits: str) -> Iterator[Step]:
-    """Yield the steps of ``edits``: every word expected, and every word heard, alone or with the other."""
+    """Yield the steps of ``edits`` for the reference ``words``, with every word expected and every word heard."""
     remaining = iter(words)
     for edit in edits.split():
         sign, rest = edit[0], edit[1:]
@@ -142,7 +141,7 @@ def steps_of(words: Sequence[str], edits: str) -> Iterator[Step]:
 
 
 def _repeated(steps: list[Step]) -> set[int]:
-    """Find the errors that repeat what was heard: all within a loop, and words added that are said twice."""
+    """Find the steps that repeat what was heard: all within a loop, otherwise the added words of a repeated phrase."""
     heard = [number for number, (_, word) in enumerate(steps) if word]
     words = [steps[number][1] for number in heard]
     found: set[int] = set()
@@ -160,7 +159,7 @@ def _repeated(steps: list[Step]) -> set[int]:
 
 
 def _repeats(steps: list[Step]) -> Iterator[Part]:
-    """Make parts of repeated words: those added as one phrase and how many times it comes."""
+    """Make parts of repeated words; added words are one phrase, with how many times it is repeated."""
     for added, group in groupby(steps, key=lambda step: step[0] is None):
         some = list(group)
         if not added:
@@ -175,7 +174,7 @@ def _repeats(steps: list[Step]) -> Iterator[Part]:
 
 
 def _explain_neighbours(steps: list[Step], arabic: bool) -> Iterator[Part]:
-    """Explain errors that stand next to each other: words joined, split or cut elsewhere first, then one by one."""
+    """Explain adjacent errors: first as words joined, split or with other boundaries, then one by one."""
     at = 0
     while at < len(steps):
         size = next((n for n in (2, 3, 4) if at + n <= len(steps) and _is_joined(steps[at : at + n])), 1)
@@ -186,7 +185,7 @@ def _explain_neighbours(steps: list[Step], arabic: bool) -> Iterator[Part]:
 
 
 def _is_joined(steps: list[Step]) -> bool:
-    """Return if the words are those heard, but for where they begin and end, and for one letter if they are more."""
+    """Return whether the steps differ in word boundaries alone; in one letter, too, if the numbers of words differ."""
     expected = [word.translate(_SEATS) for word, _ in steps if word]
     heard = [word.translate(_SEATS) for _, word in steps if word]
     if not expected or not heard or expected == heard:
@@ -212,7 +211,7 @@ def _kind_of(step: Step, arabic: bool) -> str:
 
 
 def _one_letter(expected: str, heard: str) -> tuple[str, str] | None:
-    """Return the only letter that differs, as (expected, heard), beside marks, and else beside spelling; or None."""
+    """Return (expected, heard) if one letter alone differs, ignoring marks, or else marks and spelling; None if not."""
     bare, bare_heard = _MARKS.sub("", expected), _MARKS.sub("", heard)
     for a, b in ((bare, bare_heard), (bare.translate(_SEATS), bare_heard.translate(_SEATS))):
         edits = list(Levenshtein.editops(a, b))
@@ -223,7 +222,7 @@ def _one_letter(expected: str, heard: str) -> tuple[str, str] | None:
 
 
 def _merged(parts: Iterable[Part]) -> Iterator[Part]:
-    """Join neighbours of one kind that were all added, or all left out."""
+    """Join adjacent parts of one kind that were all added, or all left out."""
     for (kind, added, left_out), group in groupby(
         parts, key=lambda part: (part.kind, not part.expected, not part.heard)
     ):

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints: decode every ayah for real, count its errors, and make a table and a report of them."""
+"""Evaluation of checkpoints: decode every ayah, count its errors, and write a table and a report of them."""
 
 import json
 import os
@@ -54,7 +54,7 @@ from .word_errors import ErrorCounts, count_diacritic_errors
 
 TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
 CONSTRAINED = " (constrained)"  # after the name of a model whose texts are runs of --constrain
-BOUNDARY_SECONDS = 0.5  # how near a timestamp must be to where one ayah ends and the next begins
+BOUNDARY_SECONDS = 0.5  # at most, from a boundary between ayat to the timestamp that finds it
 
 Row = dict[str, Any]
 
@@ -79,14 +79,14 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            alike = list(dims.values()).count(dims[source]) > 1
-            evaluation.evaluate_model(source, device, alike)
+            same_size = list(dims.values()).count(dims[source]) > 1
+            evaluation.evaluate_model(source, device, same_size)
         return evaluation.finish()
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What is evaluated, the same for every model: passages by reciter, their recordings, and what was left out."""
+    """The data of every model's evaluation: passages by reciter, their recordings, and what was left out."""
 
     passages: dict[str, list[Passage]]
     cache: AudioCache
@@ -96,9 +96,9 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model under evaluation, and whether it decodes with timestamps; ``name`` is how the files name it.
+    """A model under evaluation, and whether it decodes with timestamps; ``name`` is its name in the files.
 
-    With a ``recognizer`` what it hears has a second name, under which are the runs that this finds.
+    With a ``recognizer`` it has a second name there, for the runs of the closed text found in what it hears.
     """
 
     name: str
@@ -110,12 +110,12 @@ class LoadedModel:
 
     @property
     def names(self) -> list[str]:
-        """The names of the rows it is given in the table."""
+        """The names of its rows in the table."""
         return [self.name, self.name + CONSTRAINED] if self.recognizer else [self.name]
 
 
 class _Clips(Sequence[np.ndarray]):
-    """The recordings of ``passages`` by number, read when they are asked for."""
+    """The recordings of ``passages`` by number, each read on access."""
 
     def __init__(self, passages: Sequence[Passage], cache: AudioCache):
         self.passages, self.cache = passages, cache
@@ -128,7 +128,7 @@ class _Clips(Sequence[np.ndarray]):
 
 
 class Evaluation:
-    """An evaluation in progress: what its models have in common, and the ``results`` so far."""
+    """An evaluation in progress: the settings and data common to its models, and the ``results`` so far."""
 
     def __init__(self, config: EvaluationConfig, data: EvaluationData, predictions: Predictions, log: Log):
         self.config, self.data, self.predictions, self.log = config, data, predictions, log
@@ -145,16 +145,16 @@ class Evaluation:
             "skipped": [asdict(item) for item in data.skipped],
         }
 
-    def evaluate_model(self, source: str, device: torch.device, alike: bool = False) -> None:
-        """Predict what is not predicted yet, and add the model's rows to the results; with timestamps, others of them.
+    def evaluate_model(self, source: str, device: torch.device, same_size: bool = False) -> None:
+        """Make the predictions that are missing, and add the model's rows to the results; with timestamps, more rows.
 
-        If there is a model ``alike``, of the same size, its encoder may be the same: what it makes is kept on disk.
+        If there is another model of the ``same_size``, their encoders may be the same: their output is kept on disk.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
         """
         name = printable(source)
-        files = _identity(source)  # before its weights are read: a training may replace them meanwhile
+        files = _identity(source)  # before the weights are read: a training run may replace them meanwhile
         whisper_model = load_checkpoint(source, device)
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
@@ -162,7 +162,7 @@ class Evaluation:
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
-        encoder = self._encoder(whisper_model, precision, device, alike)
+        encoder = self._encoder(whisper_model, precision, device, same_size)
         models = [LoadedModel(name, whisper_model, precision, encoder, recognizer=self._recognizer(whisper_model))]
         if self.config.timestamps:
             models.append(LoadedModel(name + TIMESTAMPS, whisper_model, precision, encoder, timestamps=True))
@@ -175,7 +175,7 @@ class Evaluation:
             text = {"text": _identity_of_text(self.config)} if name != model.name else {}
             if kept := self.predictions.start(name, identity | text):
                 self.log(f"{name}: {kept} predictions are there already")
-        # From here on results.json records how the predictions are made, whenever they are cut off.
+        # From here on results.json records how the predictions are made, even if they are interrupted.
         self._write_results()
         for reciter in self.data.passages:
             try:
@@ -193,15 +193,15 @@ class Evaluation:
             self.recognizer = Recognizer(text, model.device)
         return self.recognizer
 
-    def _encoder(self, model: Whisper, precision: Precision, device: torch.device, alike: bool) -> FrozenEncoder:
-        """Make the model's encoder, with its cache if that is asked for, or of use.
+    def _encoder(self, model: Whisper, precision: Precision, device: torch.device, same_size: bool) -> FrozenEncoder:
+        """Make the model's encoder, with a cache if that is requested, or useful.
 
-        It is of use to a model ``alike``, and to this one, if it is decoded once more with timestamps.
+        It is useful to another model of the ``same_size``, and to this one if it is decoded again with timestamps.
         """
         encoder = FrozenEncoder(model, precision.dtype)
         cache = open_encoder_cache(self.config, model, precision, device, self.log)
-        of_use = alike or self.config.timestamps
-        if cache and (self.config.encoder_cache != "auto" or of_use or cache.keys):
+        useful = same_size or self.config.timestamps
+        if cache and (self.config.encoder_cache != "auto" or useful or cache.keys):
             encoder.cache = cache
         return encoder
 
@@ -209,8 +209,8 @@ class Evaluation:
         """Write the table and the report, and return the rows of the table."""
         self.predictions.finish()
         rows, out = self.results["rows"], self.config.out
-        asked = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
-        reported = [row for key, row in self.predictions.rows.items() if key in asked]
+        requested = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
+        reported = [row for key, row in self.predictions.rows.items() if key in requested]
         self.results |= {"overall": overall(reported), "differences": differences(reported), **count_kinds(reported)}
         self._write_results()
         table = results_table(rows)
@@ -225,7 +225,7 @@ class Evaluation:
         return rows
 
     def _recordings(self) -> dict[Key, Recording]:
-        """Link the recordings from the report, or put them into it, by their key without the model."""
+        """Link the recordings for the report, or embed them; by their key without the model."""
         passages = [passage for each in self.data.passages.values() for passage in each]
         cache, out = self.data.cache, self.config.out
         if self.config.embed_audio:
@@ -238,9 +238,9 @@ class Evaluation:
         """Predict the passages of ``reciter`` that have no current prediction."""
         passages, errors = [], ErrorCounts()
         for passage in self.data.passages[reciter]:
-            asked = passage.seconds, self._normalized(passage.text), count_diacritics(passage.text)
+            expected = passage.seconds, self._normalized(passage.text), count_diacritics(passage.text)
             keys = [key_of(name, passage) for name in model.names]
-            if all(self.predictions.is_current(key, *asked) for key in keys):
+            if all(self.predictions.is_current(key, *expected) for key in keys):
                 errors += self.predictions.rows[keys[0]].alignment.errors
             else:
                 passages.append(passage)
@@ -275,7 +275,7 @@ class Evaluation:
                     self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
 
     def _predictions(self, model: LoadedModel, passage: Passage, transcript: Transcript) -> list[Prediction]:
-        """Make a row of what ``model`` heard, and one of what it is in the closed text, if there is one."""
+        """Make a row of what ``model`` heard, and if it has a recognizer, one of the runs found in that."""
         rows = [self._prediction(model.name, passage, transcript)]
         if model.recognizer:
             found = transcript.found
@@ -309,7 +309,7 @@ class Evaluation:
         errors = sum((row.errors for row in rows), ErrorCounts())
         wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
         counts = ("words", "hits", "substitutions", "deletions", "insertions")
-        is_sought = name != model.name and self.config.constrain == QURAN and passages[0].parts[0].surah is not None
+        is_locatable = name != model.name and self.config.constrain == QURAN and passages[0].parts[0].surah is not None
         return {
             "model": name,
             "parameters": parameters,
@@ -324,7 +324,7 @@ class Evaluation:
             "boundaries": sum(row.boundaries for row in rows),
             "boundaries_found": sum(row.boundaries_found for row in rows),
             "segments": sum(row.segments for row in rows),
-            "located": sum(row.located for row in rows) if is_sought else None,
+            "located": sum(row.located for row in rows) if is_locatable else None,
             "letters": errors.letters,
             "diacritic_errors": errors.diacritic_errors,
             "audio_s": sum(row.duration for row in rows),
@@ -342,36 +342,36 @@ class Evaluation:
 def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], log: Log) -> EvaluationData:
     """Decode the recordings of ``reciters``, and leave out those that are too long."""
     prepared = prepare_ayat(corpus, reciters, config, log)
-    account, cache = prepared.skipped, prepared.cache
+    skipped, cache = prepared.skipped, prepared.cache
     missing = {str(path) for path, _ in cache.skipped}
     undecodable = {r: sum(str(a.audio) in missing for a in corpus.select([r])[0]) for r in reciters}
     longest = (config.max_duration or float("inf")) * SAMPLE_RATE
     ayat = {r: [a for a in its_ayat if cache.length(a.audio) <= longest] for r, its_ayat in prepared.ayat.items()}
     too_long = [a for its_ayat in prepared.ayat.values() for a in its_ayat if cache.length(a.audio) > longest]
-    account += [Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s") for ayah in too_long]
+    skipped += [Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s") for ayah in too_long]
     for reciter, its_ayat in ayat.items():
         if not its_ayat:
-            raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(account)}")
+            raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(skipped)}")
         hours = sum(cache.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
         log(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
     if cache.damaged:
         log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
     if cache.mended:
         log(f"mended: {len(cache.mended)} files had channels that cancelled out, or samples of another scale")
-    log(f"left out: {summary(account)}")
-    # That there is no audio for a text is no news where a reciter has a few surahs: counted above, not listed.
-    listed = [item for item in account if item.reason != "text without audio"]
+    log(f"left out: {summary(skipped)}")
+    # A reciter of a few surahs lacks audio for most texts: these are counted above, but not listed.
+    listed = [item for item in skipped if item.reason != "text without audio"]
     passages = {reciter: join(its_ayat, cache, config.join or 1) for reciter, its_ayat in ayat.items()}
     return EvaluationData(passages, cache, undecodable, listed)
 
 
 def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensions]:
-    """Find a wrong model before hours are spent on those named before it; no weights are read yet.
+    """Check all models before hours are spent on the first of them; no weights are read yet.
 
     Return the dimensions of each.
     """
     found = {}
-    named = named_dims()  # it has not all names of the large ones, which are multilingual
+    named = named_dims()  # without some names of the large ones, which are multilingual
     for name in names:
         try:
             found[name] = named.get(name, named["large-v3"]) if name in WHISPER_NAMES else read_checkpoint(name).dims
@@ -382,7 +382,7 @@ def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensi
 
 
 def _default_batch(model: Whisper) -> int:
-    """64 clips at a time on a GPU; on a CPU 32, or as many as 2 GB of key/value caches hold."""
+    """Return 64 clips on a GPU; on a CPU 32, or fewer if 2 GB of key/value caches hold no more."""
     if model.device.type == "cuda":
         return 64
     dims = model.dims
@@ -409,15 +409,15 @@ def results_table(rows: Sequence[Row]) -> str:
             wer, cer = (plus_minus(row[name], row[f"{name}_interval"]) for name in ("wer", "cer"))
             der = f", {percent(row['der'])}" if reciter in vocalised else ""
             rates.append(f"{wer} ({cer}{der})")
-        # wall over rtf is the audio that was timed, which after an interruption may be less than all.
+        # wall_s / rtf is the audio that was timed: after an interruption it may be less than all.
         timed = [row for row in by_reciter.values() if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
         speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
         lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
     table = markdown_table(header, lines)
-    if again := sum(row["fallback"] for row in rows):
+    if fallbacks := sum(row["fallback"] for row in rows):
         recordings = sum(row["passages"] for row in rows if not row["model"].endswith(CONSTRAINED))
-        table += f"\nfallback: {again} of {recordings} recordings were decoded again at higher temperatures\n"
+        table += f"\nfallback: {fallbacks} of {recordings} recordings were decoded again at higher temperatures\n"
     for model in dict.fromkeys(row["model"] for row in rows):
         names = ("boundaries_found", "boundaries", "segments", "ayat")
         counts = [tuple(row[name] for name in names) for row in rows if row["model"] == model]
@@ -434,13 +434,13 @@ def results_table(rows: Sequence[Row]) -> str:
 
 
 def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) -> bool:
-    """Return whether the runs ``found`` are of the ayat of ``passage``: of one run, anywhere that its words are."""
+    """Return whether the runs ``found`` are of the ayat of ``passage``; a single run, anywhere its words occur."""
     if not isinstance(text, Quran):
         return False
     recited = {(ayah.surah, ayah.number) for ayah in passage.parts}
     if len(found) == 1:
-        alike = text.locate(text.words(found[0].run))
-        return any(set(text.ayat(run)) == recited for run in alike)
+        same_words = text.locate(text.words(found[0].run))
+        return any(set(text.ayat(run)) == recited for run in same_words)
     return {ayah for each in found for ayah in text.ayat(each.run)} == recited
 
 
@@ -450,13 +450,13 @@ def _closed_text(config: EvaluationConfig) -> Path:
 
 
 def _identity_of_text(config: EvaluationConfig) -> list[Any]:
-    """Tell the text of ``--constrain`` from another, by its name, size and time."""
+    """Identify the text of ``--constrain`` by its name, size and modification time."""
     path = _closed_text(config)
     return [str(config.constrain), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _identity(source: str) -> list[list[Any]]:
-    """Tell a checkpoint from another of the same name by the sizes and times of its files."""
+    """Identify a checkpoint by the sizes and modification times of its files."""
     if source in WHISPER_NAMES:
         return []
     path = find_checkpoint(source)

@@ -1,4 +1,4 @@
-"""The command line of evaluate.py, and what it names: checked without torch, whose import takes seconds."""
+"""The command line of evaluate.py, and checks of its values, without torch, whose import takes seconds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ QURAN = "quran"  # --constrain: the text of the whole Qur'an, of --text or of th
 
 
 def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
-    """Read the command line and check what it names.
+    """Read the command line and check its values.
 
     Raises:
         UserError: an option, a model, a reciter or the data must be changed.
@@ -24,7 +24,7 @@ def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
     except UserError as error:
         if "required: MODEL" not in str(error):
             raise
-        # The option before a model takes it for one of its own values, if it takes several.
+        # An option with several values takes a model after it for one of them.
         model = next((arg for arg in argv if arg in WHISPER_NAMES or Path(arg).suffix in (".pt", ".ckpt")), "small")
         raise UserError(f"no MODEL given: models come first, as in evaluate.py {model} --reciters NAME") from None
     check_inputs(config)

@@ -1,7 +1,7 @@
-"""Recordings, as pages play them: links to their files, or MP3 inside the page itself.
+"""Recordings, as pages play them: links to their files, or MP3 embedded in the page.
 
-A link is relative, so that the page plays wherever it and the data keep their places to each other. What is put inside
-is what the models heard, 16 kHz mono at 32 kbit/s, 19 MB an hour; MP3 because every browser plays it.
+Links are relative, so that page and data can be moved together. The embedded audio is what the models heard, 16 kHz
+mono at 32 kbit/s, 19 MB an hour; MP3 because every browser plays it.
 """
 
 import base64
@@ -25,7 +25,7 @@ BYTES_PER_SECOND = 32_000 // 8 * 4 // 3  # of base64
 
 @dataclass(frozen=True)
 class Recording:
-    """Where a browser finds a recording: the addresses that it plays one after the other.
+    """A recording in a page: the addresses that the browser plays one after the other.
 
     ``damaged`` if a file was cut short or has broken parts: what is heard is not all that was recited.
     """
@@ -45,7 +45,7 @@ def embed(passage: Passage, cache: AudioCache) -> Recording:
 
 
 def embedded_size(seconds: Iterable[float]) -> float:
-    """Return how many bytes :func:`data_address` makes of recordings of so many ``seconds``."""
+    """Return the bytes that recordings of these ``seconds`` take as :func:`data_address`."""
     return BYTES_PER_SECOND * sum(seconds)
 
 

@@ -44,14 +44,14 @@ def write_page(
     values["body"] = template.read_text(encoding="utf-8")
     sources = {"data:" if url.startswith("data:") else "'self' file:" for each in recordings for url in each.addresses}
     values["audio-sources"] = " ".join(sorted(sources)) or "'none'"
-    # All placeholders in one pass: what looks like one inside the data stays text.
+    # All placeholders in one pass: text in the data that looks like one is not replaced.
     page = re.sub(r"\{\{([a-z-]+)\}\}", lambda placeholder: values[placeholder[1]], FRAME.read_text(encoding="utf-8"))
     with atomic_write(path) as file:
         file.write(page)
 
 
 def _json_for_html(data: Any) -> str:
-    """``data`` as JSON that can stand inside a ``<script>`` element: nothing in it opens or closes a tag."""
+    """Write ``data`` as JSON that is safe in a ``<script>`` element: nothing in it opens or closes a tag."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

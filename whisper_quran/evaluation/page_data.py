@@ -1,4 +1,4 @@
-"""The data of the report's page, worked out as far as its filters allow."""
+"""The data of the report's page, precomputed as far as its filters allow."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ COMPARED = {
 def page_data(
     predictions: Iterable[Prediction], results: Mapping[str, Any], recordings: Mapping[Key, Recording]
 ) -> dict[str, Any]:
-    """Arrange one evaluation for the page: names and ayat once each, and by their index
+    """Arrange one evaluation for the page: names and ayat once each, and by their indices
 
     - ``rows`` of [model, reciter, ayah, [substitutions, deletions, insertions], parts (:func:`short_parts`)],
     - ``recordings`` of [reciter, ayah, seconds], and if there is audio, its addresses and if it is damaged.
@@ -65,7 +65,7 @@ def page_data(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Cut paths to their last components: as many as it takes to tell them apart."""
+    """Cut paths to their last components: as few as keep them distinct."""
     parts = [name.split("/") for name in names]
     for length in range(1, max(map(len, parts), default=0)):
         short = ["/".join(each[-length:]) for each in parts]
@@ -77,7 +77,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 def _headings(
     models: Sequence[str], reciters: Sequence[str], heard: Sequence[list[Any]], results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Make what the page says of the whole: title, subtitle, tables to unfold and facts."""
+    """Make what concerns the whole evaluation: title, subtitle, tables to unfold and facts."""
     seconds = sum(recording[2] for recording in heard)
     audio = f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
     compared = COMPARED.get(results.get("normalization") or "")
@@ -109,7 +109,7 @@ def _headings(
 def _table(
     models: Sequence[str], reciters: Sequence[str], results: Mapping[str, Any], right: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Arrange the table: for each model its rates, reciter by reciter, and facts, each a text and a small one."""
+    """Arrange the table: for each model its rates, reciter by reciter, and facts: a text each, and a small one."""
     rates = {(row["model"], row["reciter"]): row for row in results["rows"]}
     rates |= {(row["model"], None): row for row in results.get("overall", []) if row["by"] is None}
     columns = [*reciters, None] if len(reciters) > 1 else list(reciters)
@@ -166,10 +166,10 @@ def short_parts(explained: Iterable[Part]) -> list[Any]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Make a key that sorts names as people do: 2 before 10."""
+    """Return a key that sorts numbers in names by value: 2 before 10."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split("([0-9]+)", name) if piece]
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:
-    """Each name once, in the order of its first appearance, with its place in it."""
+    """Number the distinct names in the order of their first appearance."""
     return {name: index for index, name in enumerate(dict.fromkeys(names))}

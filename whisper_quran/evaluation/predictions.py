@@ -1,7 +1,7 @@
-"""``predictions.csv``: what each model heard, ayah by ayah, kept as it comes.
+"""``predictions.csv``: what each model heard, ayah by ayah, saved as it is decoded.
 
-A row is appended when its ayah is decoded, so that an evaluation that is cut off goes on where it was. A row is current
-as long as its model, the precision it ran in, its text and the length of its audio are what they were.
+A row is appended when its ayah is decoded, so that an interrupted evaluation continues where it stopped. A row is
+current as long as its model, the precision it ran in, its text and the length of its audio are unchanged.
 """
 
 import csv
@@ -58,7 +58,7 @@ class Prediction:
 
     @cached_property
     def alignment(self) -> Alignment:
-        """The errors, counted when they are first asked for."""
+        """The alignment of the two texts, computed on first access."""
         return align(self.reference, self.hypothesis)
 
     @property
@@ -106,9 +106,9 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     for line in lines[:-1]:
         try:
             cells = next(csv.reader([line.decode()]))
-            model, reciter, sorah, ayah, duration, read, heard = map(_from_cell, cells[:7])
+            model, reciter, sorah, ayah, duration, reference, hypothesis = map(_from_cell, cells[:7])
             counts: list[Any] = [float(cells[12]), *map(int, cells[13:-2]), cells[-2], int(cells[-1])]
-            row = Prediction(model, reciter, sorah, ayah, float(duration), read, heard, *counts)
+            row = Prediction(model, reciter, sorah, ayah, float(duration), reference, hypothesis, *counts)
         except (ValueError, StopIteration, csv.Error):
             continue
         if [str(cell) for cell in row.cells()] == cells:
@@ -120,7 +120,7 @@ _FORMULA = re.compile("(^|;)(?=[=+\\-@'＝＋－＠])")
 
 
 def _to_cell(text: str) -> str:
-    """Quote a text that a spreadsheet would run as a formula: ``'`` before it shows it as it is."""
+    """Quote a text that a spreadsheet would run as a formula: after a ``'`` it is shown as text."""
     return _FORMULA.sub(r"\1'", text)
 
 
@@ -136,7 +136,7 @@ class Predictions:
     """
 
     def __init__(self, folder: Path, options: dict[str, Any]):
-        """Read what is there.
+        """Read the predictions that are there.
 
         Raises:
             UserError: it was made with other ``options``, or nothing records how it was made; another evaluation is
@@ -167,22 +167,22 @@ class Predictions:
         if self.made["models"].get(model, {}).get("identity") != identity:
             self.rows = {key: row for key, row in self.rows.items() if row.model != model}
             self.made["models"][model] = {"identity": identity, "seconds": {}}
-        self._rewrite()  # without what is no longer current, and without a last row that was cut short
+        self._rewrite()  # without rows that are no longer current, and without a last row that was cut short
         return sum(row.model == model for row in self.rows.values())
 
     def close(self) -> None:
-        """Let another evaluation write here."""
+        """Release the folder: another evaluation may write there."""
         self._lock.close()
 
     def precision_of(self, model: str) -> str | None:
-        """Return what the predictions of ``model`` that are there ran in."""
+        """Return the precision of the predictions of ``model`` that are there."""
         return self.made["models"].get(model, {}).get("identity", {}).get("precision")
 
     def is_current(self, key: Key, seconds: float, reference: str, diacritics: int) -> bool:
         """Return whether the prediction ``key`` was made from this audio, against this text with so many diacritics."""
         row = self.rows.get(key)
-        asked = (round(seconds, 3), reference, diacritics)
-        return row is not None and (row.duration, row.reference, row.diacritics) == asked
+        expected = (round(seconds, 3), reference, diacritics)
+        return row is not None and (row.duration, row.reference, row.diacritics) == expected
 
     def append(self, row: Prediction) -> None:
         self.rows[row.key] = row
@@ -193,7 +193,7 @@ class Predictions:
             raise storage_error(error, self.path) from error
 
     def add_time(self, model: str, reciter: str, seconds: float, audio: float) -> None:
-        """Add to the time that decoding ``audio`` seconds of ``reciter`` took ``model``."""
+        """Add the wall time ``seconds`` that ``model`` took to decode ``audio`` seconds of ``reciter``."""
         times = self.made["models"][model]["seconds"]
         before = times.get(reciter, [0.0, 0.0])
         times[reciter] = [before[0] + seconds, before[1] + audio]
@@ -217,9 +217,9 @@ class Predictions:
 
 
 def _check_names(folder: Path) -> None:
-    """Refuse what is in the way of the files that an evaluation writes."""
+    """Refuse folders and the like in place of the files that an evaluation writes."""
     for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
-        # os.path's do not raise if the folder may not be looked into: taking its lock says so.
+        # os.path's functions do not raise if the folder cannot be read: taking its lock does.
         if os.path.exists(folder / name) and not os.path.isfile(folder / name):
             raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
 
@@ -231,7 +231,7 @@ def _made_with(path: Path) -> dict[str, Any] | None:
         json.dumps(made, allow_nan=False)  # it will be written again
         records = list(made["models"].values())
         times = [time for record in records for time in record["seconds"].values()]
-        whole = isinstance(made["options"], dict) and all(isinstance(r["identity"], dict) for r in records)
-        return made if whole and all(type(x) is float for time in times for x in (time[0], time[1])) else None
+        valid = isinstance(made["options"], dict) and all(isinstance(r["identity"], dict) for r in records)
+        return made if valid and all(type(x) is float for time in times for x in (time[0], time[1])) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -33,7 +33,7 @@ def write_report(
         results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
             row, ``normalization``, ``overall`` and ``differences`` (see chance.py), and ``skipped``, a list of
             ``{"file", "reason"}``. A rate without words is None.
-        recordings: what there is to listen to, by the key of its predictions with a blank model.
+        recordings: those that the page can play, by the key of their predictions with a blank model.
 
     Raises:
         UserError: ``path`` cannot be written.

@@ -53,7 +53,7 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What separates a hypothesis from its reference.
+    """The differences between a hypothesis and its reference.
 
     ``edits`` turns the reference into the hypothesis, as tokens joined by spaces: ``=3`` three words are right,
     ``~word`` the next word was heard as this one, ``-2`` the next two words were deleted, ``+word`` this word was
@@ -76,7 +76,7 @@ def align(reference: str, hypothesis: str) -> Alignment:
 
 
 def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Count the errors of :func:`align`, without the alignment: validation has no use for it."""
+    """Count the errors of :func:`align`, without the alignment, which validation does not need."""
     if not reference:
         return ErrorCounts(insertions=len(hypothesis.split()), character_errors=len(hypothesis))
     words = jiwer.process_words(reference, hypothesis)
@@ -95,17 +95,17 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
 def count_diacritic_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """Count the letters whose diacritics are wrong, in the words whose letters are all right.
 
-    Both texts are as they were written and decoded. Words are aligned by their letters alone; a word that was heard as
-    another, or not at all, is a word error and has no part in this. A missing diacritic is an error like a wrong one.
+    Neither text is normalised. Words are aligned by their letters alone; a word that was heard as another, or not at
+    all, is a word error and is not counted here. A missing diacritic is an error like a wrong one.
     """
-    ours, heard = ([letters_of(word) for word in text.split()] for text in (reference, hypothesis))
-    words, said = ([letters for letters, _ in each] for each in (ours, heard))
+    expected, heard = ([letters_of(word) for word in text.split()] for text in (reference, hypothesis))
+    words, heard_words = ([letters for letters, _ in each] for each in (expected, heard))
     compared, errors, i, j = 0, 0, 0, 0
-    for kind, _ in _nearest(words, said, count_errors(" ".join(words), " ".join(said))):
+    for kind, _ in _nearest(words, heard_words, count_errors(" ".join(words), " ".join(heard_words))):
         if kind == "=":
-            marks, its_marks = ours[i][1], heard[j][1]
+            marks, heard_marks = expected[i][1], heard[j][1]
             compared += len(marks)
-            errors += sum(a != b for a, b in zip(marks, its_marks, strict=True))
+            errors += sum(a != b for a, b in zip(marks, heard_marks, strict=True))
         i += kind != "+"
         j += kind != "-"
     return ErrorCounts(letters=compared, diacritic_errors=errors)
@@ -122,24 +122,24 @@ def _edits(reference: list[str], heard: list[str], counts: ErrorCounts) -> str:
     return " ".join(tokens)
 
 
-_MOST_CELLS = 100_000  # that are looked at, in about a second, for the alignment of the nearest substitutes
+_MOST_CELLS = 100_000  # of the dynamic program in _nearest: about a second
 
-_Way = tuple[int, Any, tuple[str, str]]  # cost so far, the way before, the last step
-_Cell = dict[int, _Way]  # the cheapest way to a place in both texts, by its number of right words
+_Path = tuple[int, Any, tuple[str, str]]  # cost so far, the path before the last step, the last step
+_Cell = dict[int, _Path]  # the cheapest path to a place in both texts, for each number of right words
 
 
 def _nearest(reference: list[str], heard: list[str], counts: ErrorCounts) -> list[tuple[str, str]]:
     """Return, of the alignments with these ``counts``, that of the nearest substitutes: steps (kind, word heard).
 
-    jiwer takes any of them. This one has the fewest letters between words and their substitutes; of very long texts,
-    as of a hundred ayat joined, it is jiwer's.
+    jiwer returns any of them. This one has the smallest letter distance between words and their substitutes; for very
+    long texts, such as a hundred ayat joined, it is jiwer's.
     """
     if len(reference) * (counts.deletions + counts.insertions + 1) > _MOST_CELLS:
-        return _any(reference, heard)
-    error = 1 + sum(map(len, reference)) + sum(map(len, heard))  # costs more than all letters together
+        return _jiwer_steps(reference, heard)
+    error = 1 + sum(map(len, reference)) + sum(map(len, heard))  # more than all letters cost together
     cells: dict[tuple[int, int], _Cell] = {}
     for i in range(len(reference) + 1):
-        # Beyond these there are more deletions, or insertions, than counted.
+        # Other cells need more deletions, or insertions, than were counted.
         for j in range(max(0, i - counts.deletions), min(len(heard), i + counts.insertions) + 1):
             cell: _Cell = {} if i or j else {0: (0, None, ("", ""))}
             if i and j and reference[i - 1] == heard[j - 1]:
@@ -150,18 +150,18 @@ def _nearest(reference: list[str], heard: list[str], counts: ErrorCounts) -> lis
             _extend(cell, cells.get((i - 1, j), {}), ("-", ""), error)
             if j:
                 _extend(cell, cells.get((i, j - 1), {}), ("+", heard[j - 1]), error)
-            # What has more errors than another way to the same place is part of no best alignment.
-            fewest = min(way[0] for way in cell.values()) // error
-            cells[i, j] = {hits: way for hits, way in cell.items() if way[0] // error == fewest}
+            # A path with more errors than another to the same place is part of no best alignment.
+            fewest = min(path[0] for path in cell.values()) // error
+            cells[i, j] = {hits: path for hits, path in cell.items() if path[0] // error == fewest}
     steps = []
-    way = cells[len(reference), len(heard)][counts.hits]
-    while way[1] is not None:
-        steps.append(way[2])
-        way = way[1]
+    path = cells[len(reference), len(heard)][counts.hits]
+    while path[1] is not None:
+        steps.append(path[2])
+        path = path[1]
     return steps[::-1]
 
 
-def _any(reference: list[str], heard: list[str]) -> list[tuple[str, str]]:
+def _jiwer_steps(reference: list[str], heard: list[str]) -> list[tuple[str, str]]:
     """Return the steps of jiwer's alignment."""
     (parts,) = jiwer.process_words(" ".join(reference), " ".join(heard)).alignments
     steps: list[tuple[str, str]] = []
@@ -176,8 +176,8 @@ def _any(reference: list[str], heard: list[str]) -> list[tuple[str, str]]:
 
 
 def _extend(cell: _Cell, before: _Cell, step: tuple[str, str], cost: int) -> None:
-    """Put into ``cell`` the ways that lead there from the cell ``before`` by ``step``, if they are cheaper."""
-    for hits, way in before.items():
+    """Extend the paths of the cell ``before`` by ``step`` into ``cell``, if they are cheaper."""
+    for hits, path in before.items():
         total = hits + (step[0] == "=")
-        if total not in cell or way[0] + cost < cell[total][0]:
-            cell[total] = (way[0] + cost, way, step)
+        if total not in cell or path[0] + cost < cell[total][0]:
+            cell[total] = (path[0] + cost, path, step)

@@ -1,6 +1,6 @@
-"""The page of what was recognised: each recording with its ayat, which plays them and follows the words.
+"""The page of recognised recordings: each with its ayat; it plays them and marks the word being recited.
 
-It is a page as the report of an evaluation is one (:mod:`..evaluation.page`), with ``page.html``, ``page.css`` and
+It is built like the report of an evaluation (:mod:`..evaluation.page`), with ``page.html``, ``page.css`` and
 ``page.js`` beside this file.
 """
 
@@ -25,14 +25,14 @@ from ..runtime.version import __version__
 from .recitations import Recitation, RecitedWord, Recognition
 from .written import ayah_numbers
 
-_SOUND_ALIKE = ("marks", "spelling")  # kinds of error that are no other sound
+_SOUND_ALIKE = ("marks", "spelling")  # kinds of error that do not change the sound
 
 
 def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], log: Log = print) -> None:
-    """Write the page ``config.html`` of what was ``found``; the recordings are linked from it, or put into it.
+    """Write the page ``config.html`` of the recordings ``found``, with links to their audio, or the audio embedded.
 
     Raises:
-        UserError: the page cannot be written, or the audio not be put into it.
+        UserError: the page cannot be written, or the audio cannot be embedded.
     """
     assert config.html is not None
     folder = make_folder(config.html.parent)
@@ -103,16 +103,16 @@ def _lines(recitation: Recitation) -> list[list[Any]]:
     lines += [(f"{recitation.surah}:{ayah.ayah}", ayah.words) for ayah in recitation.ayat]
     ends = list(accumulate(len(words) for _, words in lines))
     steps: list[list[Step]] = [[] for _ in lines]
-    said = 0
+    count = 0  # of the words of the text so far
     for step in steps_of([normalize(word.text, "diacritics") for word in recitation.words], recitation.edits):
-        said += step[0] is not None
-        steps[bisect_left(ends, said)].append(step)  # a word that was added is in the line of the one before it
+        count += step[0] is not None
+        steps[bisect_left(ends, count)].append(step)  # an added word is in the line of the one before it
     return [
-        [where, [[word.text, word.start, word.end] for word in words], short_parts(_audible(explain_steps(its)))]
-        for (where, words), its in zip(lines, steps, strict=True)
+        [number, [[word.text, word.start, word.end] for word in words], short_parts(_audible(explain_steps(edits)))]
+        for (number, words), edits in zip(lines, steps, strict=True)
     ]
 
 
 def _audible(parts: Sequence[Part]) -> list[Part]:
-    """Take what sounds as it is written for right."""
+    """Mark the parts that sound as they are written as right."""
     return [replace(part, kind="") if part.kind in _SOUND_ALIKE and part.expected else part for part in parts]

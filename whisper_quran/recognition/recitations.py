@@ -1,4 +1,4 @@
-"""Which ayah is this? Where in the Qur'an recordings are, when each word is said, and what was heard differently.
+"""Recognition of recordings: their place in the Qur'an, when each word is said, and what was heard differently.
 
 for recognition in recognize(RecognitionConfig(files=("recording.mp3",), model="runs/mine/best.pt")):
     for each in recognition.recitations:
@@ -32,8 +32,8 @@ from ..runtime.console import Log, printable
 from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import UserError
 
-_UNSAID = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # an untouched model writes numbers of ayat, as books do
-_LOST = 0.6  # nats a letter
+_NOT_SPOKEN = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # OpenAI's models write numbers of ayat, as books do
+_MOST_LOST = 0.6  # nats a letter
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class RecitedAyah:
 class Recitation:
     """Consecutive ayat of a surah, and what was ``heard`` of them; ``preface`` is a basmala or isti'adha before them.
 
-    ``edits`` turn its :attr:`words` into it (:class:`..evaluation.word_errors.Alignment`), without
-    diacritics, digits and punctuation;
-    ``confidence`` is the share of the letters that were heard, 0 to 1.
+    ``edits`` turn its :attr:`words` into ``heard`` (:class:`..evaluation.word_errors.Alignment`), without diacritics,
+    digits and punctuation; ``confidence`` is the share of the letters that were heard, 0 to 1.
     """
 
     surah: int
@@ -82,7 +81,7 @@ class Recitation:
 
 @dataclass(frozen=True)
 class Other:
-    """Where something was ``heard`` that is not the Qur'an, to half a minute: from ``start`` to ``end`` seconds."""
+    """A piece, at most 30 s long, in which something else was ``heard``: from ``start`` to ``end`` seconds."""
 
     start: float
     end: float
@@ -105,11 +104,11 @@ class Recognition:
 
 
 def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recognition]:
-    """Recognise the recordings of ``config``, in order; what cannot be decoded is logged and left out.
+    """Recognise the recordings of ``config``, in order; files that cannot be decoded are logged and left out.
 
-    They are heard in groups, as many as fill a batch of 30 s each.
+    They are transcribed in groups, each of which fills a batch of pieces of 30 s.
 
-    It prints and writes nothing: what ``json``, ``srt`` and ``html`` ask for is left to the command.
+    It prints and writes nothing: the command does what ``json``, ``srt`` and ``html`` ask for.
 
     Raises:
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
@@ -124,15 +123,15 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     text = Quran(read_text(config.text)[0])
     recognizer = Recognizer(text, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
-    hear = partial(
+    transcribe = partial(
         transcribe_clips, model, batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
         language=config.language, stop_loops=True,
     )  # fmt: skip
-    none = True
+    none_decoded = True
     with closing(decode_files(files, config.workers)) as decoded:
         for group in _groups(zip(files, decoded, strict=True), config.batch_size * CHUNK_LENGTH):
             clips = [audio.samples for _, audio in group if not isinstance(audio, AudioError)]
-            transcripts = iter(sorted(hear(clips), key=lambda each: each.clip))
+            transcripts = iter(sorted(transcribe(clips), key=lambda each: each.clip))
             for file, audio in group:
                 if not isinstance(audio, AudioError):
                     yield _recognition(file, audio, next(transcripts), recognizer, text)
@@ -141,15 +140,15 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
                 else:
                     log(f"{printable(str(file))}: left out: {audio}")
                     continue
-                none = False
-    if none:
+                none_decoded = False
+    if none_decoded:
         raise UserError("none of the recordings can be decoded: give other audio files")
 
 
-def _groups(read: Iterable[tuple[Path, Decoded | AudioError]], seconds: float) -> Iterator[list[Any]]:
-    """Cut what was read into groups that are heard together, of so many seconds or a little more."""
+def _groups(decoded: Iterable[tuple[Path, Decoded | AudioError]], seconds: float) -> Iterator[list[Any]]:
+    """Group the decoded files: ``seconds`` of audio or a little more in each group, the rest in the last."""
     group, length = [], 0.0
-    for file, audio in read:
+    for file, audio in decoded:
         group.append((file, audio))
         length += 0 if isinstance(audio, AudioError) else len(audio.samples) / SAMPLE_RATE
         if length >= seconds:
@@ -172,22 +171,22 @@ def _files(names: Sequence[str]) -> list[Path]:
 
 
 def is_likely(candidate: Candidate, text: str) -> bool:
-    """Return whether ``text``, which the candidate says, is more than a chance.
+    """Return whether ``text``, the words of ``candidate``, is more than a chance match.
 
     Less than half of its letters are wrong, and if other texts were as near, the model finds it hardly less likely than
-    what it heard. Of 486 ayat
-    that untouched ``base`` heard these were 93 %; of 494 with a text that lacks their surahs, 5 %.
+    what it heard. This accepts 93 % of 486 ayat heard by OpenAI's ``base``; with a text that lacks their surahs, 5 % of
+    494.
     """
     count = len(letters(text))
     lost = candidate.free_log_probability - candidate.log_probability
-    return candidate.distance <= (count - 1) / 2 and lost < _LOST * count
+    return candidate.distance <= (count - 1) / 2 and lost < _MOST_LOST * count
 
 
 def _recognition(
     file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer, text: Quran
 ) -> Recognition:
-    """Make of what was heard recitations, each of pieces that go on where the one before ended, and the rest."""
-    together: list[list[tuple[Heard, Candidate]]] = []
+    """Join pieces that follow each other in the text into recitations; pieces that match no run are the others."""
+    groups: list[list[tuple[Heard, Candidate]]] = []
     others: list[Other] = []
     for piece in transcript.heard:
         candidate = piece.candidate
@@ -195,10 +194,10 @@ def _recognition(
             if piece.text:
                 others.append(Other(round(piece.start, 2), round(piece.end, 2), piece.text))
             continue
-        if not together or candidate.preface or not candidate.run.follows(together[-1][-1][1].run):
-            together.append([])
-        together[-1].append((piece, candidate))
-    found = tuple(_recitation(pieces, text) for pieces in together)
+        if not groups or candidate.preface or not candidate.run.follows(groups[-1][-1][1].run):
+            groups.append([])
+        groups[-1].append((piece, candidate))
+    found = tuple(_recitation(pieces, text) for pieces in groups)
     seconds = len(audio.samples) / SAMPLE_RATE
     return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
 
@@ -215,17 +214,17 @@ def _recitation(pieces: Sequence[tuple[Heard, Candidate]], text: Quran) -> Recit
     ayat = []
     for ayah, group in groupby(zip(numbers, words[len(preface) :], strict=True), key=lambda each: each[0][0]):
         places, its_words = zip(*group, strict=True)
-        start, end, said = its_words[0].start, its_words[-1].end, " ".join(word.text for word in its_words)
-        ayat.append(RecitedAyah(ayah, places[0][1], places[-1][1], start, end, said, its_words))
+        start, end, ayah_text = its_words[0].start, its_words[-1].end, " ".join(word.text for word in its_words)
+        ayat.append(RecitedAyah(ayah, places[0][1], places[-1][1], start, end, ayah_text, its_words))
     whole, heard = " ".join(word.text for word in words), " ".join(piece.text for piece, _ in pieces)
-    edits = align(normalize(whole, "diacritics"), normalize(_UNSAID.sub(" ", heard), "diacritics")).edits
+    edits = align(normalize(whole, "diacritics"), normalize(_NOT_SPOKEN.sub(" ", heard), "diacritics")).edits
     confidence = round(confidence_of([candidate for _, candidate in pieces], whole), 3)
     surah = text.surahs[run.passage]
     return Recitation(surah, tuple(words[: len(preface)]), tuple(ayat), heard, edits, confidence)
 
 
 def confidence_of(found: Sequence[Candidate], text: str) -> float:
-    """Return the share of the letters of ``text``, which these say together, that were heard; 0 if none are there."""
+    """Return the share of the letters of ``text``, the words of all ``found``, that were heard; 0 if there are none."""
     if not found:
         return 0.0
     return max(0.0, 1 - sum(each.distance for each in found) / max(1, len(letters(text))))

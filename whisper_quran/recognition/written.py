@@ -1,4 +1,4 @@
-"""What is recognised, as text: for people, and as subtitles."""
+"""Recognised recordings as text: to read, and as subtitles."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from .recitations import Recitation, Recognition
 
 
 def describe(recognition: Recognition) -> str:
-    """Return what is printed of a recording."""
+    """Return the lines printed for a recording."""
     lines = [f"{printable(recognition.file)} ({format_duration(recognition.seconds)})"]
     for each in recognition.recitations:
-        where = f"surah {each.surah}, ayah {ayah_numbers(each)}"
-        lines.append(f"  سورة {SURAHS[each.surah - 1]}: {where}, confidence {percent(each.confidence)}")
+        place = f"surah {each.surah}, ayah {ayah_numbers(each)}"
+        lines.append(f"  سورة {SURAHS[each.surah - 1]}: {place}, confidence {percent(each.confidence)}")
         for ayah in each.ayat:
             lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
         if each.edits:
@@ -27,7 +27,7 @@ def describe(recognition: Recognition) -> str:
 
 
 def ayah_numbers(recitation: Recitation) -> str:
-    """Return which ayat it is of: ``"1 to 4"``, or ``"255"``."""
+    """Return the numbers of its ayat: ``"1 to 4"``, or ``"255"``."""
     first, last = recitation.ayat[0].ayah, recitation.ayat[-1].ayah
     return f"{first} to {last}" if first < last else f"{first}"
 
@@ -43,7 +43,7 @@ def subtitles(recognition: Recognition) -> str:
 
 
 def write_subtitles(recognition: Recognition, log: Log = print) -> None:
-    """Write :func:`subtitles` beside the recording, as NAME.srt. If that is there, it stays, and a line is logged."""
+    """Write :func:`subtitles` beside the recording, as NAME.srt. An existing file is kept, and a line is logged."""
     path = Path(recognition.file).with_suffix(".srt")
     if path.exists():
         log(f"{printable(str(path))} is there already: not written")
