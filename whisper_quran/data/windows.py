@@ -47,7 +47,7 @@ class WindowMaker:
             end = self._end(ordered, position, timed) if packed else position + 1
             window = self._window(ordered[position:end], timed)
             targets = window.tokens[window.taught_from : -1]
-            next_follows = end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0])
+            next_follows = _follows(ordered, end)
             if packed and next_follows:
                 window = self._cut(window, ordered[end])
             windows.append(self._prompted(window, before) if prompted else window)
@@ -59,7 +59,7 @@ class WindowMaker:
         samples = int(self.config.max_duration * SAMPLE_RATE) - ordered[position].samples
         tokens = self.n_text_ctx - len(self._start(timed)) - self._tokens(ordered[position], timed)
         end = position + 1
-        while end < len(ordered) and follows(ordered[end - 1].parts[-1], ordered[end].parts[0]):
+        while _follows(ordered, end):
             samples -= ordered[end].samples
             tokens -= self._tokens(ordered[end], timed)
             if samples < 0 or tokens < 0:
@@ -124,6 +124,11 @@ def spoken(samples: np.ndarray) -> tuple[int, int]:
     energy = frame_energy(samples)
     loud = np.flatnonzero(energy > _QUIET * energy.max(initial=0)).tolist()
     return (loud[0] * FRAME, (loud[-1] + 1) * FRAME) if loud else (0, len(samples))
+
+
+def _follows(ordered: Sequence[Example], position: int) -> bool:
+    """Return whether there is an example at ``position``, and it continues the one before it."""
+    return position < len(ordered) and follows(ordered[position - 1].parts[-1], ordered[position].parts[0])
 
 
 def _text(example: Example) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ class BatchDecoder:
         self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
         if self.task.options.temperature != 0:
             raise ValueError("the temperature is not an option of the decoder: give it to decode")
-        if self.task.n_group > 1 or self.task.options.beam_size is not None:
+        if self.task.options.beam_size is not None:
             raise ValueError("there are no beams: a text is decoded greedily, or at a temperature")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.decoder.token_embedding.weight.device, slots
