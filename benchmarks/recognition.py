@@ -106,7 +106,7 @@ def whole_ayat(bench: Bench) -> None:
             key = min(verses, key=lambda key: Levenshtein.distance(verses[key], said))
             free += errors(ayah.text, each.text)
             nearest += errors(ayah.text, bench.texts[key])
-            constrained += errors(ayah.text, said_by(each, recognizer))
+            constrained += errors(ayah.text, recognizer.join_words(each.found))
             found_nearest += key == (ayah.surah, ayah.number)
             found += [k for c in each.found for k in bench.text.ayat(c.run)] == [(ayah.surah, ayah.number)]
         rates = [percent(each.wer) for each in (free, nearest, constrained)]
@@ -167,9 +167,8 @@ def cut_ayat(bench: Bench) -> None:
             middle = split_words(words, [each.text for each in pair])
             for each, first, last in ((pair[0], 1, middle), (pair[1], middle + 1, len(words))):
                 places = [bench.text.place(run) for run in joined(found.run for found in each.found)]
-                exact = said_by(each, recognizer) == " ".join(
-                    words[first - 1 : last]
-                )  # the same words may stand in several places
+                # By its words: the same may stand in several places.
+                exact = recognizer.join_words(each.found) == " ".join(words[first - 1 : last])
                 right = exact or any(
                     (p.surah, p.first_ayah, p.last_ayah) == (ayah.surah, ayah.number, ayah.number)
                     and p.first_word <= last
@@ -246,7 +245,7 @@ def replaced_words(bench: Bench) -> None:
                     kept.append(heard[number])
         again = bench.hear(spliced, recognizer)
         clean, wrong = (
-            [confidence_of(each.found, said_by(each, recognizer)) for each in heard] for heard in (kept, again)
+            [confidence_of(each.found, recognizer.join_words(each.found)) for each in heard] for heard in (kept, again)
         )
         lines.append([reciter, str(len(spliced)), f"{area(clean, wrong):.3f}"])
     header = ["a word replaced", "pairs", "area under the ROC"]
@@ -261,11 +260,6 @@ def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[st
         if piece.candidate
         for word, start, end in zip(recognizer.words(piece.candidate), piece.times, piece.times[1:], strict=False)
     ]
-
-
-def said_by(transcript: Transcript, recognizer: Recognizer) -> str:
-    """Return the text of the runs that were found; empty if none was."""
-    return " ".join(word for each in transcript.found for word in recognizer.words(each))
 
 
 def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:

@@ -19,7 +19,7 @@ from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.passages import Passage, join
 from whisper_quran.data.text import normalize
-from whisper_quran.evaluation.evaluate import BOUNDARY_SECONDS
+from whisper_quran.evaluation.evaluate import count_found
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.console import markdown_table, percent
 
@@ -36,7 +36,7 @@ def measure(model: Whisper, passages: list[tuple[Passage, AudioCache]], prompt: 
         times = [time for each in result["segments"] for time in (each["start"], each["end"])]
         joints = passage.joints(cache)
         boundaries += len(joints)
-        found += sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
+        found += count_found(joints, times)
         segments += len(result["segments"])
         ayat += len(passage.parts)
     return [percent(errors.wer), percent(found / boundaries) if boundaries else "–", f"{segments / ayat:.2f}"]

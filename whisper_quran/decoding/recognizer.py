@@ -57,7 +57,7 @@ class Recognizer:
         allows for two ends inside verses, which cost nothing if its neighbours continue there.
         """
         nearest = self.letters.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
-        texts = [" ".join(self.words(each)) for each in nearest]
+        texts = [self.join_words([each]) for each in nearest]
         distinct = list(dict.fromkeys(texts))[:_SCORED]
         scores = score(distinct) if len(distinct) > 1 else [log_probability] * len(distinct)
         score_of = dict(zip(distinct, scores, strict=True))
@@ -99,6 +99,10 @@ class Recognizer:
     def words(self, nearest: Nearest) -> list[str]:
         """Return the words of ``nearest``, its preface's first."""
         return [*nearest.preface.split(), *self.text.words(nearest.run)]
+
+    def join_words(self, found: Iterable[Nearest]) -> str:
+        """Return the words of all ``found``, joined by spaces."""
+        return " ".join(word for each in found for word in self.words(each))
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:

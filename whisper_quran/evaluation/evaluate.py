@@ -279,7 +279,7 @@ class Evaluation:
         rows = [self._prediction(model.name, passage, transcript)]
         if model.recognizer:
             found = transcript.found
-            text = " ".join(word for each in found for word in model.recognizer.words(each))
+            text = model.recognizer.join_words(found)
             row = self._prediction(model.name + CONSTRAINED, passage, replace(transcript, text=text))
             place = "; ".join(model.recognizer.text.describe(run) for run in joined(each.run for each in found))
             located = int(_is_located(passage, found, model.recognizer.text))
@@ -291,7 +291,7 @@ class Evaluation:
         texts = self._normalized(passage.text), self._normalized(transcript.text)
         joints = passage.joints(self.data.cache)
         times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
-        found = sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
+        found = count_found(joints, times)
         diacritics, marks = count_diacritics(passage.text), ErrorCounts()
         if diacritics:
             marks = count_diacritic_errors(passage.text, transcript.text)
@@ -431,6 +431,11 @@ def results_table(rows: Sequence[Row]) -> str:
             share = percent(sum(row["located"] for row in located) / passages)
             table += f"\nlocated: {model} names the ayat that were recited in {share} of {passages} recordings\n"
     return table
+
+
+def count_found(joints: Sequence[float], times: Sequence[float]) -> int:
+    """Count the ``joints`` between ayat that have one of ``times`` (all in seconds) within BOUNDARY_SECONDS."""
+    return sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
 
 
 def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) -> bool:

@@ -211,8 +211,7 @@ class Trainer:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
             augmented = self.augmentation is not None
-            encoder = None if augmented else self.encoder
-            batches = [make_batch(micro_batch, self.data.cache, pin, encoder, augmented) for micro_batch in shards]
+            batches = [make_batch(each, self.data.cache, pin, self.encoder, augmented) for each in shards]
             yield Step(
                 batches,
                 clips=len(examples),
