@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,60 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike[str]],
+    inputs: Iterable[str | os.PathLike[str]],
+    mark: bytes | None = None,
+) -> None:
+    """Check, before any work is done, that writing ``outputs`` loses nothing but our own earlier output.
+
+    Every command calls this for each kind of file (or whole folder) that it writes, once its options are parsed::
+
+        check_outputs([config.html], [*config.files, config.text, config.model], mark=b'content="whisper_quran"')
+        check_outputs([out / "results.md"], config.models, mark=b"| model |")
+        check_outputs([dest], [source], mark=b"" if force else None)
+
+    Args:
+        inputs: all files and folders that the command reads. A path that does not exist (a Whisper name) is ignored;
+            a new file inside a folder that is read is fine.
+        mark: bytes among the first 64 KiB of every file of this kind that we write, and of no other: an existing file
+            with them is our own earlier output, and may be replaced. None: nothing may be replaced. ``b""``, for
+            --force: anything may, unless it is an input.
+
+    Raises:
+        UserError: an output is the same file as an input (under another name, through a link or in another case, too)
+            or a folder that holds one; something else has its place; or its folder cannot be written.
+    """
+    read = {}
+    for source in map(Path, inputs):
+        if source.exists():
+            for path in (source, *Path(os.path.abspath(source)).parents, *source.resolve().parents):
+                status = path.stat()
+                read[status.st_dev, status.st_ino] = source
+    for output in map(Path, outputs):
+        check_folder(output.parent)
+        if output.exists():
+            status = output.stat()
+            if (status.st_dev, status.st_ino) in read:
+                source = read[status.st_dev, status.st_ino]
+                raise UserError(f"{output} is, or holds, {source}, which is read: choose another name for the output")
+        if not os.path.lexists(output) or mark == b"":
+            continue
+        if output.is_dir():
+            raise UserError(f"{output} is a folder that is there already: choose the name of a new file or folder")
+        if mark is None or not _holds(output, mark):
+            raise UserError(f"{output} is there already, and is not this command's own: choose another name")
+
+
+def _holds(path: Path, mark: bytes) -> bool:
+    """Return True for a regular file that is empty or has ``mark`` near its start."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    return not head or mark in head
 
 
 @contextmanager

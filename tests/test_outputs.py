@@ -1,0 +1,59 @@
+"""One rule for every file that a command writes: it replaces neither what is read nor what is not its own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from whisper_quran.runtime.errors import UserError
+from whisper_quran.runtime.files import check_outputs
+
+MARK = b"our mark"
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp3").write_bytes(b"audio, with our mark")
+    return tmp_path / "in" / "a.mp3"
+
+
+@pytest.mark.parametrize("mark", [None, MARK, b""])
+def test_what_is_read_is_never_an_output(recording, tmp_path, monkeypatch, mark):
+    (tmp_path / "link.mp3").symlink_to(recording)
+    (tmp_path / "folder").symlink_to(recording.parent)
+    os.link(recording, tmp_path / "hard.mp3")
+    monkeypatch.chdir(tmp_path)
+    same = [recording, "in/../in/a.mp3", "link.mp3", "hard.mp3", "folder/a.mp3"]
+    for output in same:
+        for source in same:
+            with pytest.raises(UserError, match="which is read"):
+                check_outputs([output], ["base", source], mark)
+    for output in ("in", "folder", "."):  # a folder would be replaced whole
+        for source in ("in/a.mp3", "link.mp3", "in"):
+            with pytest.raises(UserError, match="which is read"):
+                check_outputs([output], [source], mark)
+
+
+def test_only_our_own_earlier_output_is_replaced(recording, tmp_path):
+    output = recording.with_name("page.html")  # in a folder that is read
+    for content in (None, b"", b"<html>" + MARK):
+        if content is not None:
+            output.write_bytes(content)
+        check_outputs([output], [recording, recording.parent], MARK)
+    output.write_bytes(b"somebody else's")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "other").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for foreign in (output, tmp_path / "dangling", tmp_path / "other", tmp_path / "pipe", Path("/dev/null")):
+        for mark in (None, MARK):
+            with pytest.raises(UserError, match="is there already") as caught:
+                check_outputs([foreign], [recording], mark)
+            assert "\n" not in str(caught.value)
+        check_outputs([foreign], [recording], b"")
+
+
+def test_an_output_whose_folder_cannot_be_made_is_refused(recording):
+    with pytest.raises(UserError, match="cannot be a folder"):
+        check_outputs([recording / "page.html"], [])
+    check_outputs([recording.parent / "new" / "folder" / "page.html"], [])
