@@ -67,7 +67,19 @@ def test_the_sdist_holds_what_it_takes_to_build_and_to_test(built):
         names = {name.split("/", 1)[1] for name in sdist.getnames()}
     written = {f"{folder}/{p.name}" for folder in ("tests", "benchmarks") for p in (ROOT / folder).glob("*.*")}
     top = {"pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py", "convert.py", ".gitignore", "PKG-INFO"}
-    assert names == files_of_the_package() | written | top
+    assert names == files_of_the_package() | written | top | {"constraints.txt"}
+
+
+def test_uv_and_pip_install_the_same_exact_versions(built):
+    """In a checkout: of everything that is needed, and of torch and torchaudio a pair that works together."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^constraint-dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert [line.strip(' ",') for line in listed.splitlines()] == constraints
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; python_full_version (<|>=) '[\d.]+')*", line) for line in constraints)
+    pinned = {line.partition("==")[0] for line in constraints}
+    assert pinned >= {re.match(r"[\w.-]+", line)[0] for line in metadata(built).get_all("Requires-Dist")}
+    assert {"torch==2.11.0", "torchaudio==2.11.0"} <= set(constraints)
 
 
 def test_everything_imported_is_declared(built):
