@@ -73,6 +73,20 @@ def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for
         EvaluationConfig(models="base.pt")
 
 
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("--epoch 3", "--epochs"), ("--batchsize=4", "--batch-size"), ("--reciters A", "--train-reciters or --valid-"),
+        ("--encoder", "--train-encoder"), ("--Epochs 3", "--epochs"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_option_is_told_the_one_it_resembles(mistyped, meant):
+    with pytest.raises(UserError, match=rf"^no option --\w+: did you mean {meant}"):
+        parse(TrainingConfig, "", mistyped.split())
+    with pytest.raises(UserError, match=r"^no option --qqq \(see"):
+        parse(TrainingConfig, "", ["--qqq"])
+
+
 def test_an_option_given_beside_demo_wins_even_at_its_usual_default():
     config = parse(TrainingConfig, "", ["--demo", "--epochs", "10"], presets={"demo": DEMO})
     assert (config.epochs, config.batch_size, config.out) == (10, 8, Path("runs/demo"))

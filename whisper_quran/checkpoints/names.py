@@ -1,12 +1,11 @@
 """Names of models and formats. Nothing here imports torch, so that a wrong name is reported at once."""
 
-import difflib
 import os
 import re
 from pathlib import Path
 
 from ..runtime.console import printable
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, did_you_mean
 
 # `whisper.available_models()`, copied because whisper takes seconds to import.
 WHISPER_NAMES = (
@@ -70,9 +69,9 @@ def _suggestion(source: str) -> str:
     if like_path or len(source) > 200:
         return known
     owner = source.partition("/")[0] if "/" in source else ""
-    close = difflib.get_close_matches(name, WHISPER_NAMES, 1)
-    if close and (not owner or owner.lower() == "openai"):
-        return f"did you mean {close[0]}? {known[0].upper()}{known[1:]}"
+    hint = did_you_mean(name, WHISPER_NAMES)
+    if hint and (not owner or owner.lower() == "openai"):
+        return f"{hint}{known[0].upper()}{known[1:]}"
     if owner and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(owner).exists():
         folder = source.rpartition("/")[2]
         return (

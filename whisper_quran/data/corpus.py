@@ -6,7 +6,6 @@ is dropped silently: everything that cannot be used is returned as :class:`Skipp
 """
 
 import csv
-import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from ..config import TrainingConfig
 from ..runtime.console import printable
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, did_you_mean
 
 AUDIO_EXTENSIONS = frozenset(
     ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
@@ -119,8 +118,7 @@ class Corpus:
         names = [name for name in re.split(r"[,;\s]+", reciter) if name]
         if len(names) > 1 and any(printable(name) in self.reciters for name in names):
             return f"no reciter {printable(reciter)} in {self.source}: separate names by spaces: {' '.join(names)}"
-        near = difflib.get_close_matches(reciter, self.reciters, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(reciter, self.reciters)
         return f"no reciter {printable(reciter)} in {self.source}: {hint}there are {', '.join(self.reciters)}"
 
 

@@ -5,11 +5,9 @@ The names are EveryAyah's folder names, as in its recitation list. Only Arabic r
 which pupils repeat each ayah. Sizes are those of the folders in 2026; they only serve to estimate the disk space.
 """
 
-import difflib
-import re
 from collections.abc import Iterable
 
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, did_you_mean
 
 Key = tuple[int, int]  # surah, ayah
 
@@ -84,16 +82,5 @@ def require_known(names: Iterable[str]) -> None:
     """Raise :class:`UserError` for the first unknown reciter, with the most similar names."""
     for name in names:
         if name not in KNOWN_RECITERS:
-            near = _nearest(name)
-            hint = f"did you mean {' or '.join(near)}?" if near else "--list shows those known"
-            raise UserError(f"no reciter {name} on EveryAyah that this program knows: {hint}")
-
-
-def _nearest(name: str) -> list[str]:
-    """Return up to three known reciters with names similar to ``name``, which may be part of a name (``sudais``)."""
-
-    def similarity(known: str) -> float:
-        words = [known.lower(), known.lower()[: len(name)], *re.split("[_-]", known.lower())]
-        return max(difflib.SequenceMatcher(None, name.lower(), word).ratio() for word in words)
-
-    return [known for known in sorted(KNOWN_RECITERS, key=similarity, reverse=True)[:3] if similarity(known) > 0.6]
+            hint = did_you_mean(name, KNOWN_RECITERS)
+            raise UserError(f"no reciter {name} on EveryAyah that this program knows: {hint}--list shows those known")

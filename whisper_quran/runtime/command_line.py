@@ -14,7 +14,7 @@ from operator import ge, gt, le
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -40,7 +40,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        wrong, _, arguments = message.partition("unrecognized arguments: ")
+        if not wrong and arguments.startswith("--"):
+            option = arguments.split()[0].partition("=")[0]
+            message = f"no option {option}: {did_you_mean(option, self._option_string_actions)}"
+        raise UserError(f"{message.rstrip(' :')} (see {self.prog} --help)")
 
 
 def parse(

@@ -1,9 +1,11 @@
 """Errors that are not bugs, and the function that turns them into exit codes."""
 
+import difflib
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any, NoReturn
 
 
@@ -23,6 +25,26 @@ class Interrupted(BaseException):
     def __init__(self, number: int):
         super().__init__(f"interrupted by signal {number}")
         self.signal = number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean A or B? "``, the names of ``known`` most similar to ``name``, or ``""`` if none is.
+
+    If no whole name is similar, a part may be: ``sudais`` finds ``Abdurrahmaan_As-Sudais_64kbps``.
+    """
+
+    def similarity(word: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), word.lower()).ratio()
+
+    known = list(known)
+    whole = {each: similarity(each) for each in known}
+    parts = {each: max(map(similarity, re.split("[_-]", each))) for each in known}
+    for similarities in (whole, parts):
+        best = max(similarities.values(), default=0.0)
+        if best > 0.75:
+            near = [each for each in known if similarities[each] > best - 0.05]
+            return f"did you mean {' or '.join(near[:3])}? "
+    return ""
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
