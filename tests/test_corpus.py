@@ -199,13 +199,38 @@ def test_a_newline_inside_a_field_is_listed_and_never_used(tmp_path):
     assert list(listed) == [2, 3, 4, 5]
 
 
-def test_the_case_of_the_stray_quote(quran):
-    case = quran.parent / "cases" / "table_stray_quote.csv"
-    if not case.is_file():
+@pytest.fixture
+def cases(quran) -> Path:
+    folder = quran.parent / "cases"
+    if not folder.is_dir():
         pytest.skip("the cases are not beside the repository (../shared/cases)")
-    used, listed = rows(case)
+    return folder
+
+
+def test_the_case_of_the_stray_quote(cases):
+    used, listed = rows(cases / "table_stray_quote.csv")
     assert list(used) == ["112002.mp3", "112003.mp3", "114001.mp3"]
     assert list(listed) == [2, 5]
+
+
+@pytest.mark.parametrize("case", ["waqf-marks", "basmala-in-text"])
+def test_signs_and_a_basmala_that_are_not_recited_are_named_and_left_out(cases, quran, case):
+    name = "ayah_text_diacritics.csv" if case == "waqf-marks" else "ayah_text_clear.csv"
+    told = []
+    texts, _ = read_text(cases / case / "text.csv", told.append)
+    assert texts == read_text(quran / "metadata" / name)[0]
+    assert len(told) == 1
+    assert ("5,729 texts" in told[0] and "U+06DA U+06DE left" in told[0]) or "112 first ayat of" in told[0]
+
+
+def test_a_basmala_is_left_out_only_where_most_first_ayat_have_it(tmp_path):
+    text = tmp_path / "text.csv"
+    basmala = "بِسۡمِ ٱللَّهِ ٱلرَّحۡمَـٰنِ ٱلرَّحِيمِ"
+    text.write_text(f"sorah,ayah,text\n1,1,{basmala}\n2,1,{basmala} الم\n27,1,طس\n9,1,x\n2,2,{basmala} y\n3,1,الم\n")
+    assert read_text(text)[0][2, 1].endswith(" الم")
+    text.write_text(f"sorah,ayah,text\n1,1,{basmala}\n2,1,{basmala} الم\n95,1,{basmala}\n2,2,{basmala} y\n3,1,﷽ الم\n")
+    texts = read_text(text)[0]
+    assert [len(texts[key].split()) for key in ((1, 1), (2, 1), (95, 1), (2, 2), (3, 1))] == [4, 1, 4, 5, 1]
 
 
 def test_columns_are_found_in_any_case_and_with_spaces(tmp_path):

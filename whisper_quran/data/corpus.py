@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import TrainingConfig
-from ..runtime.console import printable
+from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError, did_you_mean
+from .text import recited, without_basmala
 
 AUDIO_EXTENSIONS = frozenset(
     ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
@@ -123,9 +124,15 @@ class Corpus:
 
 
 def open_corpus(
-    data: Path, text: Path | None = None, manifest: Path | None = None, surahs: str | None = None
+    data: Path,
+    text: Path | None = None,
+    manifest: Path | None = None,
+    surahs: str | None = None,
+    log: Log = no_log,
 ) -> Corpus:
     """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest``.
+
+    What is changed in the texts, and what should be known about them, is logged.
 
     Raises:
         UserError: the folder, the text or the manifest is missing, or cannot be used; or ``surahs`` is no range.
@@ -133,7 +140,7 @@ def open_corpus(
     if manifest is not None:
         if surahs is not None:
             raise UserError("--surahs does not apply to a --manifest: leave out one of them")
-        return _open_manifest(manifest)
+        return _open_manifest(manifest, log)
     chosen = parse_surahs(surahs)
     try:
         if not data.is_dir():
@@ -143,7 +150,7 @@ def open_corpus(
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if not reciters:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
-    texts, skipped = read_text(text or default_text(data))
+    texts, skipped = read_text(text or default_text(data), log)
     return Corpus(data, dict(reciters), texts, chosen, skipped)
 
 
@@ -239,8 +246,11 @@ def _scan(
     return list(ayat.values()), skipped
 
 
-def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
+def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
     """Read a table with columns sorah, ayah, text into ``{(surah, ayah): text}``; see :func:`_read_table`.
+
+    Texts are as :func:`.text.recited`. If most first ayat begin with the basmala (those of surahs 1 and 9 aside), it is
+    taken from them, since their recordings begin without it.
 
     Rows that cannot be used (no numbers, a second text for an ayah) are returned as skipped. An empty text is kept, so
     that the ayah's audio is reported as lacking text.
@@ -260,34 +270,57 @@ def read_text(path: Path) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
         elif (surah, ayah) in texts:
             reason = "a second text for an ayah that has one already"
         else:
-            texts[surah, ayah] = _one_line(row["text"])
+            texts[surah, ayah] = row["text"]
             continue
         skipped.append(Skipped(place, reason))
+    texts = dict(zip(texts, _recited(texts.values(), path, log), strict=True))
+    _strip_basmala(texts, path, log)
     if not any(texts.values()):
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} holds no text{cause}: give a CSV with the columns sorah,ayah,text")
     return texts, skipped
 
 
-def _open_manifest(path: Path) -> Corpus:
+def _recited(texts: Iterable[str], path: Path, log: Log) -> list[str]:
+    """Return the recited part of each text, and log what was changed."""
+    given = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
+    found = [recited(text) for text in given]
+    if changed := sum(before != after for before, after in zip(given, found, strict=True)):
+        before, after = (Counter(sign for text in texts for sign in {*text} - {" "}) for texts in (given, found))
+        signs = " ".join(f"U+{ord(sign):04X}" for sign, _ in (before - after).most_common(8))
+        log(f"text       {changed:,} texts of {path} are read as they are recited: {signs} left out or written plainly")
+    return found
+
+
+def _strip_basmala(texts: dict[tuple[int, int], str], path: Path, log: Log) -> None:
+    first = {key: text for key, text in texts.items() if text and key[1] == 1 and key[0] not in (1, 9)}
+    stripped = {key: without_basmala(text) for key, text in first.items() if without_basmala(text) != text}
+    if len(stripped) > len(first) / 2:
+        texts |= stripped
+        log(f"text       {len(stripped)} first ayat of {path} begin with the basmala: left out, as in the recordings")
+
+
+def _open_manifest(path: Path, log: Log) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
     skipped: list[Skipped] = []
     seen = set()
     rows = Counter[str]()
-    for place, row in _read_table(path, ("audio", "text"), "--manifest", skipped, optional=("reciter",)):
+    table = list(_read_table(path, ("audio", "text"), "--manifest", skipped, optional=("reciter",)))
+    texts = _recited([row["text"] for _, row in table], path, log)
+    for (place, row), text in zip(table, texts, strict=True):
         reciter = printable(row.get("reciter") or path.stem)
         rows[reciter] += 1
         if not row["audio"]:
             reason = "no audio is named"
         elif (audio := _find_audio(path.parent, row["audio"])) is None:
             reason = f"no such file: {path.parent / row['audio']}"
-        elif not row["text"]:
-            reason = "the text is empty"
+        elif not text:
+            reason = "the text has no word" if row["text"] else "the text is empty"
         elif audio in seen:
             reason = f"named a second time: {audio}"
         else:
             seen.add(audio)
-            ayah = Ayah(reciter, audio, _one_line(row["text"]), number=rows[reciter])
+            ayah = Ayah(reciter, audio, text, number=rows[reciter])
             reciters.setdefault(reciter, []).append(ayah)
             continue
         skipped.append(Skipped(place, reason))
@@ -306,11 +339,6 @@ def _find_audio(folder: Path, name: str) -> Path | None:
         except (OSError, ValueError):  # the name is too long or contains a NUL
             return None
     return None
-
-
-def _one_line(text: str) -> str:
-    """Return ``text`` in NFC, words separated by one space and without line breaks."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _read_table(

@@ -9,12 +9,13 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
 
 from ..config import EvaluationConfig, TrainingConfig
-from ..runtime.console import Log, printable
+from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .batches import Example, build_examples
 from .corpus import Ayah, Corpus, Skipped, open_corpus, training_reciters
+from .text import is_uthmani
 from .windows import WindowMaker
 
 
@@ -77,9 +78,9 @@ class TrainingData:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def open_data(config: TrainingConfig | EvaluationConfig) -> Corpus:
+def open_data(config: TrainingConfig | EvaluationConfig, log: Log = no_log) -> Corpus:
     """Find the reciters and their texts; raises as :func:`.corpus.open_corpus` does."""
-    return open_corpus(config.data, config.text, config.manifest, config.surahs)
+    return open_corpus(config.data, config.text, config.manifest, config.surahs, log)
 
 
 def prepare_ayat(
@@ -101,6 +102,8 @@ def prepare_ayat(
     for path, reason in cache.skipped:
         skipped.append(Skipped(str(path), reason if reason.startswith(NO_SPEECH) else f"cannot be decoded: {reason}"))
     _warn_of_identical(cache, log)
+    if getattr(config, "normalize", "diacritics") != "full" and any(is_uthmani(ayah.text) for ayah in selected):
+        log("text       it is in Uthmani spelling: evaluate.py --normalize full compares it with plain spelling")
     decoded = {reciter: [ayah for ayah in each if ayah.audio in cache] for reciter, each in ayat.items()}
     return PreparedAyat(decoded, cache, skipped)
 
@@ -133,7 +136,7 @@ def select_ayat(config: TrainingConfig, log: Log) -> Selection:
     Raises:
         UserError: the corpus cannot be used, a reciter is not in it, or no ayah of a split has both audio and text.
     """
-    corpus = open_data(config)
+    corpus = open_data(config, log)
     selection = Selection(corpus, *training_reciters(config, corpus))
     both = sorted({*selection.train} & {*selection.valid})
     if both and not config.allow_overlap:

@@ -71,7 +71,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     if config.quiet:
         log = no_log
     device, reason = choose_device(config.device)
-    corpus, reciters = check_inputs(config)
+    corpus, reciters = check_inputs(config, log)
     sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
     dims = _check_models(sources, config.language)
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}

@@ -7,7 +7,7 @@ from ..checkpoints.names import WHISPER_NAMES, check_model_source
 from ..config import EvaluationConfig
 from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, open_corpus
 from ..runtime.command_line import parse
-from ..runtime.console import printable
+from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 
 QURAN = "quran"  # --constrain: the text of the whole Qur'an, of --text or of the data
@@ -31,7 +31,7 @@ def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
     return config
 
 
-def check_inputs(config: EvaluationConfig) -> tuple[Corpus, list[str]]:
+def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, list[str]]:
     """Check that the models are there, and return the corpus and the reciters to evaluate on; no audio is opened.
 
     Raises:
@@ -41,7 +41,7 @@ def check_inputs(config: EvaluationConfig) -> tuple[Corpus, list[str]]:
         check_model_source(source)
     if config.constrain not in (None, QURAN) and not Path(config.constrain).is_file():
         raise UserError(f"--constrain {config.constrain}: give {QURAN}, or a text file with one passage a line")
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
     chosen = config.reciters
     if chosen is None:
         chosen = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
