@@ -7,6 +7,7 @@ from conftest import RUN, make_whisper, results_of
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.prepare import TrainingData
+from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.adapters import add_adapters, merge_adapters
 from whisper_quran.training.setup import Setup
 from whisper_quran.training.trainer import Trainer
@@ -33,6 +34,13 @@ def test_an_untrained_adapter_changes_nothing(encoder):
     expected = model(mel, TOKENS)
     add_adapters(model, 4, encoder, seed=0)
     assert torch.equal(model(mel, TOKENS), expected)
+
+
+def test_a_rank_above_the_width_is_refused_before_memory_is_taken():
+    for rank in (65, 10**9):  # the latter would take terabytes
+        with pytest.raises(UserError, match=f"--lora {rank}: the rank is at most 64"):
+            add_adapters(make_whisper(), rank, encoder=False, seed=0)
+    add_adapters(make_whisper(), 64, encoder=False, seed=0)
 
 
 @pytest.mark.parametrize("encoder", [False, True])

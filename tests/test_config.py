@@ -41,7 +41,11 @@ def test_every_kind_of_option_parses():
         "--batch-size 0", "--batch-size -1", "--batch-size 1.5", "--epochs 0", "--lr 0", "--lr nan", "--accumulate 0",
         "--max-duration 0", "--max-steps 0", "--workers 0", "--warmup-steps -1", "--precision int8", "--nonsense 1",
         "--epoch 3", "--valid-limit 0", "--clip-grad -1", "stray",
-        "--max-duration 60",
+        "--max-duration 60", "--max-duration nan", "--lr inf", "--lr 2", "--lr 1e400", "--clip-grad inf",
+        "--max-time inf", "--max-time -1", "--epochs 10001", "--batch-size 100000", "--accumulate 1e9", "--lora 0",
+        f"--lora {10**10}", f"--seed {2**64}", "--seed -1", f"--max-steps {10**30}", f"--save-every {10**400}",
+        "--workers 9999", "--weight-decay 1e9", "--adam-eps 5", "--encoder-cache nan", "--encoder-cache inf",
+        "--pack 1.5", "--timestamps nan",
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line(line):
@@ -56,7 +60,7 @@ def test_a_wrong_option_is_one_line(line):
     [
         {"epochs": 0}, {"epochs": 2.5}, {"epochs": True}, {"lr": -1}, {"lr": float("nan")}, {"lr": "1e-3"},
         {"precision": "bfloat16"}, {"train_reciters": "Husary_128kbps"}, {"train_reciters": (1,)}, {"resume": 1},
-        {"max_duration": 60}, {"keep": None}, {"data": 3},
+        {"max_duration": 60}, {"lr": 10**400}, {"epochs": 10**400}, {"keep": None}, {"data": 3},
     ],
 )  # fmt: skip
 def test_python_is_refused_what_the_command_line_refuses(values):

@@ -75,15 +75,17 @@ class TrainingConfig:
         metavar="RANK",
     )  # fmt: skip
 
-    epochs: int = _training(10, "passes over the training ayat", at_least=1, fixed=True)
-    batch_size: int = _training(16, "clips a micro-batch, on each process", at_least=1)
-    accumulate: int = _training(1, "micro-batches an optimiser step", at_least=1)
-    lr: float = _training(5e-4, "peak learning rate", above=0, fixed=True)
-    weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", at_least=0, fixed=True)
-    adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, fixed=True)
+    epochs: int = _training(10, "passes over the training ayat", at_least=1, at_most=10_000, fixed=True)
+    batch_size: int = _training(16, "clips a micro-batch, on each process", at_least=1, at_most=10_000)
+    accumulate: int = _training(1, "micro-batches an optimiser step", at_least=1, at_most=10_000)
+    lr: float = _training(5e-4, "peak learning rate", above=0, at_most=1, fixed=True)
+    weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", at_least=0, at_most=10, fixed=True)
+    adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, at_most=1, fixed=True)
     warmup_steps: int = _training(2, "optimiser steps of linear warmup, before the decay", at_least=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", at_least=0, fixed=True)
-    seed: int = _training(0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, fixed=True)
+    seed: int = _training(
+        0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, at_most=2**64 - 1, fixed=True
+    )
     patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", at_least=1)
     average: int | None = _training(
         None, "at the end, average the weights of this many epochs, those of the lowest WER, in average.pt", at_least=2
@@ -93,7 +95,7 @@ class TrainingConfig:
 
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1)
+    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1, at_most=1024)
     grad_checkpoint: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _speed(False, "torch.compile encoder and decoder, for a GPU: slow first steps; a CPU gains nothing")
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
@@ -186,10 +188,12 @@ class EvaluationConfig:
         fixed=True,
     )
 
-    batch_size: int | None = _speed(None, "clips decoded at a time (default: 32, on a GPU 64)", at_least=1)
+    batch_size: int | None = _speed(
+        None, "clips decoded at a time (default: 32, on a GPU 64)", at_least=1, at_most=10_000
+    )
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS, fixed=True)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1)
+    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1, at_most=1024)
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
     encoder_cache: str = _speed(
         "auto", "keep the encoder's outputs there: auto (for models of one size), off, or so many GB"
@@ -216,10 +220,10 @@ class RecognitionConfig:
     text: Path = _data(Path("data/metadata/ayah_text_clear.csv"), "CSV sorah,ayah,text: the whole Qur'an")
     model: str = _model("base", "Whisper name, or any checkpoint that convert.py reads")
     language: str = _model("ar", "language token")
-    batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", at_least=1)
+    batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", at_least=1, at_most=10_000)
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio", at_least=1)
+    workers: int = _speed(4, "processes that decode audio", at_least=1, at_most=1024)
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording, an ayah each: NAME.srt")
     html: Path | None = _output(None, "write a page that plays them and follows the words", metavar="PAGE.html")

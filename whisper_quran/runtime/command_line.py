@@ -6,6 +6,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -27,8 +28,9 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
             positional argument of one or more values.
         help: the line that ``--help`` shows.
         metadata: ``choices``, the values that a string may have; ``above``, ``at_least`` and ``at_most``, the bounds of
-            a number; ``group``, its heading in ``--help``; ``metavar``; and ``fixed=True`` if it determines a run's
-            results, so that it cannot change when the run is resumed.
+            a number (a whole one is at most 10**9 if it has no other bound); ``group``, its heading in ``--help``;
+            ``metavar``; and ``fixed=True`` if it determines a run's results, so that it cannot change when the run is
+            resumed.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
@@ -116,7 +118,7 @@ def check(config: Any) -> None:
     """Check every option of a frozen dataclass, for its ``__post_init__``; a str for a path becomes a Path.
 
     Raises:
-        UserError: a value of the wrong type, out of bounds (NaN is out of every bound), or none of the choices.
+        UserError: a value of the wrong type, not finite, out of bounds, or none of the choices.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -134,15 +136,18 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         return tuple(value)
     if kind is Path and isinstance(value, str):
         value = Path(value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{name} {value!r}: give {_NOUNS.get(kind, kind.__name__)}")
     if metadata.get("choices") and value not in metadata["choices"]:
         raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name} {value}: give a finite number")
+    bounds = {"at_most": 10**9, **metadata} if kind is int else metadata
     for bound, (words, holds) in _BOUNDS.items():
-        if bound in metadata and not holds(value, metadata[bound]):
-            raise UserError(f"{name} must be {words} {metadata[bound]:g}, not {value}")
+        if bound in bounds and not holds(value, bounds[bound]):
+            raise UserError(f"{name} must be {words} {bounds[bound]:,}, not {value}")
     return value
 
 

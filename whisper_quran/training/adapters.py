@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from whisper.model import Whisper
 
+from ..runtime.errors import UserError
+
 
 class LowRank(nn.Module):
     """The low-rank update B A added to a weight (out, in); zero at first, because B is zero."""
@@ -29,7 +31,14 @@ class LowRank(nn.Module):
 
 
 def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
-    """Freeze ``model`` and add an adapter to every linear layer of the decoder's (and ``encoder``'s) blocks."""
+    """Freeze ``model`` and add an adapter to every linear layer of the decoder's (and ``encoder``'s) blocks.
+
+    Raises:
+        UserError: ``rank`` is more than the model's width, where adapters would take more memory than the weights.
+    """
+    width = model.dims.n_text_state
+    if rank > width:
+        raise UserError(f"--lora {rank}: the rank is at most {width}, the width of this model")
     model.requires_grad_(False)
     parts = [model.encoder, model.decoder] if encoder else [model.decoder]
     linears = [m for part in parts for block in part.blocks for m in block.modules() if isinstance(m, nn.Linear)]
