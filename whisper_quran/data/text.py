@@ -5,9 +5,10 @@ Every text enters through :func:`recited`, so that training, error rates, places
 
 import re
 import unicodedata
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from whisper.tokenizer import Tokenizer
+if TYPE_CHECKING:  # importing whisper imports torch, which takes seconds
+    from whisper.tokenizer import Tokenizer
 
 Normalization = Literal["diacritics", "full", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("diacritics", "full", "none")
@@ -99,7 +100,7 @@ def letters_of(word: str) -> tuple[str, list[str]]:
     return "".join(letter for letter, _ in pairs), [marks for _, marks in pairs]
 
 
-def target_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+def target_tokens(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Return the decoder's tokens for a :func:`recited` text: sot, language, transcribe, notimestamps, text, eot.
 
     The text is encoded with a leading space, as Whisper's own decoding writes it.
