@@ -103,6 +103,19 @@ def test_everything_imported_is_declared(built):
                 assert {owner.lower() for owner in owners[module]} & allowed, f"{path.name} imports {module}"
 
 
+@pytest.mark.parametrize("command", ["train.py --demo", "evaluate.py x", "convert.py a b", "-m whisper_quran.download"])
+def test_an_older_python_gets_one_line(command):
+    """This one says that it is older; what is read before that is checked must be readable to an old one."""
+    name, *arguments = command.removeprefix("-m ").split()
+    run = f"runpy.run_{'module' if command.startswith('-m') else 'path'}({name!r}, run_name='__main__')"
+    code = f"import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.argv[1:] = {arguments}; {run}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: this is Python 3.9.18, and 3.10 or newer is needed")
+    for file in ("whisper_quran/__init__.py", *(arg for arg in command.split() if arg.endswith(".py"))):
+        ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
 PREPARE = """
 import sys
 from pathlib import Path

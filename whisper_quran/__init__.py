@@ -25,8 +25,15 @@ A name is imported when it is first used, so that commands that do not need torc
 ``--help``) start at once. The folder may be copied into another project, under any name.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Every command comes by here first: the other files have syntax and types that an older Python stumbles over.
+if sys.version_info < (3, 10):  # noqa: UP036
+    version = ".".join(map(str, sys.version_info[:3]))
+    sys.stderr.write("error: this is Python " + version + ", and 3.10 or newer is needed: install one and use it\n")
+    sys.exit(2)
 
 from .runtime.version import __version__
 
