@@ -1,4 +1,4 @@
-"""Bring a Whisper checkpoint in from PyTorch Lightning, Hugging Face or faster-whisper, or out to the last two.
+"""Bring a Whisper checkpoint in from PyTorch Lightning or Hugging Face, or out to Hugging Face or faster-whisper.
 
   python convert.py lightning.ckpt model.pt                 whisper.load_model opens model.pt
   python convert.py whisper-small-quran/ model.pt           a Hugging Face folder
@@ -6,14 +6,13 @@
   python convert.py runs/mine/best.pt ct2 --to ct2          faster-whisper opens the folder ct2
 
 A Hugging Face folder has a model card, README.md: of a checkpoint in its run's folder it says how that was made and
-what was measured.
+what was measured. --to ct2 needs CTranslate2 and transformers (pip install ctranslate2 transformers).
 
 SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt, a Hugging Face folder,
-model.safetensors, pytorch_model.bin, or the folder of a CTranslate2 model, which faster-whisper takes. Nothing in it is
-executed, and no class of yours is needed to open it.
+model.safetensors or pytorch_model.bin. Nothing in it is executed, and no class of yours is needed to open it.
 """
 
-from whisper_quran.checkpoints.names import FORMATS, find_checkpoint
+from whisper_quran.checkpoints.names import find_checkpoint
 from whisper_quran.runtime.command_line import Parser
 from whisper_quran.runtime.errors import run_command
 
@@ -22,7 +21,9 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("source", metavar="SOURCE", help="checkpoint file or folder to read")
     parser.add_argument("dest", metavar="DEST", help="file (--to openai) or folder (--to hf, ct2) to write")
-    parser.add_argument("--to", choices=tuple(FORMATS), default="openai", help="what to write (default: openai)")
+    parser.add_argument(
+        "--to", choices=("openai", "hf", "ct2"), default="openai", help="what to write (default: openai)"
+    )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="its precision (default: fp16)")
     parser.add_argument(
         "--language", default="ar", help="what a Hugging Face Whisper transcribes unless told otherwise (default: ar)"

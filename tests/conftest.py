@@ -19,7 +19,7 @@ import torch
 from whisper.model import ModelDimensions, Whisper
 
 import train
-from whisper_quran.checkpoints import ctranslate2, huggingface
+from whisper_quran.checkpoints import huggingface
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.encoder_cache import FrozenEncoder
@@ -194,8 +194,6 @@ def base_weights() -> Path:
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the tokenizer's files, which take seconds."""
     monkeypatch.setattr(huggingface, "write_tokenizer", lambda *arguments: None)
-    empty = {"added_tokens": [], "model": {"vocab": {}}}
-    monkeypatch.setattr(ctranslate2, "fast_tokenizer", lambda tokenizer: empty)
 
 
 @pytest.fixture

@@ -131,8 +131,13 @@ def test_a_named_size_gets_its_alignment_heads(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "mine.pt")
     assert loaded.alignment_heads.to_dense().nonzero().tolist() == tiny
     assert alignment_head_pairs(loaded.dims) == tiny
-    # large-v1 and large-v2 cannot be told apart: Whisper's default stands.
-    assert alignment_head_pairs(named_dims()["large-v1 or large-v2"]) is None
+    # No size, or one of two: Whisper's default, all heads of the upper half.
+    save_checkpoint(tmp_path / "odd.pt", make_whisper(state=128, layers=3))
+    odd = load_checkpoint(tmp_path / "odd.pt")
+    assert alignment_head_pairs(odd.dims) == [[1, 0], [1, 1], [2, 0], [2, 1]]
+    assert odd.alignment_heads.to_dense().nonzero().tolist() == [[1, 0], [1, 1], [2, 0], [2, 1]]
+    large = alignment_head_pairs(named_dims()["large-v1 or large-v2"])
+    assert large == [[layer, head] for layer in range(16, 32) for head in range(20)]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +261,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "is empty" in refusal(tmp_path / "empty.pt")
     (tmp_path / "text.pt").write_text("بسم الله الرحمن الرحيم", encoding="utf-8")
     assert "is no checkpoint" in refusal(tmp_path / "text.pt")
-    assert "holds neither model.safetensors nor pytorch_model.bin nor model.bin" in refusal(tmp_path)
+    assert "holds neither model.safetensors nor pytorch_model.bin" in refusal(tmp_path)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     assert "holds no Whisper" in refusal(tmp_path / "linear.pt")
     torch.save([1, 2], tmp_path / "list.pt")

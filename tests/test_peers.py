@@ -28,7 +28,6 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.checkpoints.convert import convert
-from whisper_quran.runtime.errors import UserError
 
 pytestmark = pytest.mark.peers
 
@@ -347,21 +346,10 @@ def open_faster_whisper() -> Iterator[Callable[[Path], Any]]:
     torch.set_num_threads(1)  # CTranslate2 changes the number for the whole process, see conftest.py
 
 
-def convert_with_ctranslate2(hf: Path, dest: Path, quantization: str | None = None) -> None:
-    """Run CTranslate2's own converter on a folder of transformers."""
-    converters = pytest.importorskip("ctranslate2").converters
-    files = ["tokenizer.json", "preprocessor_config.json"]
-    converters.TransformersConverter(str(hf), copy_files=files).convert(str(dest), quantization=quantization)
-
-
-@pytest.mark.parametrize("converter", ["ours", "CTranslate2's"])
 def test_faster_whisper_transcribes_a_real_recitation(
-    converter: str, memorised: Memorised, open_faster_whisper: Callable[[Path], Any], tmp_path: Path
+    memorised: Memorised, open_faster_whisper: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    if converter == "ours":
-        convert(memorised.folder / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
-    else:
-        convert_with_ctranslate2(memorised.folder / "hf", tmp_path / "ct2")
+    convert(memorised.folder / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
     model = open_faster_whisper(tmp_path / "ct2")
     segments, _ = model.transcribe(str(memorised.mp3), language="ar", without_timestamps=True)
     assert " ".join(segment.text.strip() for segment in segments) == memorised.text
@@ -390,7 +378,7 @@ def test_faster_whisper_computes_what_whisper_does(
         tmp_path / "model.pt", talkative(make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2), eot_gain=1.5)
     )
     convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp32")
-    ours = load_checkpoint(tmp_path / "ct2")
+    ours = load_checkpoint(tmp_path / "model.pt")
     theirs = open_faster_whisper(tmp_path / "ct2")
     assert theirs.model.is_multilingual == (n_vocab > 51864) and theirs.feature_extractor.mel_filters.shape[0] == n_mels
     audio = whisper.load_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
@@ -406,46 +394,6 @@ def test_faster_whisper_computes_what_whisper_does(
     (result,) = theirs.model.generate(theirs.encode(mel.numpy()), [prompt], beam_size=1, max_length=60)
     decoded = whisper.decode(ours, mel, options).tokens
     assert len(decoded) > 2 and result.sequences_ids[0][:20] == decoded
-
-
-@pytest.mark.parametrize("n_vocab", [51865, 51866])
-def test_the_tokenizer_of_a_faster_whisper_folder_is_whispers(n_vocab: int, quran: Path, tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    save_checkpoint(tmp_path / "model.pt", make_whisper(n_vocab=n_vocab, n_mels=128 if n_vocab == 51866 else 80))
-    convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "ct2" / "tokenizer.json"))
-    ours = get_tokenizer(True, num_languages=100 if n_vocab == 51866 else 99)
-    assert theirs.get_vocab_size() == n_vocab
-    for token, index in ours.special_tokens.items():
-        assert theirs.token_to_id(token) == index
-    for name in ("ayah_text_clear.csv", "ayah_text_diacritics.csv"):
-        with open(quran / "metadata" / name, encoding="utf-8-sig", newline="") as file:
-            texts = [row["text"] for row in csv.DictReader(file)]
-        assert len(texts) == 6236
-        for text, encoded in zip(texts, theirs.encode_batch(texts, add_special_tokens=False), strict=True):
-            assert encoded.ids == ours.encode(text)
-            assert theirs.decode(encoded.ids) == text
-
-
-@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51865, 80), (51866, 128)])
-def test_what_ctranslate2_writes_is_read(
-    n_vocab: int, n_mels: int, transformers: types.ModuleType, tmp_path: Path
-) -> None:
-    """Its vectors that are all ones or all zeros are stored once."""
-    model = make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2, state=128)
-    save_checkpoint(tmp_path / "model.pt", model, torch.float32)
-    convert(tmp_path / "model.pt", tmp_path / "hf", to="hf", dtype="fp32")
-    for quantization, dtype in ((None, torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)):
-        convert_with_ctranslate2(tmp_path / "hf", tmp_path / str(quantization), quantization)
-        checkpoint = read_checkpoint(tmp_path / str(quantization))
-        assert checkpoint.dims == model.dims and checkpoint.left_out == ()
-        for name, tensor in model.state_dict().items():
-            read = checkpoint.tensors[name].read()
-            assert read.dtype == dtype and torch.equal(read, tensor.to(dtype)), name
-    for quantization in ("int8", "int8_float16") if n_mels == 128 else ():
-        convert_with_ctranslate2(tmp_path / "hf", tmp_path / quantization, quantization)
-        with pytest.raises(UserError, match=rf"is quantised \([\w/]+ is {quantization.partition('_')[0]}\)"):
-            read_checkpoint(tmp_path / quantization)
 
 
 if __name__ == "__main__":

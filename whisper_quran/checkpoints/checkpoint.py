@@ -2,16 +2,16 @@
 
 The format is recognised by the contents. Whisper's own `.pt` states its dimensions; a PyTorch Lightning `.ckpt` keeps
 the tensors under `state_dict`, with a prefix (`model.`) and together with those of losses and metrics; `torch.compile`
-and `DistributedDataParallel` add `_orig_mod.` and `module.` to the names; Hugging Face has its own names, and
-CTranslate2 also its own file format. All of them are converted to one dict of tensors under Whisper's names. The
-dimensions are inferred from the tensors' shapes, except the number of heads: every Whisper's heads are 64 wide.
+and `DistributedDataParallel` add `_orig_mod.` and `module.` to the names; Hugging Face has its own names. All of
+them are converted to one dict of tensors under Whisper's names. The dimensions are inferred from the tensors' shapes,
+except the number of heads: every Whisper's heads are 64 wide.
 
 Nothing in a file is executed, and no weight is read before it is needed.
 """
 
 import http.client
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +39,7 @@ class Checkpoint:
     """A Whisper in a file: its dimensions and the tensors of `Whisper(dims).state_dict()`, not read yet."""
 
     source: Path
-    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
+    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
     dims: ModelDimensions
     tensors: Mapping[str, StoredTensor]
     left_out: tuple[str, ...]  # names, as in the file, of tensors that are not part of this Whisper
@@ -92,6 +92,11 @@ def plain_weights(model: Whisper) -> dict[str, Tensor]:
     return weights
 
 
+def read_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of ``checkpoint`` by name, one at a time."""
+    return ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
+
+
 def format_module(name: str) -> ModuleType:
     """Return the module of the format ``name`` (see :data:`names.FORMATS`)."""
     return import_module(f".{FORMATS[name]}", __package__)
@@ -117,7 +122,7 @@ def _read(path: Path) -> Contents:
         if format_module(name).recognises(path):
             return format_module(name).read(path)
     if path.is_dir():
-        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin nor model.bin: give {READABLE}")
+        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin: give {READABLE}")
     if not path.is_file():
         raise UserError(f"{path} is no file or folder: give {READABLE}")
     raise UserError(f"{path} is {'no checkpoint' if path.stat().st_size else 'empty'}: give {READABLE}")

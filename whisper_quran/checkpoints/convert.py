@@ -1,24 +1,24 @@
 """Convert a Whisper from any checkpoint into a Whisper `.pt`, a Hugging Face or a CTranslate2 folder."""
 
+import ctypes
 import os
-import re
-import secrets
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ..runtime.console import format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, make_folder, storage_error
-from .checkpoint import Checkpoint, format_module, read_checkpoint
+from ..runtime.files import atomic_write, check_outputs, lock_folder, make_folder, storage_error
+from . import huggingface
+from .checkpoint import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
 from .dims import size_name
-from .huggingface import CARD
 from .model_card import model_card
 
-LEFT_BEHIND = 24 * 3600.0  # seconds without a change, after which a temporary file is removed
+# CTranslate2's converter takes these from the Hugging Face folder; it writes the others.
+COPIED = ("tokenizer.json", "preprocessor_config.json")
+# All files that a conversion may write, and replace, in a folder.
+FILES = {"hf": huggingface.FILES, "ct2": {"model.bin", "config.json", "vocabulary.json", *COPIED}}
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def convert(
@@ -32,77 +32,99 @@ def convert(
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
-    ``dest`` is written atomically: under a temporary name, then renamed. ``to`` is one of :data:`names.FORMATS`;
-    ``dtype`` is "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
+    ``dest`` is written atomically: beside its name, then renamed. ``to`` is "openai", "hf" or "ct2"; ``dtype`` is
+    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
 
     Raises:
-        UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, or ``dest`` cannot be written.
+        UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, ``dest`` cannot be written, or is
+            there already and not ``force``, or CTranslate2 is not installed.
     """
     dest = Path(os.path.abspath(dest))
-    files = format_module(to).FILES
+    if to == "ct2":
+        _import_converter()
     checkpoint = read_checkpoint(source)
-    _check_dest(checkpoint.source, dest, files, force)
+    _restore(dest)
+    _check_dest(checkpoint.source, dest, to, force)
     make_folder(dest.parent)
-    _sweep(dest)
-    tensors = ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
-    with _whole_folder(dest) if files else nullcontext(dest) as path:
-        format_module(to).write(path, checkpoint.dims, tensors, DTYPES[dtype], language)
-        if to == "hf":
-            with atomic_write(path / CARD) as file:
-                file.write(model_card(checkpoint, language))
+    if to == "openai":
+        write_checkpoint(dest, checkpoint.dims, read_tensors(checkpoint), DTYPES[dtype])
+    else:
+        _write_folder(dest, checkpoint, to, dtype, language)
     return _report(checkpoint, dest, f"{to}, {dtype}")
 
 
-def _check_dest(source: Path, dest: Path, files: frozenset[str], force: bool) -> None:
-    """Raise a :class:`UserError` if content of ``dest`` would be lost; ``files`` are those a conversion may replace."""
-    if not os.path.lexists(dest):
-        return
-    if dest in (real := source.resolve(), *real.parents) or dest.resolve() in (real, *real.parents):
-        raise UserError(f"{dest} is, or holds, SOURCE: give another DEST")
-    if dest.is_dir() and not files:
+def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
+    """Raise a :class:`UserError` if content of ``dest`` would be lost."""
+    check_outputs([dest], [source], mark=b"")
+    if dest.is_dir() and to == "openai":
         raise UserError(f"{dest} is a folder: give DEST the name of a file, such as {dest / 'model.pt'}")
-    if not force:
+    if os.path.lexists(dest) and not force:
         raise UserError(f"{dest} is there already: give another DEST, or --force to replace it")
-    if files:
+    if os.path.lexists(dest) and to != "openai":
         if not dest.is_dir() or dest.is_symlink():
             raise UserError(f"{dest} is no folder: give DEST the name of a folder")
-        if others := sorted({entry.name for entry in dest.iterdir()} - files):
+        if others := sorted({entry.name for entry in dest.iterdir()} - FILES[to]):
             raise UserError(
                 f"{dest} holds more than a conversion ({others[0]!r}): --force would lose it; give another DEST"
             )
 
 
-def _sweep(dest: Path) -> None:
-    """Remove temporary files and folders of killed conversions to ``dest``, but none of a running one."""
-    leftover = re.compile(rf"\.{re.escape(dest.name)}\.[0-9a-f]{{8}}\.tmp")
-    with suppress(OSError):
-        for entry in dest.parent.iterdir():
-            if not leftover.fullmatch(entry.name) or time.time() - entry.lstat().st_mtime < LEFT_BEHIND:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
+def _write_folder(dest: Path, checkpoint: Checkpoint, to: str, dtype: str, language: str) -> None:
+    """Write a Hugging Face or CTranslate2 folder in a hidden folder beside ``dest``, and put it in its place."""
+    work = _work(dest)
+    with lock_folder(work, "conversion"):
+        try:
+            for name in ("hf", "ct2"):  # of a conversion that was killed
+                shutil.rmtree(work / name, ignore_errors=True)
+            (work / "hf").mkdir()
+            huggingface.write(work / "hf", checkpoint.dims, read_tensors(checkpoint), DTYPES[dtype], language)
+            if to == "hf":
+                with atomic_write(work / "hf" / huggingface.CARD) as file:
+                    file.write(model_card(checkpoint, language))
             else:
-                entry.unlink()
+                converter = _import_converter()(str(work / "hf"), copy_files=list(COPIED))
+                converter.convert(str(work / "ct2"), quantization=str(DTYPES[dtype]).removeprefix("torch."))
+            _replace_folder(work / to, dest)
+        except OSError as error:
+            raise storage_error(error, dest) from error
+        finally:
+            _restore(dest)
+            shutil.rmtree(work, ignore_errors=True)
 
 
-@contextmanager
-def _whole_folder(dest: Path) -> Iterator[Path]:
-    """Make a temporary folder that replaces ``dest`` if the block succeeds, and is removed otherwise."""
-    temporary = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.tmp")
-    replaced = temporary.with_suffix(".old")
+def _work(dest: Path) -> Path:
+    return dest.with_name(f".{dest.name}.tmp")
+
+
+def _restore(dest: Path) -> None:
+    """Put back a folder whose replacement was interrupted between the two renames of :func:`_replace_folder`."""
+    old = _work(dest) / "old"
+    if old.exists() and not dest.exists():
+        old.rename(dest)
+
+
+def _import_converter() -> type:
+    """Import CTranslate2's converter, which needs the extra ``ct2``."""
     try:
-        temporary.mkdir()
-        yield temporary
-        if dest.exists():
-            dest.rename(replaced)
-        temporary.rename(dest)
-    except OSError as error:
-        raise storage_error(error, dest) from error
-    finally:
-        if replaced.exists() and not dest.exists():
-            replaced.rename(dest)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        import transformers  # noqa: F401
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        raise UserError(
+            f"--to ct2 needs two libraries ({error}): install them (pip install ctranslate2 transformers)"
+        ) from error
+    return TransformersConverter
+
+
+def _replace_folder(new: Path, dest: Path) -> None:
+    """Rename ``new`` to ``dest``; a folder that is there is exchanged with it, so that there always is one."""
+    if not dest.exists():
+        new.rename(dest)
+        return
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+    if exchange and exchange(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(dest), RENAME_EXCHANGE) == 0:
+        return
+    dest.rename(_work(dest) / "old")  # macOS and some file systems cannot exchange
+    new.rename(dest)
 
 
 def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:

@@ -65,11 +65,15 @@ def alignment_heads(dims: ModelDimensions) -> bytes | None:
     return whisper._ALIGNMENT_HEADS.get(size_name(dims))
 
 
-def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]] | None:
-    """Return the alignment heads in Hugging Face's form: pairs of layer and head."""
+def alignment_head_pairs(dims: ModelDimensions) -> list[list[int]]:
+    """Return the alignment heads in Hugging Face's form: pairs of layer and head.
+
+    If there is no such size, these are Whisper's default: all heads of the upper half of the decoder's layers.
+    """
     heads = alignment_heads(dims)
     if heads is None:
-        return None
+        upper_half = range(dims.n_text_layer // 2, dims.n_text_layer)
+        return [[layer, head] for layer in upper_half for head in range(dims.n_text_head)]
     mask = np.frombuffer(gzip.decompress(base64.b85decode(heads)), dtype=bool)
     return np.argwhere(mask.reshape(dims.n_text_layer, dims.n_text_head)).tolist()
 

@@ -3,7 +3,7 @@
 The tensors have other names than openai-whisper's (:mod:`tensor_names`), and JSON files hold what it keeps in code.
 """
 
-import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from whisper.model import ModelDimensions
 from whisper.tokenizer import Tokenizer
 
 from ..runtime.errors import UserError
+from ..runtime.files import sync
 from . import huggingface_tokenizer, torch_zip
 from .dims import ENGLISH_VOCAB, alignment_head_pairs, tokenizer_for
 from .huggingface_tokenizer import write_json, write_tokenizer
@@ -138,14 +139,14 @@ def write(
     multilingual = dims.n_vocab > ENGLISH_VOCAB
     tokenizer = tokenizer_for(dims, (language or "ar") if multilingual else "en")
     write_json(folder / CONFIG, _model_config(dims, dtype, tokenizer))
-    write_json(folder / FEATURES, feature_config(dims))
-    write_json(folder / GENERATION, generation_config(dims, tokenizer))
+    write_json(folder / FEATURES, _feature_config(dims))
+    write_json(folder / GENERATION, _generation_config(dims, tokenizer))
     write_tokenizer(folder, tokenizer)
     state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors}
     try:
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
-        with open(folder / WEIGHTS, "rb+") as file:
-            os.fsync(file.fileno())
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
+        sync(folder / WEIGHTS)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder / WEIGHTS} ({error}): free disk space or choose another DEST") from error
 
@@ -176,7 +177,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
+def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, object]:
     """Return ``generation_config.json``: the rules of openai-whisper's `decode`, for transformers."""
     multilingual: dict[str, object] = {}
     if tokenizer.language:
@@ -186,7 +187,6 @@ def generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, 
             "lang_to_id": {f"<|{code}|>": tokenizer.to_language_token(code) for code in tokenizer.all_language_codes},
             "task_to_id": {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
         }
-    heads = alignment_head_pairs(dims)
     no_speech = (tokenizer.sot, tokenizer.sot_lm, tokenizer.sot_prev, tokenizer.no_speech)
     suppressed = {*tokenizer.non_speech_tokens, tokenizer.transcribe, tokenizer.translate, *no_speech}
     return {
@@ -199,11 +199,11 @@ def generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str, 
         "max_initial_timestamp_index": 50,  # one second
         "max_length": dims.n_text_ctx,
         "suppress_tokens": sorted(suppressed),
-        **({"alignment_heads": heads} if heads else {}),
+        "alignment_heads": alignment_head_pairs(dims),
     }
 
 
-def feature_config(dims: ModelDimensions) -> dict[str, object]:
+def _feature_config(dims: ModelDimensions) -> dict[str, object]:
     """Return ``preprocessor_config.json``: the constants of whisper/audio.py."""
     n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
     return {

@@ -11,14 +11,10 @@ from ..runtime.errors import UserError, did_you_mean
 WHISPER_NAMES = (
     "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3 large large-v3-turbo turbo"
 ).split()
-# Every checkpoint format: its name for `--to`, and its module here, which has three functions:
-#   recognises(path) -> bool, read(path) -> Contents, and write(path, dims, tensors, dtype, language);
-# and FILES, the names of the files that it may write into a folder; empty if it writes a single file.
-FORMATS = {"openai": "torch_zip", "hf": "huggingface", "ct2": "ctranslate2"}
-READABLE = (
-    "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors, pytorch_model.bin, or a "
-    "CTranslate2 folder"
-)
+# Every format that is read: its name, and its module here, which has two functions:
+#   recognises(path) -> bool and read(path) -> Contents.
+FORMATS = {"openai": "torch_zip", "hf": "huggingface"}
+READABLE = "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors or pytorch_model.bin"
 MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pretrained()) and give the result"
 
 

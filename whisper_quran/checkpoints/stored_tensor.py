@@ -80,7 +80,7 @@ def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 class Contents:
     """The contents of a checkpoint, under the names in the file."""
 
-    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "CTranslate2", "PyTorch" or "safetensors"
+    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
     tensors: Mapping[str, StoredTensor]
     dims: Mapping[str, object]  # the dimensions it states
     nbytes: int
