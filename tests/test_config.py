@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from whisper_quran.config import DEMO, EvaluationConfig, TrainingConfig
+from whisper_quran.config import DEMO, EvaluationConfig, RecognitionConfig, TrainingConfig
 from whisper_quran.runtime.command_line import parse, to_json
 from whisper_quran.runtime.errors import UserError
 
@@ -45,7 +45,7 @@ def test_every_kind_of_option_parses():
         "--max-time inf", "--max-time -1", "--epochs 10001", "--batch-size 100000", "--accumulate 1e9", "--lora 0",
         f"--lora {10**10}", f"--seed {2**64}", "--seed -1", f"--max-steps {10**30}", f"--save-every {10**400}",
         "--workers 9999", "--weight-decay 1e9", "--adam-eps 5", "--encoder-cache nan", "--encoder-cache inf",
-        "--pack 1.5", "--timestamps nan",
+        "--pack 1.5", "--timestamps nan", "--data https://a.b/c",
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line(line):
@@ -68,6 +68,12 @@ def test_python_is_refused_what_the_command_line_refuses(values):
         TrainingConfig(**values)
     assert "\n" not in str(caught.value)
     assert next(iter(values)).replace("_", "-") in str(caught.value)
+
+
+def test_a_url_is_called_one_and_keeps_its_slashes():
+    for name, config in (("data", TrainingConfig), ("text", RecognitionConfig), ("model", TrainingConfig)):
+        with pytest.raises(UserError, match=f"--{name} https://a.b//c.zip: this is a URL"):
+            parse(config, "", ["FILE"] * (config is RecognitionConfig) + [f"--{name}", "https://a.b//c.zip"])
 
 
 def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for_floats():

@@ -44,7 +44,17 @@ def test_both_layouts_are_read_and_every_audio_extension_counts(tmp_path, layout
 
 
 def test_whatever_is_no_ayah_is_left_out_with_its_reason(tmp_path):
-    names = ["001000.mp3", "000001.mp3", "000_versebyverse.zip", "notes.txt", "intro.mp3", "114006.mp3", ".DS_Store"]
+    names = [
+        "001000.mp3",
+        "000001.mp3",
+        "000_versebyverse.zip",
+        "notes.txt",
+        "intro.mp3",
+        "002.mp3",
+        "2-01.mp3",
+        "114006.mp3",
+        ".DS_Store",
+    ]
     data = make_data(tmp_path, [f"audio/R/{name}" for name in [*names, "001001.mp3", "001001.wav"]])
     ayat, skipped = open_corpus(data).select(["R"])
     assert [ayah.audio.name for ayah in ayat] == ["001001.mp3"]
@@ -53,6 +63,8 @@ def test_whatever_is_no_ayah_is_left_out_with_its_reason(tmp_path):
     assert "EveryAyah's own" in reasons["000001.mp3"] and "EveryAyah's own" in reasons["000_versebyverse.zip"]
     assert reasons["notes.txt"] == "not audio"
     assert reasons["intro.mp3"] == "audio not named SSSAAA"
+    assert reasons["002.mp3"] == "a whole surah: cut it into a file an ayah, named SSSAAA"
+    assert reasons["2-01.mp3"] == "audio not named SSSAAA: rename it to 002001.mp3"
     assert reasons["114006.mp3"] == "no text for this ayah"
     assert "second file" in reasons["001001.wav"]
     assert reasons["001002.*"] == reasons["002001.*"] == "text without audio"
@@ -103,7 +115,7 @@ def test_a_text_that_cannot_be_used_says_why(tmp_path, content, says):
 
 def test_an_unknown_reciter_is_told_who_is_there(tmp_path):
     corpus = open_corpus(make_data(tmp_path, ["audio/Husary/001001.mp3", "audio/Minshawy/001001.mp3"]))
-    with pytest.raises(UserError, match="did you mean Husary\\? there are Husary, Minshawy"):
+    with pytest.raises(UserError, match="did you mean Husary\\? there are Husary, Minshawy: name some with --reciters"):
         corpus.select(["Husari"])
 
 
@@ -122,6 +134,34 @@ def test_missing_folders_are_named(tmp_path):
         open_corpus(tmp_path / ("x" * 300))
     with pytest.raises(UserError, match="too long"):
         read_text(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("whole/audio", "has no text, but the folder it is in has: give --data .*/whole$"),
+        ("whole/audio/R", "it holds the recordings themselves: give --data .*/whole$"),
+        ("surahs", "R/112.mp3 is a whole surah: cut it into a file an ayah"),
+        ("dashes", "R/112-1.mp3 is audio not named SSSAAA: rename it to 112001.mp3"),
+        ("packed", "R.zip is an archive: unpack it"),
+        ("packed/R.zip", "--data .*R.zip: is an archive: unpack it"),
+        ("hidden", "no recitations in .*hidden: expected"),
+    ],
+)
+def test_folders_that_are_laid_out_otherwise_are_told_what_to_do(tmp_path, given, says):
+    make_data(tmp_path / "whole", ["audio/R/001001.mp3"])
+    for name in (
+        "surahs/R/112.mp3",
+        "dashes/audio/R/112-1.mp3",
+        "packed/R.zip",
+        "hidden/R/._112001.mp3",
+        "hidden/.R/1.mp3",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "hidden/.R/112001.mp3").touch()
+    with pytest.raises(UserError, match=says):
+        open_corpus(tmp_path / given)
 
 
 def test_a_manifest_names_any_recordings(tmp_path):
@@ -143,7 +183,7 @@ def test_a_manifest_names_any_recordings(tmp_path):
     assert "no such file" in reasons and "a second time" in reasons and "no audio is named" in reasons
 
 
-def manifest(folder: Path, content: str | bytes, names: str = "a.wav b.wav c.wav d.wav e.wav") -> Path:
+def manifest(folder: Path, content: str | bytes, names: str = "a.wav b.wav c.wav d.wav e.wav ._a.wav") -> Path:
     """A manifest beside the (empty) recordings that it may name."""
     for name in names.split():
         (folder / name).touch()
@@ -278,11 +318,45 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
         (b"audio,text,Text\na.wav,one,two\n", "names a column twice"),
         (b"audio|text\na.wav|one\n", "lacks the columns audio, text"),
         (b"audio,text\na.wav,one,two\n", "line by line: 3 fields, where the first line has 2"),
+        (b"PK\x03\x04zip", "is an archive: unpack it"),
+        (b"audio,text,offset,Duration\na.wav,one,0,1\n", "has offset, duration: rows that are parts of a recording"),
+        (b"audio,text\nhttps://x.y//a.wav,one\n", "a URL, not a file: download https://x.y//a.wav"),
+        (b"audio,text\n._a.wav,one\n", "a hidden file, not a recording"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, says):
     with pytest.raises(UserError, match=says):
         open_corpus(Path("unused"), manifest=manifest(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("manifest-offsets/clips.csv", "has start, end: rows that are parts of a recording are not read"),
+        ("manifest-offsets/one.csv", "has offset, duration: rows that are parts"),
+        ("manifest-dialects/metadata.csv", "rename file_name to audio, transcription to text$"),
+        ("manifest-dialects/nemo.jsonl", "is JSON: --manifest takes a CSV"),
+    ],
+)
+def test_manifests_of_other_tools_are_told_what_to_change(cases, case, says):
+    with pytest.raises(UserError, match=says):
+        open_corpus(Path("unused"), manifest=cases / case)
+
+
+def test_names_of_another_system_are_told_how_to_be_written(tmp_path):
+    (tmp_path / "clips").mkdir()
+    content = "audio,text\nclips\\a.wav,one\nClips/B.WAV,two\nclips/c.wav,three\nclips/a.wav,four\n"
+    used, listed = rows(manifest(tmp_path, content, names="clips/a.wav clips/b.wav"))
+    assert used == {"a.wav": "four"}
+    assert listed[2].endswith("for clips\\a.wav, write clips/a.wav")
+    assert listed[3].endswith("for Clips/B.WAV, write clips/b.wav")
+    assert listed[4].startswith("no such file: ")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    told = []
+    open_corpus(Path("unused"), manifest=manifest(tmp_path, "audio,text,Note,page,\na.wav,one,x,3,\n"), log=told.append)
+    assert len(told) == 1 and told[0].endswith("only audio, text, reciter are read, not note, page")
 
 
 def test_an_audio_file_given_as_manifest_is_named_as_such(tmp_path):
@@ -336,8 +410,8 @@ def test_names_that_cannot_be_printed_are_escaped_alike(tmp_path):
 def test_names_joined_by_a_comma_are_to_be_separated(tmp_path):
     corpus = open_corpus(make_data(tmp_path, ["audio/Husary/001001.mp3", "audio/Minshawy/001001.mp3"]))
     for joined in ("Husary,Minshawy", "Husary, Minshawy", "Husary;Minshawy"):
-        with pytest.raises(UserError, match="separate names by spaces: Husary Minshawy"):
-            corpus.select([joined])
+        with pytest.raises(UserError, match="separate names by spaces: --valid-reciters Husary Minshawy"):
+            corpus.select([joined], "--valid-reciters")
 
 
 def test_the_surahs_of_a_reciter_are_told_as_ranges(tmp_path):

@@ -6,6 +6,7 @@ is dropped silently: everything that cannot be used is returned as :class:`Skipp
 """
 
 import csv
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -31,6 +32,8 @@ EXPERIMENT_2A_TRAIN = (
 )
 EXPERIMENT_2A_VALID = ("Minshawy_Murattal_128kbps", "Yasser_Ad-Dussary_128kbps")
 _AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
+_SURAH_NAME = re.compile(r"[0-9]{1,3}")
+_SEPARATED_NAME = re.compile(r"[a-z]?([0-9]{1,3})[^0-9]{1,3}([0-9]{1,3})", re.IGNORECASE)
 SURAHS = (
     "الفاتحة،البقرة،آل عمران،النساء،المائدة،الأنعام،الأعراف،الأنفال،التوبة،يونس،هود،يوسف،"
     "الرعد،إبراهيم،الحجر،النحل،الإسراء،الكهف،مريم،طه،الأنبياء،الحج،المؤمنون،النور،الفرقان،"
@@ -46,6 +49,16 @@ SURAHS = (
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
 _MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write missing values
+_ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar".split())
+# Other tools' names of columns, by ours.
+_OTHER_NAMES = {
+    "audio": "file_name filename file path audio_path audio_filepath audio_file wav wav_path clip",
+    "text": "transcription transcript sentence normalized_text label ayah_text",
+    "sorah": "surah sura sura_number surah_number chapter",
+    "ayah": "aya verse ayah_number aya_number verse_number",
+}
+# Columns that make a row a part of a recording.
+_PART = re.compile(r"(start|begin|end|stop|offset|duration)([ _-]?(time|s|sec|seconds|ms))?")
 
 
 @dataclass(frozen=True)
@@ -84,16 +97,16 @@ class Corpus:
     surahs: range
     skipped: list[Skipped]
 
-    def select(self, reciters: Iterable[str]) -> tuple[list[Ayah], list[Skipped]]:
+    def select(self, reciters: Iterable[str], option: str = "--reciters") -> tuple[list[Ayah], list[Skipped]]:
         """Return the ayat of ``reciters``, in the order of the mushaf, and the files that were left out.
 
         Raises:
-            UserError: a reciter is not there (the message lists those that are).
+            UserError: a reciter is not there (the message lists those that are, to be named with ``option``).
         """
         ayat, skipped = [], []
         for reciter in dict.fromkeys(printable(name) for name in reciters):
             if reciter not in self.reciters:
-                raise UserError(self._unknown(reciter))
+                raise UserError(self._unknown(reciter, option))
             recitations = self.reciters[reciter]
             if isinstance(recitations, Path):
                 found, left_out = _scan(recitations, reciter, self.texts, self.surahs)
@@ -107,7 +120,7 @@ class Corpus:
         """Return the surahs that have audio, as ranges: ``"1, 78:114"``."""
         recitations = self.reciters[printable(reciter)]
         numbers = (
-            {key[0] for file in recitations.iterdir() if (key := _ayah_of(file))}
+            {key[0] for file in recitations.iterdir() if (key := ayah_of(file))}
             if isinstance(recitations, Path)
             else set()
         )
@@ -115,12 +128,16 @@ class Corpus:
         ends = [n for n in sorted(numbers) if n + 1 not in numbers]
         return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True)) or "none"
 
-    def _unknown(self, reciter: str) -> str:
+    def _unknown(self, reciter: str, option: str) -> str:
         names = [name for name in re.split(r"[,;\s]+", reciter) if name]
         if len(names) > 1 and any(printable(name) in self.reciters for name in names):
-            return f"no reciter {printable(reciter)} in {self.source}: separate names by spaces: {' '.join(names)}"
-        hint = did_you_mean(reciter, self.reciters)
-        return f"no reciter {printable(reciter)} in {self.source}: {hint}there are {', '.join(self.reciters)}"
+            return f"no reciter {reciter} in {self.source}: separate names by spaces: {option} {' '.join(names)}"
+        there = list(self.reciters)
+        more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+        return (
+            f"no reciter {reciter} in {self.source}: {did_you_mean(reciter, there)}"
+            f"there are {', '.join(there[:20])}{more}: name some with {option}"
+        )
 
 
 def open_corpus(
@@ -144,14 +161,40 @@ def open_corpus(
     chosen = parse_surahs(surahs)
     try:
         if not data.is_dir():
-            raise UserError(f"no folder {data}: point --data at a folder that holds audio/<Reciter>/SSSAAA.mp3")
+            raise UserError(f"--data {data}: {_no_folder(data)}")
         reciters = find_reciters(data)
+        if not reciters:
+            raise UserError(f"no recitations in {data}: {_no_recitations(data)}")
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
-    if not reciters:
-        raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
+    if text is None and not default_text(data).exists() and default_text(data.parent).is_file():
+        raise UserError(f"{data} has no text, but the folder it is in has: give --data {data.parent}")
     texts, skipped = read_text(text or default_text(data), log)
     return Corpus(data, dict(reciters), texts, chosen, skipped)
+
+
+def _no_folder(data: Path) -> str:
+    """Return what to do about a ``data`` that is no folder."""
+    if data.suffix.lower() in _ARCHIVES:
+        return "is an archive: unpack it, and give the folder that holds audio/<Reciter>/SSSAAA.mp3"
+    if data.exists():
+        return "is a file: give a folder that holds audio/<Reciter>/SSSAAA.mp3, or a table of recordings as --manifest"
+    return "no folder of that name: give one that holds audio/<Reciter>/SSSAAA.mp3"
+
+
+def _no_recitations(data: Path) -> str:
+    """Return what to do about a folder without a reciter's folder of audio files SSSAAA."""
+    if any(map(ayah_of, data.iterdir())):
+        parent = data.absolute().parent
+        return f"it holds the recordings themselves: give --data {parent.parent if parent.name == 'audio' else parent}"
+    for folder in (data / "audio", data, *data.glob("audio/[!.]*"), *data.glob("[!.]*")):
+        if folder.is_dir():
+            for file in sorted(folder.iterdir()):
+                if is_audio(file):
+                    return f"{file} is {_misnamed(file)}"
+                if file.suffix.lower() in _ARCHIVES:
+                    return f"{file} is an archive: unpack it"
+    return "expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
 
 
 def default_text(data: Path) -> Path:
@@ -198,19 +241,31 @@ def find_reciters(data: Path) -> dict[str, Path]:
     """Return the reciters' folders by name: those in ``data/audio``, or in ``data``, that hold audio named SSSAAA."""
     for parent in (data / "audio", data):
         if parent.is_dir():
-            folders = sorted(folder for folder in parent.iterdir() if folder.is_dir())
-            found = {printable(f.name): f for f in folders if any(_ayah_of(file) for file in f.iterdir())}
+            folders = sorted(each for each in parent.iterdir() if each.is_dir() and not each.name.startswith("."))
+            found = {printable(folder.name): folder for folder in folders if any(map(ayah_of, folder.iterdir()))}
             if found:
                 return found
     return {}
 
 
-def _ayah_of(file: Path) -> tuple[int, int] | None:
+def is_audio(file: Path) -> bool:
+    """Return True if a file's name is that of a recording. Hidden files are none: ``._001001.mp3`` is a Mac's own."""
+    return file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")
+
+
+def ayah_of(file: Path) -> tuple[int, int] | None:
     """Return the surah and ayah in an audio file's name; None for any other file."""
     match = _AYAH_NAME.fullmatch(file.stem)
-    if match and file.suffix.lower() in AUDIO_EXTENSIONS:
-        return int(match[1]), int(match[2])
-    return None
+    return (int(match[1]), int(match[2])) if match and is_audio(file) else None
+
+
+def _misnamed(file: Path) -> str:
+    """Return why audio is no ayah by its name."""
+    if _SURAH_NAME.fullmatch(file.stem):
+        return "a whole surah: cut it into a file an ayah, named SSSAAA"
+    if match := _SEPARATED_NAME.fullmatch(file.stem):
+        return f"audio not named SSSAAA: rename it to {int(match[1]):03}{int(match[2]):03}{file.suffix}"
+    return "audio not named SSSAAA"
 
 
 def _scan(
@@ -222,12 +277,11 @@ def _scan(
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.is_dir():
             continue
-        key = _ayah_of(file)
+        key = ayah_of(file)
         if file.name.startswith("000"):
             reason = "not an ayah: one of EveryAyah's own files (000*)"
         elif key is None:
-            audio = file.suffix.lower() in AUDIO_EXTENSIONS
-            reason = "audio not named SSSAAA" if audio else "not audio"
+            reason = _misnamed(file) if is_audio(file) else "not audio"
         elif key[0] not in surahs and key[0] <= len(SURAHS):
             continue
         elif key[1] == 0:
@@ -260,7 +314,7 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
     """
     texts: dict[tuple[int, int], str] = {}
     skipped: list[Skipped] = []
-    for place, row in _read_table(path, ("sorah", "ayah", "text"), "--text", skipped):
+    for place, row in _read_table(path, ("sorah", "ayah", "text"), "--text", skipped, log):
         numbers = [_NUMBER.fullmatch(row[column]) for column in ("sorah", "ayah")]
         surah, ayah = (int(number[1]) if number else 0 for number in numbers)
         if not all(numbers):
@@ -303,25 +357,22 @@ def _strip_basmala(texts: dict[tuple[int, int], str], path: Path, log: Log) -> N
 def _open_manifest(path: Path, log: Log) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
     skipped: list[Skipped] = []
+    table = list(_read_table(path, ("audio", "text"), "--manifest", skipped, log, optional=("reciter",)))
+    texts = _recited([row["text"] for _, row in table], path, log)
     seen = set()
     rows = Counter[str]()
-    table = list(_read_table(path, ("audio", "text"), "--manifest", skipped, optional=("reciter",)))
-    texts = _recited([row["text"] for _, row in table], path, log)
+    listings: dict[Path, dict[str, str]] = {}
     for (place, row), text in zip(table, texts, strict=True):
         reciter = printable(row.get("reciter") or path.stem)
         rows[reciter] += 1
-        if not row["audio"]:
-            reason = "no audio is named"
-        elif (audio := _find_audio(path.parent, row["audio"])) is None:
-            reason = f"no such file: {path.parent / row['audio']}"
-        elif not text:
+        audio, reason = _find_audio(path.parent, row["audio"], listings)
+        if audio and not text:
             reason = "the text has no word" if row["text"] else "the text is empty"
         elif audio in seen:
             reason = f"named a second time: {audio}"
-        else:
+        elif audio:
             seen.add(audio)
-            ayah = Ayah(reciter, audio, text, number=rows[reciter])
-            reciters.setdefault(reciter, []).append(ayah)
+            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, text, number=rows[reciter]))
             continue
         skipped.append(Skipped(place, reason))
     if not reciters:
@@ -330,38 +381,84 @@ def _open_manifest(path: Path, log: Log) -> Corpus:
     return Corpus(path, dict(reciters), {}, range(0), skipped)
 
 
-def _find_audio(folder: Path, name: str) -> Path | None:
-    """Find the file that a manifest names, in the name's own Unicode form or in NFC or NFD; None if there is none."""
-    for candidate in (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))):
-        try:
-            if (folder / candidate).is_file():
-                return folder / candidate
-        except (OSError, ValueError):  # the name is too long or contains a NUL
-            return None
-    return None
+def _find_audio(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -> tuple[Path | None, str]:
+    """Return the file that a manifest names, in any Unicode form; or None, and why there is none.
+
+    ``listings`` keeps the folders that were listed for names that are not found at once.
+    """
+    if not name:
+        return None, "no audio is named"
+    if "://" in name:
+        return None, f"a URL, not a file: download {name}"
+    path = folder / name
+    try:
+        similar = path if path.is_file() else _similar_file(folder, name.replace("\\", "/"), listings)
+    except (OSError, ValueError):  # the name is too long or contains a NUL
+        similar = None
+    if similar is None:
+        return None, f"no such file: {path}"
+    if similar.name.startswith("."):
+        return None, f"a hidden file, not a recording: {path}"
+    if unicodedata.normalize("NFC", str(similar)) != unicodedata.normalize("NFC", str(path)):
+        return None, f"no file is named exactly so: for {name}, write {os.path.relpath(similar, folder)}"
+    return similar, ""
+
+
+def _similar_file(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -> Path | None:
+    """Return the file of ``name``, in ``folder``, but for letter case and Unicode form; None if there is none."""
+    path = folder
+    for part in Path(name).parts:
+        if not (path / part).exists():
+            if path not in listings:
+                listings[path] = {_folded(each): each for each in os.listdir(path)} if path.is_dir() else {}
+            part = listings[path].get(_folded(part), part)
+        path /= part
+    return path if path.is_file() else None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _read_table(
-    path: Path, columns: Sequence[str], option: str, skipped: list[Skipped], optional: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    option: str,
+    skipped: list[Skipped],
+    log: Log,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Read a UTF-8 table separated by comma, tab or semicolon: (place, stripped cells by column) for each row.
 
     Each line is one row, so that a stray quote affects only its own line. A line with an open quote, with more or fewer
-    fields than the header, or with a missing value is added to ``skipped``. Column names are case-insensitive.
+    fields than the header, or with a missing value is added to ``skipped``. Column names are case-insensitive; those
+    of columns that are not used are logged.
     """
     lines = _read_lines(path, columns, option)
     candidates = [(d, [name.lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
-    separator, header = max(candidates, key=lambda candidate: len({*candidate[1]} & {*columns}))
+    separator, header = max(
+        candidates, key=lambda candidate: len(candidate[1]) + 99 * len({*candidate[1]} & {*columns})
+    )
     missing = [column for column in columns if column not in header]
     if missing:
+        renamed = [f"{name} to {ours}" for ours in missing for name in header if name in _OTHER_NAMES[ours].split()]
+        rename = f": rename {', '.join(renamed)}" if renamed else ""
         plural = "s" if len(missing) > 1 else ""
         raise UserError(
             f"{path} lacks the column{plural} {', '.join(missing)}: its first line must name {','.join(columns)}; "
-            f"it reads {printable(lines[0][:80]) or 'nothing'!r}"
+            f"it reads {printable(lines[0][:80]) or 'nothing'!r}{rename}"
         )
     named = [name for name in header if name]  # a spreadsheet may write empty columns at the end
     if len({*named}) < len(named):
         raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
+    unused = [printable(name) for name in named if name not in (*columns, *optional)]
+    if "audio" in columns and (parts := [name for name in unused if _PART.fullmatch(name)]):
+        raise UserError(
+            f"{path} has {', '.join(parts)}: rows that are parts of a recording are not read. Cut each part into a "
+            "file of its own; or remove these columns, if every row is a whole file"
+        )
+    if unused:
+        log(f"text       {path}: only {', '.join((*columns, *optional))} are read, not {', '.join(unused)}")
     for number, line in enumerate(lines[1:], start=2):
         place, fields = f"{path}, line {number}", _fields(line, separator)
         row = dict(zip(header, fields or [], strict=False))
@@ -396,14 +493,24 @@ def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
     Raises:
         UserError: it is missing, unreadable, audio, or not UTF-8.
     """
+    names = ",".join(columns)
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: {option} takes a CSV with the columns {names}, --data a folder")
         if not path.is_file():
-            raise UserError(f"no file {path}: name a CSV with the columns {','.join(columns)} with {option}")
+            raise UserError(f"no file {path}: name a CSV with the columns {names} with {option}")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
-    if path.suffix.lower() in AUDIO_EXTENSIONS or content.startswith((b"ID3", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb")):
-        raise UserError(f"{path} is audio: {option} takes a CSV with the columns {','.join(columns)}")
+    suffix = path.suffix.lower()
+    if suffix in AUDIO_EXTENSIONS or content.startswith((b"ID3", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb")):
+        raise UserError(f"{path} is audio: {option} takes a CSV with the columns {names}")
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) with the columns {names}")
+    if suffix in _ARCHIVES or content.startswith((b"PK\x03\x04", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf")):
+        raise UserError(f"{path} is an archive: unpack it, and give the CSV with the columns {names} as {option}")
+    if suffix in (".json", ".jsonl") or content.lstrip(b"\xef\xbb\xbf \n")[:1] in (b"{", b"["):
+        raise UserError(f"{path} is JSON: {option} takes a CSV: write its values into one with the columns {names}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
         raise UserError(f"{path} is not UTF-8 but UTF-16 or binary: save it as UTF-8 and try again")
     try:

@@ -20,7 +20,7 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.names import check_model_source
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
-from ..data.corpus import AUDIO_EXTENSIONS, read_text
+from ..data.corpus import is_audio, read_text
 from ..data.text import normalize
 from ..decoding.long_audio import Heard, Transcript, transcribe_clips
 from ..decoding.nearest import letters
@@ -164,7 +164,7 @@ def _files(names: Sequence[str]) -> list[Path]:
         if not path.exists():
             raise UserError(f"no file or folder {path}: give recordings, or folders of them")
         found = [path] if path.is_file() else sorted(path.rglob("*"))
-        files += [each for each in found if each == path or each.suffix.lower() in AUDIO_EXTENSIONS]
+        files += [each for each in found if each == path or is_audio(each)]
     if not files:
         raise UserError(f"no recordings in {', '.join(names)}: give audio files, or folders of them")
     return files

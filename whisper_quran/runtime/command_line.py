@@ -7,6 +7,7 @@
 import argparse
 import dataclasses
 import math
+import re
 import sys
 import types
 import typing
@@ -102,7 +103,7 @@ def _add_option(parser: Any, field: dataclasses.Field, hint: Any) -> None:
     elif metadata.get("choices"):
         keywords["choices"] = metadata["choices"]
     else:
-        keywords["type"] = kind
+        keywords["type"] = str if kind is Path else kind  # check() makes it a Path, after it has looked for a URL
         keywords["metavar"] = metadata.get("metavar") or {int: "N", float: "X", Path: "PATH"}.get(kind)
     parser.add_argument(name, **keywords)
 
@@ -133,7 +134,11 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
             raise UserError(f"{name} {value!r}: give a tuple or list of names")
+        for each in value:
+            _refuse_url(name, each)
         return tuple(value)
+    if isinstance(value, str):
+        _refuse_url(name, value)
     if kind is Path and isinstance(value, str):
         value = Path(value)
     if kind is float and type(value) is int and abs(value) < 2**53:
@@ -149,6 +154,11 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         if bound in bounds and not holds(value, bounds[bound]):
             raise UserError(f"{name} must be {words} {bounds[bound]:,}, not {value}")
     return value
+
+
+def _refuse_url(name: str, value: str) -> None:
+    if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
+        raise UserError(f"{name} {value}: this is a URL, and nothing is downloaded from it; name a file or folder")
 
 
 _BOUNDS = {"above": ("more than", gt), "at_least": ("at least", ge), "at_most": ("at most", le)}

@@ -50,7 +50,8 @@ def check_inputs(config: TrainingConfig) -> None:
         check_model_source(config.model)
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
     train, valid = training_reciters(config, corpus)
-    corpus.select([*train, *valid])
+    corpus.select(train, "--train-reciters")
+    corpus.select(valid, "--valid-reciters")
 
 
 def has_state(out: Path) -> bool:
