@@ -4,7 +4,6 @@
   python train.py --data data                    Experiment 2A: Whisper small on six reciters, validated on two others
   python train.py --data data --train-reciters A B --valid-reciters C --out runs/mine
   python train.py --manifest clips.csv --model base --out runs/other
-  python train.py --data data --dry-run          what that would do, and how long it would take; writes nothing
   python train.py --resume --out runs/mine       go on after an interruption
 
 Every checkpoint it writes is opened by whisper.load_model(path) as it is.
@@ -20,8 +19,6 @@ def main() -> None:
     config = parse_command_line(__doc__)
     if config.demo and "RANK" in os.environ:
         raise UserError("--demo runs in one process: start it without torchrun")
-    if config.demo and config.dry_run:
-        raise UserError("--demo makes its recordings before it trains, and --dry-run writes nothing: leave one out")
     if not config.demo and os.environ.get("RANK", "0") == "0":  # of several processes one checks
         check_inputs(config)
     # Imported here so that --help and a wrong option or path answer at once: torch takes seconds.

@@ -38,7 +38,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "packed": {"pack": 1.0},
     "half packed, timestamps": PACKED | {"pack": 0.5},
     "packed, timestamps": PACKED,
-    "packed, timestamps, prompts": PACKED | {"prompt": 0.5},
     "packed, timestamps, augmented": PACKED | {"augment": True},
     "packed, timestamps, rank 16": PACKED | {"lora": 16},
     "packed, timestamps, encoder trained": PACKED | {"train_encoder": True},

@@ -59,16 +59,14 @@ def made_up_run(folder: Path, reciter: str = "R", wers: tuple[float, ...] = (0.5
 
 def test_the_card_of_a_run_says_what_it_was_made_from_and_measured(run, quran, workshop, tmp_path):
     folder = tmp_path / "run"
-    code, out, err = run("--out", folder, "--average", 2, "--lr", 1e-3)
+    code, out, err = run("--out", folder, "--lr", 1e-3)
     assert code == 0, err
     rows = rows_of(folder)
     best = min((row for row in rows if row["event"] == "valid" and row["epoch"] >= 0), key=lambda row: row["wer"])
-    (average,) = [row for row in rows if row["event"] == "average"]
     first = next(row for row in rows if row["event"] == "valid" and row["epoch"] == 0)
     for name, row, label in (
         ("best.pt", best, str(best["epoch"])),
         ("epoch-000.pt", first, "0"),
-        ("average.pt", average, "average of 0, 1"),
     ):
         about, text = card_of(folder / name, tmp_path / "hf")
         assert (about["language"], about["pipeline_tag"]) == (["ar"], "automatic-speech-recognition")
@@ -78,7 +76,7 @@ def test_the_card_of_a_run_says_what_it_was_made_from_and_measured(run, quran, w
         assert (cer["type"], cer["value"]) == ("cer", pytest.approx(100 * row["cer"], abs=0.006))
         data, measured = tables(text)
         assert f"row **{label}**" in text and f" **{label}** " in [cells[0] for cells in measured]
-        assert [cells[0].strip(" *") for cells in measured[2:]] == ["vanilla", "0", "1", "average of 0, 1"]
+        assert [cells[0].strip(" *") for cells in measured[2:]] == ["vanilla", "0", "1"]
         said = [
             re.search(rf"^{split} +(\w+): (\d+) ayat, (\S+) h$", out, re.M).groups() for split in ("train", "valid")
         ]
@@ -158,7 +156,7 @@ DAMAGE = {
     b'"cer": [], "words": null, "word_errors": 1, "seconds": 1}\n',
     "rates without bounds": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1'
     + b"0" * 400 + b', "cer": NaN, "words": 0, "word_errors": 1, "seconds": 1}\n',
-    "other numbers": b'{"event": "average", "epochs": 3, "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1, '
+    "other numbers": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1, '
     b'"cer": 1, "words": 1, "word_errors": 1, "seconds": 1, "der": "x"}\n',
 }  # fmt: skip
 
@@ -177,11 +175,9 @@ def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, dam
         path.symlink_to(path)
     else:
         path.write_bytes(DAMAGE[damage])
-    for which in ("best.pt", "average.pt"):
-        checkpoint = checkpoint.rename(checkpoint.with_name(which))
-        about, _ = card_of(checkpoint, tmp_path / "hf")
-        assert about["library_name"] == "transformers"
-        assert ("model-index" in about) == (name == "config.json" and which == "best.pt")
+    about, _ = card_of(checkpoint, tmp_path / "hf")
+    assert about["library_name"] == "transformers"
+    assert ("model-index" in about) == (name == "config.json")
 
 
 def test_a_card_in_dest_is_replaced_as_the_other_files_are(tmp_path):

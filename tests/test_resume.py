@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,8 +18,7 @@ import train
 from whisper_quran.runtime import files
 from whisper_quran.runtime.errors import Interrupted, run_command
 from whisper_quran.runtime.interrupts import Interrupts
-from whisper_quran.training import resume
-from whisper_quran.training.epoch_files import EpochFiles
+from whisper_quran.training import resume, trainer
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.metrics_log import History
 from whisper_quran.training.resume import StateWriter
@@ -83,28 +81,15 @@ def test_checkpoints_without_a_state_are_not_written_over(run, tmp_path):
 
 def test_no_checkpoint_is_written_before_there_is_a_state(run, tmp_path, monkeypatch):
     """Killed between the two, the same line with --resume would be refused."""
-    write, save, save_checkpoints = resume.write_torch_file, EpochFiles.save, Trainer.save_checkpoints
-    begun = threading.Event()
-    there: list[bool] = []
+    save, there = trainer.save_checkpoint, []
 
-    def late_write(*args: object) -> None:
-        begun.wait(60)  # until the checkpoints' turn has come
-        time.sleep(0.5)
-        write(*args)
-
-    def begin(self: Trainer) -> None:
-        begun.set()
-        save_checkpoints(self)
-
-    def save_beside_state(self: EpochFiles, *args: object, **options: object) -> None:
+    def save_beside_state(*args: object) -> None:
         there.append((tmp_path / "run" / "state.pt").exists())
-        save(self, *args, **options)
+        save(*args)
 
-    monkeypatch.setattr(resume, "write_torch_file", late_write)
-    monkeypatch.setattr(Trainer, "save_checkpoints", begin)
-    monkeypatch.setattr(EpochFiles, "save", save_beside_state)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_beside_state)
     assert run("--out", tmp_path / "run", *SHORT)[0] == 0
-    assert there == [True]
+    assert there == [True, True]
 
 
 def test_torchruns_next_attempt_goes_on_only_in_what_its_first_began(run, tmp_path, monkeypatch):

@@ -15,10 +15,8 @@ import whisper
 from conftest import results_of, rows_of
 from tqdm import tqdm
 
-from whisper_quran.checkpoints.average import average_weights
 from whisper_quran.training import train as training
 from whisper_quran.training import trainer
-from whisper_quran.training.epoch_files import EpochFiles
 from whisper_quran.training.optimizer import suited_lr
 from whisper_quran.training.trainer import Trainer
 
@@ -113,7 +111,7 @@ def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path
         (audio / f"001{number:03}.mp3").symlink_to(odd / f"{name}.mp3")
     code, out, err = run(
         "--data", tmp_path / "data", "--text", quran / "metadata" / "ayah_text_clear.csv", "--train-reciters", "R",
-        "--valid-reciters", "R", "--allow-overlap", "--out", tmp_path / "run", "--epochs", 1, "--no-vanilla",
+        "--valid-reciters", "R", "--out", tmp_path / "run", "--epochs", 1, "--no-vanilla",
     )  # fmt: skip
     assert code == 0, err
     assert "in both splits" in out
@@ -266,62 +264,6 @@ def test_a_run_that_gets_no_better_ends_when_patience_does(run, tmp_path):
     code, out, err = run(*options, "--patience", 3, "--resume")
     assert code == 0, err
     assert [row["epoch"] for row in rows_of(tmp_path / "run") if row["event"] == "valid"] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("keep", ["all", "best"])
-def test_the_average_is_the_mean_of_the_best_epochs_and_is_validated_like_them(run, tmp_path, monkeypatch, keep):
-    options = ("--out", tmp_path, "--epochs", 3, "--no-vanilla", "--lr", 1e-3)
-    averaged: list[list[Path]] = []
-
-    def average(paths, parameters):
-        averaged.append(list(paths))
-        states = [torch.load(path, weights_only=True)["model_state_dict"] for path in averaged[-1]]
-        average_weights(averaged[-1], parameters)
-        for name, weight in parameters.items():
-            assert torch.allclose(weight, torch.stack([state[name].float() for state in states]).mean(0), atol=1e-6)
-            assert not torch.equal(weight, states[0][name].float())
-
-    monkeypatch.setattr(trainer, "average_weights", average)
-    code, out, err = run(*options, "--average", 2, "--keep", keep)
-    assert code == 0, err
-    rows = rows_of(tmp_path)
-    wer = {row["epoch"]: row["wer"] for row in rows if row["event"] == "valid"}
-    best = sorted(sorted(wer, key=wer.get)[:2])
-    (row,) = [row for row in rows if row["event"] == "average"]
-    assert row["epochs"] == best and averaged == [[tmp_path / f"epoch-{epoch:03}.pt" for epoch in best]]
-    assert f"average of {best[0]}, {best[1]}" in (tmp_path / "results.md").read_text()
-    assert str(tmp_path / "average.pt") in out
-    expected = {"all": [0, 1, 2], "best": []}[keep]
-    assert sorted(tmp_path.glob("epoch-*.pt")) == [tmp_path / f"epoch-{epoch:03}.pt" for epoch in expected]
-
-    # The state is still that of the last epoch, and a finished run has nothing left to do.
-    before = results_of(tmp_path)
-    assert run(*options, "--average", 2, "--keep", keep, "--resume")[0] == 0
-    assert results_of(tmp_path) == before and len(averaged) == 1
-
-    # Its row is what a run that starts from it measures first, but for the rounding to fp16.
-    code, _, err = run("--out", tmp_path / "from", "--model", tmp_path / "average.pt", "--epochs", 1, "--max-steps", 1)
-    assert code == 0, err
-    again = rows_of(tmp_path / "from")[0]
-    assert again["epoch"] == -1 and again["loss"] == pytest.approx(row["loss"], rel=1e-3)
-
-
-def test_an_average_that_was_cut_off_is_made_on_resuming(run, tmp_path, monkeypatch):
-    options = ("--out", tmp_path, "--epochs", 2, "--no-vanilla", "--average", 2, "--keep", "best")
-    save = EpochFiles.save_average
-
-    def cut_off(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EpochFiles, "save_average", cut_off)
-    assert run(*options)[0] == 130
-    monkeypatch.setattr(EpochFiles, "save_average", save)
-    assert not (tmp_path / "average.pt").exists()
-    code, _, err = run(*options, "--resume")
-    assert code == 0, err
-    assert whisper.load_model(str(tmp_path / "average.pt"), device="cpu")
-    assert sum(row["event"] == "average" for row in rows_of(tmp_path)) == 1
-    assert not list(tmp_path.glob("epoch-*.pt"))
 
 
 def test_a_rate_that_is_too_high_for_so_little_audio_is_told_beforehand(run, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Windows of training: packed, timestamped and prompted ayat of real reciters."""
+"""Windows of training: packed and timestamped ayat of real reciters."""
 
 import csv
 from collections import Counter
@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_whisper
-from whisper.decoding import DecodingOptions, DecodingTask
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import TrainingConfig
@@ -61,7 +59,7 @@ def test_packed_windows_hold_every_ayah_once_in_the_order_of_the_surah(recited, 
 
 
 def test_the_windows_follow_from_the_seed_alone(recited):
-    options = {"pack": 0.5, "timestamps": 0.5, "prompt": 0.5}
+    options = {"pack": 0.5, "timestamps": 0.5}
     assert windows(recited, **options) == windows((recited[0][::-1], recited[1]), **options)
     assert windows(recited, **options) != windows(recited, **options, seed=1)
 
@@ -119,18 +117,6 @@ def test_a_window_with_timestamps_goes_on_with_the_ayah_that_does_not_fit(recite
     assert sum(window.cut is not None for window in made) > 5
 
 
-def test_the_prompt_of_windows_with_timestamps_has_them(recited):
-    """As ``whisper.transcribe`` puts them there: all that it decoded before."""
-    options = {"pack": 1.0, "timestamps": 1.0}
-    before: list[int] = []
-    for window, alone in zip(windows(recited, prompt=1.0, **options), windows(recited, **options), strict=True):
-        prompt = list(window.tokens[: window.taught_from - 3])
-        assert window.tokens[len(prompt) :] == alone.tokens
-        assert prompt == ([TOKENIZER.sot_prev, *before[-223:]] if before else [])
-        taught = list(alone.tokens[3:-1])
-        before = [*before, *taught[:-1]] if alone.cut else []
-
-
 def test_a_single_ayahs_timestamps_are_where_it_is_spoken(recited):
     example = recited[0][0]
     (window, *_) = windows(recited, timestamps=1.0)
@@ -149,32 +135,6 @@ def test_silence_around_a_recitation_is_not_spoken(recited):
     assert spoken(silent[:100]) == (0, 100)
 
 
-@pytest.mark.parametrize("n_text_ctx", [448, 64])
-def test_the_prompt_is_that_of_whispers_decoding_after_the_ayat_before(recited, n_text_ctx):
-    model = make_whisper()
-    model.dims.n_text_ctx = n_text_ctx
-    prompted = 0
-    for window in windows(recited, n_text_ctx, prompt=1.0):
-        (ayah,) = window.parts
-        before = [e for e in recited[0] if e.parts[0].surah == ayah.surah and e.parts[0].number < ayah.number]
-        text = " ".join(example.text for example in before)
-        assert len(window.tokens) - 1 <= n_text_ctx
-        start = window.tokens[: window.taught_from]
-        if not text:
-            assert start == TOKENIZER.sot_sequence_including_notimestamps
-            continue
-        prompted += 1
-        options = DecodingOptions(language="ar", without_timestamps=True, prompt=text)
-        expected = DecodingTask(model, options).initial_tokens
-        if len(expected) + len(window.tokens) - len(start) - 1 <= n_text_ctx:
-            assert start == expected
-        else:  # the ayah leaves less room than whisper takes
-            assert start[0] == TOKENIZER.sot_prev
-            assert expected[1:][-len(start) + 1 :] == start[1:]
-            assert len(window.tokens) - 1 == n_text_ctx
-    assert prompted > 50
-
-
 def test_an_ayah_that_leaves_no_room_for_timestamps_has_none(recited):
     longest = max(recited[0], key=lambda example: len(example.tokens))
     context = len(longest.tokens) - 1
@@ -185,7 +145,7 @@ def test_an_ayah_that_leaves_no_room_for_timestamps_has_none(recited):
 
 
 def test_training_on_all_kinds_of_windows(run, tmp_path):
-    options = ("--pack", 0.5, "--timestamps", 0.5, "--prompt", 0.5, "--epochs", 1)
+    options = ("--pack", 0.5, "--timestamps", 0.5, "--epochs", 1)
     code, out, err = run("--out", tmp_path / "run", *options)
     assert code == 0, err
     assert " windows, " in out

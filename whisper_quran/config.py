@@ -51,7 +51,6 @@ class TrainingConfig:
         30.0, "leave out ayat longer than this (seconds, 30 at most)", above=0, at_most=30, fixed=True
     )
     valid_limit: int | None = _data(None, "ayat per validation reciter", at_least=1, fixed=True)
-    allow_overlap: bool = _data(False, "let a reciter be in both splits", fixed=True)
 
     pack: float = _data(
         0.0,
@@ -60,9 +59,6 @@ class TrainingConfig:
         at_least=0, at_most=1, fixed=True,
     )  # fmt: skip
     timestamps: float = _data(0.0, "share of windows taught with timestamps", at_least=0, at_most=1, fixed=True)
-    prompt: float = _data(
-        0.0, "share of windows taught after the text that comes before them", at_least=0, at_most=1, fixed=True
-    )
     augment: bool = _data(
         False, "change speed, room, band, noise and loudness of each clip, and mask its spectrogram", fixed=True
     )
@@ -87,9 +83,6 @@ class TrainingConfig:
         0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, at_most=2**64 - 1, fixed=True
     )
     patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", at_least=1)
-    average: int | None = _training(
-        None, "at the end, average the weights of this many epochs, those of the lowest WER, in average.pt", at_least=2
-    )
     max_steps: int | None = _training(None, "stop after this many optimiser steps", at_least=1, fixed=True)
     no_vanilla: bool = _training(False, "do not validate the untouched model first", fixed=True)
 
@@ -114,9 +107,6 @@ class TrainingConfig:
         choices=("all", "last", "best"),
     )  # fmt: skip
     tensorboard: bool = _output(False, "write scalars for TensorBoard to OUT/tensorboard")
-    dry_run: bool = _output(
-        False, "say what would be done and estimate how long it takes, from a few steps in memory; write nothing"
-    )
     demo: bool = _output(False, "train a small Whisper from nothing on synthetic reciters: no data, no network")
 
     def __post_init__(self) -> None:

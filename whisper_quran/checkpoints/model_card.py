@@ -21,10 +21,10 @@ from ..runtime.version import __version__
 from .checkpoint import Checkpoint
 from .dims import ENGLISH_VOCAB, size_name, tokenizer_for
 from .names import WHISPER_NAMES
-from .results import Results, Row, average_name, best_epoch, read_rows, results_table
+from .results import Row, best_epoch, read_rows, results_table, valid_rows
 from .stored_tensor import read_json
 
-_OF_A_RUN = re.compile(r"(best|average|epoch-(\d{3,}))\.pt")
+_OF_A_RUN = re.compile(r"(best|epoch-(\d{3,}))\.pt")
 _MOST_BYTES = 1 << 30  # of a metrics.jsonl
 _MOST_RECITERS = 20  # named one by one
 _NOT_IN_THE_RECIPE = {"train_reciters", "valid_reciters", "model", "language", "no_vanilla"}
@@ -38,7 +38,7 @@ class Run:
 
     config: TrainingConfig | None = None
     described: Mapping[str, Any] = field(default_factory=dict)  # config.json
-    results: Results = field(default_factory=Results)
+    rows: list[Row] = field(default_factory=list)  # of metrics.jsonl
     row_name: str = ""  # this checkpoint's row in the table of results, if it is known
     row: Mapping[str, Row] = field(default_factory=dict)  # its metrics, by reciter
 
@@ -67,7 +67,8 @@ def read_run(checkpoint: Path) -> Run:
     name = _OF_A_RUN.fullmatch(checkpoint.name)
     if name is None:
         return Run()
-    config, described, results = None, {}, Results()
+    config, described = None, {}
+    rows: list[Row] = []
     options, metrics = checkpoint.with_name("config.json"), checkpoint.with_name("metrics.jsonl")
     with suppress(OSError, UserError, LookupError, TypeError, AttributeError):
         if options.is_file():
@@ -76,15 +77,10 @@ def read_run(checkpoint: Path) -> Run:
             config = TrainingConfig(**{name: value for name, value in described["config"].items() if name in known})
     with suppress(OSError):
         if metrics.is_file() and metrics.stat().st_size < _MOST_BYTES:
-            results.rows, _ = read_rows(metrics)
-    if name[1] == "average":
-        rows = results.average()
-        row_name = average_name(rows) if rows else ""
-    else:
-        epoch = best_epoch(results) if name[1] == "best" else int(name[2])
-        rows = results.valid().get(epoch, {}) if epoch is not None else {}
-        row_name = str(epoch) if rows else ""
-    return Run(config, described if config else {}, results, row_name, rows)
+            rows, _ = read_rows(metrics)
+    epoch = best_epoch(rows) if name[1] == "best" else int(name[2])
+    measured = valid_rows(rows).get(epoch, {}) if epoch is not None else {}
+    return Run(config, described if config else {}, rows, str(epoch) if measured else "", measured)
 
 
 def model_card(checkpoint: Checkpoint, language: str) -> str:
@@ -100,8 +96,8 @@ def model_card(checkpoint: Checkpoint, language: str) -> str:
         _front_matter(run, title, language),
         f"# {title}",
         _weights(checkpoint),
-        *(_described(run) if run.config or run.results.rows else [_UNKNOWN]),
-        *(_measured(run) if run.results.valid() else []),
+        *(_described(run) if run.config or run.rows else [_UNKNOWN]),
+        *(_measured(run) if valid_rows(run.rows) else []),
         _use(language),
         *([_LIMITS] if run.is_quran else []),
         _LICENCE,
@@ -194,9 +190,7 @@ def _recipe(run: Run, config: TrainingConfig) -> str:
 def _measured(run: Run) -> Iterable[str]:
     """Yield the paragraphs on the run's metrics and this checkpoint's row in the table."""
     yield "## What was measured"
-    shown = Results()
-    shown.rows = [row | {"reciter": _text(row["reciter"])} for row in run.results.rows if row["event"] != "train"]
-    table = results_table(shown)
+    table = results_table(row | {"reciter": _text(row["reciter"])} for row in run.rows if row["event"] == "valid")
     if run.row_name:
         table = table.replace(f"\n| {run.row_name} |", f"\n| **{run.row_name}** |")
         rates = (
@@ -209,7 +203,7 @@ def _measured(run: Run) -> Iterable[str]:
     heard = sorted(run.amounts("train").keys() & run.row.keys())
     yield (
         "Word and character error rates (WER, CER) are by decoding each ayah from its audio alone, without diacritics. "
-        + ("`vanilla` is the model before training. " if -1 in run.results.valid() else "")
+        + ("`vanilla` is the model before training. " if -1 in valid_rows(run.rows) else "")
         + (f"In the training data too: {', '.join(map(_text, heard))}." if heard else "")
     )
 

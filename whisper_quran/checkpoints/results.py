@@ -1,13 +1,12 @@
 """The metrics of a run: the rows of ``metrics.jsonl``, and the table made from them.
 
 A row is one JSON object a line. ``{"event": "train", …}`` is an optimiser step, ``{"event": "valid", …}`` one reciter
-after one epoch; the untouched model is epoch -1. ``{"event": "average", "epochs": […], …}`` is one reciter after the
-run, with the mean of those epochs' weights.
+after one epoch; the untouched model is epoch -1.
 """
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,15 @@ _NUMBERS = {
     "train": ("step", "epoch", "loss", "lr", "grad_norm", "skipped", "clips_per_s", "data_wait"),
     "valid": ("step", "epoch", "loss", "wer", "cer", "words", "word_errors", "seconds"),
 }
-_NUMBERS["average"] = _NUMBERS["valid"]
-_OTHERS = {"event", "reciter", "epochs"}  # all other values in a row are numbers
 
 
-class Results:
-    """The rows of a run."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def valid(self) -> dict[int, dict[str, Row]]:
-        """Return the validation rows by epoch, then by reciter."""
-        epochs: dict[int, dict[str, Row]] = {}
-        for row in self.rows:
-            if row["event"] == "valid":
-                epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
-        return epochs
-
-    def average(self) -> dict[str, Row]:
-        """Return the rows of the averaged weights by reciter; empty before the end of the run."""
-        return {row["reciter"]: row for row in self.rows if row["event"] == "average"}
+def valid_rows(rows: Iterable[Row]) -> dict[int, dict[str, Row]]:
+    """Return the validation rows by epoch, then by reciter."""
+    epochs: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        if row["event"] == "valid":
+            epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
+    return epochs
 
 
 def read_rows(path: Path) -> tuple[list[Row], int]:
@@ -60,15 +47,13 @@ def _parse_row(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
         complete = row.keys() >= {*_NUMBERS[row["event"]]}
-        numbers = all(_is_number(value) for name, value in row.items() if name not in _OTHERS)
+        numbers = all(_is_number(value) for name, value in row.items() if name not in ("event", "reciter"))
         counts = ["step", "epoch"]
         is_row = True
         if row["event"] != "train":
             counts += ["words", "word_errors"]
             is_row = isinstance(row["reciter"], str)
         counted = all(isinstance(row[name], int) for name in counts)
-        if row["event"] == "average":
-            is_row = is_row and bool(row["epochs"]) and all(isinstance(epoch, int) for epoch in row["epochs"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return row if complete and numbers and counted and is_row else None
@@ -85,25 +70,23 @@ def corpus_wer(rows: Collection[Row]) -> float:
     return sum(row["word_errors"] for row in rows) / words if words else math.nan
 
 
-def results_table(results: Results) -> str:
+def results_table(rows: Iterable[Row]) -> str:
     """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER.
 
     If the texts are vocalised, it also has the diacritic error rate (DER).
     """
-    named = {"vanilla" if epoch < 0 else str(epoch): rows for epoch, rows in results.valid().items()}
-    if average := results.average():
-        named[average_name(average)] = average
-    reciters = list(dict.fromkeys(reciter for rows in named.values() for reciter in rows))
+    epochs = valid_rows(rows)
+    reciters = list(dict.fromkeys(reciter for measured in epochs.values() for reciter in measured))
     rates = ["wer", "cer"]
-    if any(row.get("der") is not None for rows in named.values() for row in rows.values()):
+    if any(row.get("der") is not None for measured in epochs.values() for row in measured.values()):
         rates.append("der")
     columns = ["loss", *map(str.upper, rates)]
     header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in columns)]
     lines = []
-    for name, rows in named.items():
-        cells = [name]
+    for epoch, measured in epochs.items():
+        cells = ["vanilla" if epoch < 0 else str(epoch)]
         for reciter in reciters:
-            row = rows.get(reciter, {})
+            row = measured.get(reciter, {})
             loss = row.get("loss")
             cells.append("–" if loss is None else f"{loss:.4f}")
             cells += [percent(row.get(rate)) for rate in rates]
@@ -111,17 +94,7 @@ def results_table(results: Results) -> str:
     return markdown_table(header, lines)
 
 
-def average_name(rows: Mapping[str, Row]) -> str:
-    """Return the name of averaged weights in tables: ``"average of 2, 3, 5"``."""
-    return "average of " + ", ".join(str(epoch) for epoch in next(iter(rows.values()))["epochs"])
-
-
-def best_epochs(results: Results) -> list[int]:
-    """Return the epochs by their WER over all words, the lowest first; none without validation."""
-    wer = {epoch: corpus_wer(rows.values()) for epoch, rows in results.valid().items() if epoch >= 0}
-    return sorted(wer, key=wer.__getitem__)
-
-
-def best_epoch(results: Results) -> int | None:
-    """Return the epoch with the lowest WER over all words, which best.pt is from; None without validation."""
-    return next(iter(best_epochs(results)), None)
+def best_epoch(rows: Iterable[Row]) -> int | None:
+    """Return the first epoch with the lowest WER over all words, which best.pt is from; None without validation."""
+    wer = {epoch: corpus_wer(measured.values()) for epoch, measured in valid_rows(rows).items() if epoch >= 0}
+    return min(wer, key=wer.__getitem__, default=None)

@@ -59,18 +59,8 @@ class TrainingData:
         splits = {"train": train, "valid": self.valid}
         return {split: {name: Amount.of(each) for name, each in found.items()} for split, found in splits.items()}
 
-    @property
-    def undecoded(self) -> int:
-        """Number of recordings that are not decoded yet, in a dry run."""
-        return sum(not self.cache.is_decoded(path) for path in self.cache.clips)
-
     def digest(self) -> str:
-        """Digest the data that a run's results depend on: the recordings' bytes, their target tokens, and their order.
-
-        Empty if not all recordings are decoded, in a dry run.
-        """
-        if self.undecoded:
-            return ""
+        """Digest the data that a run depends on: the recordings' bytes, their target tokens, and their order."""
         content = [
             [([self.cache.digest(ayah.audio) for ayah in e.parts], e.samples, e.tokens) for e in examples]
             for examples in (self.train, *self.valid.values())
@@ -84,7 +74,7 @@ def open_data(config: TrainingConfig | EvaluationConfig, log: Log = no_log) -> C
 
 
 def prepare_ayat(
-    corpus: Corpus, reciters: Iterable[str], config: TrainingConfig | EvaluationConfig, log: Log, decode: bool = True
+    corpus: Corpus, reciters: Iterable[str], config: TrainingConfig | EvaluationConfig, log: Log
 ) -> PreparedAyat:
     """Decode the ayat of ``reciters`` that are not in the cache yet; see :func:`.audio_cache.prepare_audio`.
 
@@ -97,7 +87,7 @@ def prepare_ayat(
     for ayah in selected:
         ayat[ayah.reciter].append(ayah)
     sources = {reciter: [ayah.audio for ayah in each] for reciter, each in ayat.items()}
-    cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log, decode)
+    cache = prepare_audio(sources, config.cache or default_cache(), config.workers, log)
     skipped = [*corpus.skipped, *skipped]
     for path, reason in cache.skipped:
         skipped.append(Skipped(str(path), reason if reason.startswith(NO_SPEECH) else f"cannot be decoded: {reason}"))
@@ -139,11 +129,6 @@ def select_ayat(config: TrainingConfig, log: Log) -> Selection:
     corpus = open_data(config, log)
     selection = Selection(corpus, *training_reciters(config, corpus))
     both = sorted({*selection.train} & {*selection.valid})
-    if both and not config.allow_overlap:
-        raise UserError(
-            f"{', '.join(both)} in both splits, so that the validation WER would say nothing about a new reciter: "
-            "leave it out of one, or insist with --allow-overlap"
-        )
     for reciter in both:
         log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
     for purpose, reciters in (("train", selection.train), ("validate", selection.valid)):
@@ -164,7 +149,7 @@ def prepare_data(
         UserError: nothing is left of a split, or the cache cannot be written.
     """
     names = dict.fromkeys([*selection.train, *selection.valid])
-    prepared = prepare_ayat(selection.corpus, names, config, log, decode=not config.dry_run)
+    prepared = prepare_ayat(selection.corpus, names, config, log)
     skipped = prepared.skipped
     examples: dict[str, list[Example]] = {}
     for reciter, ayat in prepared.ayat.items():

@@ -1,4 +1,4 @@
-"""Training windows: consecutive ayat joined up to 30 s, with timestamps, prompted with the preceding text.
+"""Training windows: consecutive ayat joined up to 30 s, and with timestamps.
 
 Whisper processes 30 s at a time and an ayah lasts 6 to 10, so two thirds of the input is silence; and from single ayat
 it learns neither where one ends nor how the next begins. The windows are drawn once, from the run's seed: they are the
@@ -26,7 +26,7 @@ _QUIET = 1e-4  # relative to the loudest 10 ms (−40 dB): the leading and trail
 
 @dataclass(frozen=True)
 class WindowMaker:
-    """Makes windows of up to ``n_text_ctx`` tokens; ``config`` has the shares that are packed, timed and prompted."""
+    """Makes windows of up to ``n_text_ctx`` tokens; ``config`` has the shares that are packed and timed."""
 
     config: TrainingConfig
     tokenizer: Tokenizer
@@ -38,20 +38,16 @@ class WindowMaker:
         ordered = sorted(examples, key=lambda example: place(example.parts[0]))
         rng = random.Random(f"windows {self.config.seed} {ordered[0].reciter}" if ordered else 0)
         windows: list[Example] = []
-        before: list[int] = []  # target tokens of the preceding consecutive ayat, with or without timestamps
         position = 0
         while position < len(ordered):
-            packed, timed, prompted = (
-                rng.random() < share for share in (self.config.pack, self.config.timestamps, self.config.prompt)
-            )
+            # A third number is drawn, and not used, so that runs begun when there was a third share still resume.
+            packed, timed, _ = (rng.random() < share for share in (self.config.pack, self.config.timestamps, 0.0))
             end = self._end(ordered, position, timed) if packed else position + 1
             window = self._window(ordered[position:end], timed)
-            targets = window.tokens[window.taught_from : -1]
-            next_follows = _follows(ordered, end)
-            if packed and next_follows:
+            if packed and _follows(ordered, end):
                 window = self._cut(window, ordered[end])
-            windows.append(self._prompted(window, before) if prompted else window)
-            before, position = [*before, *targets][-self.n_text_ctx :] if next_follows else [], end
+            windows.append(window)
+            position = end
         return windows
 
     def _end(self, ordered: Sequence[Example], position: int, timed: bool) -> int:
@@ -91,14 +87,6 @@ class WindowMaker:
         *tokens_before, end, eot = window.tokens
         return replace(window, samples=length, tokens=(*tokens_before, end, end, eot), cut=following.parts[0])
 
-    def _prompted(self, window: Example, before: Sequence[int]) -> Example:
-        """Prepend <|startofprev|> and the last of the tokens ``before`` the window, as ``whisper.transcribe`` does."""
-        room = min(self.n_text_ctx - len(window.tokens), self.n_text_ctx // 2 - 1)
-        if not before or room < 1:
-            return window
-        prompt = (self.tokenizer.sot_prev, *before[-room:])
-        return replace(window, tokens=(*prompt, *window.tokens), taught_from=len(prompt) + window.taught_from)
-
     @staticmethod
     def _tokens(example: Example, timed: bool) -> int:
         """Count the tokens of an ayah's text and, if ``timed``, its two timestamps."""
@@ -113,7 +101,7 @@ class WindowMaker:
 
     def _spans(self, parts: Sequence[Example]) -> list[tuple[int, int]]:
         """Return the start and end of each part, in samples; of a single ayah without the silence around it."""
-        if len(parts) == 1 and self.cache.is_decoded(parts[0].parts[0].audio):
+        if len(parts) == 1:
             return [spoken(parts[0].audio(self.cache))]
         ends = list(accumulate(part.samples for part in parts))
         return list(zip([0, *ends], ends, strict=False))

@@ -46,11 +46,3 @@ def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
         torch.manual_seed(seed)
         for linear in linears:
             parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank))
-
-
-def merge_adapters(model: Whisper) -> None:
-    """Merge the adapters into the weights of ``model``, which stay trainable, and remove the parametrizations."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
-            module.weight.requires_grad_(True)

@@ -13,7 +13,7 @@ from ..runtime.command_line import parse
 from ..runtime.errors import UserError
 
 STATES = ("state.pt", "state-previous.pt")
-_NOT_RESUMED = {"out", "resume", "max_time", "dry_run"}
+_NOT_RESUMED = {"out", "resume", "max_time"}
 
 
 def parse_command_line(doc: str, argv: Sequence[str] | None = None) -> TrainingConfig:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.results import Results, Row, best_epoch, read_rows, results_table
+from ..checkpoints.results import Row, best_epoch, read_rows, results_table, valid_rows
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, storage_error
 from .plot import draw
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class History(Results):
+class History:
     """The rows of a run, in memory and, if ``writes``, appended to ``path``.
 
     With ``tensorboard`` their numbers are also written to the folder ``tensorboard`` beside ``path``.
     """
 
     def __init__(self, path: Path, writes: bool = True, tensorboard: bool = False):
-        super().__init__()
         self.path = path
+        self.rows: list[Row] = []
         self.writes = writes
         self.tensorboard = tensorboard
         self.board: SummaryWriter | None = None
@@ -61,6 +61,10 @@ class History(Results):
             if row[name] is not None:
                 self.board.add_scalar(tag.encode(errors="backslashreplace").decode(), row[name], row["step"])
 
+    def valid(self) -> dict[int, dict[str, Row]]:
+        """Return the validation rows by epoch, then by reciter."""
+        return valid_rows(self.rows)
+
     def close(self) -> None:
         """Flush and close TensorBoard's writer."""
         if self.board is not None:
@@ -79,7 +83,6 @@ class History(Results):
         is_current = {
             "train": lambda row: row["step"] <= step,
             "valid": lambda row: row["epoch"] < epoch,
-            "average": lambda row: row["epoch"] == epoch,
         }
         self.rows = [row for row in rows if is_current[row["event"]](row)]
         if self.writes:
@@ -107,9 +110,9 @@ def require_tensorboard() -> None:
 def write_results(history: History, folder: Path) -> None:
     """Write ``results.md``, and ``loss.png`` if matplotlib is installed."""
     with atomic_write(folder / "results.md") as file:
-        file.write(results_table(history))
+        file.write(results_table(history.rows))
     try:
-        png = draw(history.rows, best_epoch(history))
+        png = draw(history.rows, best_epoch(history.rows))
     except ImportError:
         return
     except Exception as error:  # a plot that fails must not end a run

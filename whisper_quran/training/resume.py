@@ -38,11 +38,11 @@ from ..runtime.version import __version__
 from .inputs import STATES, has_state
 
 State = dict[str, Any]
-_KEYS = {"step", "epoch", "best_wer", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
+_KEYS = {"step", "epoch", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
 _KEYS |= {"optimizer", "scaler"}
 # Temporary files of atomic_write, left behind if a run is killed.
 _LEFTOVER = re.compile(
-    r"\.(state\.pt|best\.pt|average\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
+    r"\.(state\.pt|best\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
     r"\.[0-9a-f]{8}\.tmp"
 )
 
@@ -101,10 +101,10 @@ def to_memory(value: Any) -> Any:
     return value
 
 
-def find_state(folder: Path, log: Log, rename: bool = True) -> Path:
+def find_state(folder: Path, log: Log) -> Path:
     """Return the newest valid state in ``folder``; log a warning if that is not the last one written.
 
-    With ``rename`` the damaged one is renamed, so that the next save does not replace the valid one by it.
+    The damaged one is renamed, so that the next save does not replace the valid one by it.
 
     Raises:
         UserError: none is valid.
@@ -121,8 +121,7 @@ def find_state(folder: Path, log: Log, rename: bool = True) -> Path:
             f"no saved state in {folder} can be used: start again with another --out, from its best.pt or anew"
         )
     with suppress(OSError):
-        if rename:
-            newest.replace(folder / f"damaged-{newest.name}")
+        newest.replace(folder / f"damaged-{newest.name}")
     return previous
 
 

@@ -17,7 +17,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
-from ..checkpoints.results import average_name, best_epoch, corpus_wer, results_table
+from ..checkpoints.results import best_epoch, corpus_wer, results_table
 from ..config import TrainingConfig
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
 from ..data.prepare import Amount, TrainingData, prepare_data, select_ayat, summary
@@ -25,15 +25,13 @@ from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import UserError
-from ..runtime.files import check_folder, check_lock, lock_folder
+from ..runtime.files import check_folder, lock_folder
 from ..runtime.interrupts import Interrupts
-from .dry_run import estimate, load_without_download
 from .inputs import saved_options
 from .metrics_log import History, require_tensorboard
 from .optimizer import suited_lr
 from .resume import (
     State,
-    can_resume,
     check_options,
     check_space,
     enter_folder,
@@ -67,9 +65,6 @@ def train(config: TrainingConfig, log: Log = print) -> History:
         with Interrupts() as interrupts, ExitStack() as lock:
             setup = Setup(device, world=world, interrupts=interrupts, log=log, deadline=deadline)
             trainer = prepare(config, lock, setup)
-            if config.dry_run:
-                estimate(trainer)
-                return trainer.history
             finished = trainer.train()
     finally:
         if connected:
@@ -92,14 +87,11 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
     selection = world.on_main(lambda: select_ayat(config, log))
 
     def enter() -> bool:
-        if config.dry_run:
-            check_lock(config.out, "training")
-            return can_resume(config.out, config.resume)
         lock.enter_context(lock_folder(config.out, "training"))
         return enter_folder(config.out, config.resume, world.restarts)
 
     resuming = world.on_main(enter)
-    state_path = world.on_main(lambda: find_state(config.out, log, rename=not config.dry_run)) if resuming else None
+    state_path = world.on_main(lambda: find_state(config.out, log)) if resuming else None
     state = world.on_all(lambda: load_state(state_path)) if state_path else None
     if state:
         world.on_all(lambda: check_options(config, state, world.size))
@@ -143,7 +135,7 @@ def own_device(name: str, world: World) -> tuple[torch.device, str]:
 def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whisper:
     """Load the model to start from; to resume, only build it with the dimensions in ``state``, which has the weights.
 
-    On each machine one process loads first, since it may have to download the model. A dry run does not download.
+    On each machine one process loads first, since it may have to download the model.
     """
     source, device, world = config.model, setup.device, setup.world
     if state:
@@ -151,8 +143,6 @@ def load_model(config: TrainingConfig, state: State | None, setup: Setup) -> Whi
             return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
-    if config.dry_run:
-        return world.on_all(lambda: load_without_download(source, setup.log)).to(device)
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
@@ -177,7 +167,7 @@ def check_agreement(digest: str, first: str) -> None:
 
 
 def begin_folder(trainer: Trainer, new: bool) -> int:
-    """Write the files that describe the run, unless it is a dry run; return the bytes it needs at most.
+    """Write the files that describe the run; return the bytes it needs at most.
 
     Raises:
         UserError: the disk has too little space, or the folder cannot be written.
@@ -185,12 +175,8 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
     config, out = trainer.config, trainer.config.out
     parameters, trained = count_parameters(trainer.model)
     checkpoints = _CHECKPOINTS_KEPT.get(config.keep, trainer.epochs + 2)
-    if config.average:
-        checkpoints += config.average + 1
-    # fp32 weights and two averages for each trained one; checkpoints are fp16.
+    # fp32 weights and two moments for each trained one; checkpoints are fp16.
     needed = check_space(out, 4 * parameters + 8 * trained, 2 * parameters, checkpoints)
-    if config.dry_run:
-        return needed
     if new:
         trainer.history.clear()  # rows of a run that ended before it saved a state
         write_skipped(out, trainer.data.skipped)
@@ -273,7 +259,7 @@ def describe_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
         log(f"damaged    {len(data.cache.damaged)} files have damaged frames; they are used")
     if data.cache.mended:
         log(f"mended     {len(data.cache.mended)} files: channels that cancelled out, or samples of another scale")
-    listed = f" (listed in {config.out / 'skipped.csv'})" if data.skipped and not config.dry_run else ""
+    listed = f" (listed in {config.out / 'skipped.csv'})" if data.skipped else ""
     log(f"left out   {summary(data.skipped)}{listed}")
 
 
@@ -283,8 +269,8 @@ def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
     skipped = sum(row["skipped"] for row in history.rows if row["event"] == "train")
     if skipped:
         log(f"{skipped} of {trainer.step} steps were skipped: their loss or gradient was not finite")
-    log(f"\n{results_table(history)}")
-    best = best_epoch(history)
+    log(f"\n{results_table(history.rows)}")
+    best = best_epoch(history.rows)
     rate = "the last epoch"
     if best is not None:
         wer = corpus_wer(history.valid()[best].values())
@@ -294,11 +280,7 @@ def describe_results(trainer: Trainer, seconds: float, log: Log) -> None:
     if (out / "loss.png").exists():
         log(f"picture    {out / 'loss.png'}")
     log(f"best       {out / 'best.pt'} ({rate})")
-    models = [str(out / "best.pt")]
-    if average := history.average():
-        log(f"average    {out / 'average.pt'} ({average_name(average)}, WER {percent(corpus_wer(average.values()))})")
-        models.append(str(out / "average.pt"))
-    command = ["python", "evaluate.py", *models]
+    command = ["python", "evaluate.py", str(out / "best.pt")]
     for name in ("data", "text", "manifest") if config.manifest is None else ("manifest",):
         value = getattr(config, name)
         if value is not None:

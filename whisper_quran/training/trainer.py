@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from whisper.model import Whisper
 
-from ..checkpoints.average import average_weights
-from ..checkpoints.results import best_epoch, corpus_wer
+from ..checkpoints.checkpoint import save_checkpoint
+from ..checkpoints.results import best_epoch
 from ..config import TrainingConfig
 from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -29,9 +29,8 @@ from ..runtime.command_line import to_json
 from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
 from ..runtime.errors import Interrupted, UserError
-from .adapters import add_adapters, merge_adapters
+from .adapters import add_adapters
 from .augment import Augmentation
-from .epoch_files import EpochFiles
 from .loss import Objective
 from .metrics_log import History, write_results
 from .optimizer import build_optimizer, schedule
@@ -75,15 +74,11 @@ class Trainer:
             self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
         self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(
-            config.out / "metrics.jsonl", self.world.is_main and not config.dry_run, config.tensorboard
-        )
+        self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
         self.writer = StateWriter(config.out)
-        self.files = EpochFiles(config, self.history)
 
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
-        self.best_wer = math.inf
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
         # Clips at a time in training and in validation; halved when a GPU runs out of memory.
         self.micro_batch = self.valid_batch = config.batch_size
@@ -130,7 +125,7 @@ class Trainer:
             self.save_checkpoints()
             self.epoch += 1
             self.save()
-        return self.average_epochs()
+        return True
 
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
@@ -338,39 +333,16 @@ class Trainer:
 
     def out_of_patience(self) -> bool:
         """Return True if --patience epochs have passed since the best one."""
-        best = best_epoch(self.history)
+        best = best_epoch(self.history.rows)
         if self.config.patience is None or best is None or self.epoch - 1 - best < self.config.patience:
             return False
         self.log(f"patience   no epoch after epoch {best} had a lower WER: this is the end of the run")
         return True
 
-    def average_epochs(self) -> bool:
-        """With --average, average the best epochs' weights and validate them; return False if there is no time left.
-
-        The state on disk stays that of the last epoch.
-        """
-        epochs = self.files.averaged(self.epoch - 1)
-        done = self.history.average().keys() == self.data.valid.keys() and (self.config.out / "average.pt").exists()
-        if len(epochs) < 2 or self.world.on_main(lambda: done):
-            return True
-        if not self.time_for_validation():
-            return False
-        merge_adapters(self.model)
-        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        self.world.on_all(lambda: average_weights(map(self.files.path, epochs), trained))
-        self.validate(self.epoch, averaged=epochs)
-        if self.world.is_main:
-            self.files.save_average(self.epoch - 1, self.model)
-        return True
-
-    def validate(self, epoch: int, averaged: Sequence[int] = ()) -> None:
-        """Validate on every reciter and add a row for each.
-
-        ``epoch`` is -1 for the untouched model. ``averaged`` lists the epochs whose average is validated; ``epoch`` is
-        then the number of trained epochs.
-        """
+    def validate(self, epoch: int) -> None:
+        """Validate on every reciter and add a row for each; ``epoch`` is -1 for the untouched model."""
         self.objective.eval()
-        done = self.history.average() if averaged else self.history.valid().get(epoch, {})
+        done = self.history.valid().get(epoch, {})
         for reciter, examples in self.data.valid.items():
             if reciter in done:
                 continue  # measured before the run was resumed
@@ -380,7 +352,7 @@ class Trainer:
             errors = result.errors
             self.history.append(
                 {
-                    "event": "average" if averaged else "valid",
+                    "event": "valid",
                     "epoch": epoch,
                     "step": self.step,
                     "reciter": reciter,
@@ -396,10 +368,9 @@ class Trainer:
                     "letters": errors.letters,
                     "diacritic_errors": errors.diacritic_errors,
                     "seconds": seconds,
-                    **({"epochs": averaged} if averaged else {}),
                 }
             )
-            name = "average" if averaged else "vanilla" if epoch < 0 else f"epoch {epoch}"
+            name = "vanilla" if epoch < 0 else f"epoch {epoch}"
             rates = f"WER {percent(errors.wer)}, CER {percent(errors.cer)}"
             if errors.letters:
                 rates += f", DER {percent(errors.der)}"
@@ -420,19 +391,21 @@ class Trainer:
             self.valid_batch = self.fewer_clips(self.valid_batch)
 
     def save_checkpoints(self) -> None:
-        """Save this epoch's Whisper checkpoint, and ``best.pt`` if no epoch had a lower validation WER.
+        """Save this epoch's Whisper checkpoint, and ``best.pt`` if no epoch before it had as low a validation WER.
 
-        Without validation the latest epoch counts as the best.
+        Without validation the latest epoch counts as the best. Remove the checkpoints that --keep does not keep.
         """
-        rows = self.history.valid().get(self.epoch, {}).values()
-        wer = corpus_wer(rows)
-        better = math.isnan(wer) or wer < self.best_wer
-        if wer < self.best_wer:
-            self.best_wer = wer
         if not self.world.is_main:
             return
         self.writer.finish()  # a checkpoint without any state could not be resumed from
-        self.files.save(self.epoch, self.model, is_best=better)
+        out, keep = self.config.out, self.config.keep
+        if keep != "best":
+            save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
+        if best_epoch(self.history.rows) in (None, self.epoch):
+            save_checkpoint(out / "best.pt", self.model)
+        if keep == "last":
+            for epoch in range(self.epoch):
+                (out / f"epoch-{epoch:03}.pt").unlink(missing_ok=True)
 
     def save(self) -> None:
         """Save the state: the main process copies it, and writes the copy while training continues."""
@@ -446,7 +419,6 @@ class Trainer:
         return {
             "step": self.step,
             "epoch": self.epoch,
-            "best_wer": self.best_wer,
             "bad_steps": self.bad_steps,
             "precision": self.precision.name,
             "config": to_json(self.config),
@@ -464,14 +436,14 @@ class Trainer:
         Raises:
             UserError: the recordings or their texts have changed since the run began, or ``state`` was edited.
         """
-        if self.data_digest and state["data"] != self.data_digest:
+        if state["data"] != self.data_digest:
             raise UserError(
                 f"the recordings or their texts are not those the run in {self.config.out} began with "
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"
             )
         try:
             self.step, self.epoch = int(state["step"]), int(state["epoch"])
-            self.best_wer, self.bad_steps = float(state["best_wer"]), int(state["bad_steps"])
+            self.bad_steps = int(state["bad_steps"])
             self.model.load_state_dict(state["model"])
             # A copy: otherwise the optimiser would update the memory-mapped file.
             self.optimizer.load_state_dict(to_memory(state["optimizer"]))
