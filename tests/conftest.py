@@ -1,5 +1,6 @@
 """What the tests share: the real recitations beside the repository, and small Whispers made on the spot."""
 
+import collections
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,14 @@ QURAN = ROOT.parent / "shared" / "quran"
 
 # One thread: the order of a sum, and so its last bit, depends on how many there are; and small tensors are no slower.
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print why tests were skipped: a line a reason, with how many it concerns."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ SOURCES = ["whisper_quran", "tests", "benchmarks", ".ci", *(path.name for path i
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the wheel and the sdist, built from a checkout that has been worked in."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
     checkout = tmp_path_factory.mktemp("checkout")
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
