@@ -136,47 +136,12 @@ def start_file(handler: _Handler) -> None:
     handler.end_headers()
 
 
-def trickle(handler: _Handler) -> None:
-    """A byte now and then, for as long as anyone listens."""
-    start_file(handler)
-    for byte in handler.body:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
-
-
 def silence(handler: _Handler) -> None:
     """The connection stays open and nothing comes (until the client has gone)."""
     handler.close_connection = True
     handler.connection.settimeout(20)
     with suppress(OSError):
         handler.connection.recv(1)
-
-
-def trickled_headers(handler: _Handler) -> None:
-    """A header now and then, for as long as anyone listens."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for number in range(1000):
-        handler.wfile.write(b"X-%d: x\r\n" % number)
-        time.sleep(0.05)
-
-
-def endless(head: bytes, part: bytes, seconds: float = 0.0) -> Fault:
-    """``head``, then ``part`` again and again, for as long as anyone listens."""
-
-    def fault(handler: _Handler) -> None:
-        handler.wfile.write(head)
-        while True:
-            handler.wfile.write(part)
-            time.sleep(seconds)
-
-    return fault
-
-
-def endless_redirects(handler: _Handler) -> None:
-    """Each address redirects to one that was not heard of before, slowly."""
-    time.sleep(0.5)
-    handler.server.faults[handler.path + "x"] = [endless_redirects]
-    redirect(handler.path + "x")(handler)
 
 
 def length(offset: int) -> Fault:
@@ -187,14 +152,10 @@ def length(offset: int) -> Fault:
     )
 
 
-def no_length(headers: dict[str, str]) -> Fault:
+def no_length(handler: _Handler) -> None:
     """As an old server: the end of the connection is the end of the file, and half of it is missing."""
-
-    def fault(handler: _Handler) -> None:
-        handler.answer(200, handler.body[: len(handler.body) // 2], {"Content-Length": "", **headers})
-        hang_up(handler)
-
-    return fault
+    handler.answer(200, handler.body[: len(handler.body) // 2], {"Content-Length": "", "Connection": "close"})
+    hang_up(handler)
 
 
 def chunked(handler: _Handler, cut: bool = False) -> None:

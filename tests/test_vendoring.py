@@ -173,6 +173,6 @@ def test_the_public_names_are_the_same_for_python_and_for_type_checkers():
 
 
 def test_the_download_and_the_configurations_need_no_torch(project):
-    code = "import sys, recitation.speech.download.command; from recitation.speech import TrainingConfig, UserError"
+    code = "import sys, recitation.speech.download.__main__; from recitation.speech import TrainingConfig, UserError"
     done = python(project, "-c", code + "; print([name for name in ('torch', 'whisper') if name in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
