@@ -42,7 +42,7 @@ from train import (  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.config import EvaluationConfig
 from whisper_quran.data.batches import Batch, make_batch
-from whisper_quran.data.encoder_cache import FrozenEncoder, Known, open_encoder_cache
+from whisper_quran.data.encoder_cache import CachedFeatures, FrozenEncoder, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.evaluation.evaluate import evaluate
@@ -301,7 +301,7 @@ def train_epoch(trainer: Trainer) -> tuple[float, float]:
     start = time.perf_counter()
     losses = list(epoch_losses(trainer))
     if trainer.encoder:
-        trainer.encoder.release()
+        trainer.encoder.free_memory()
     return time.perf_counter() - start, sum(losses) / len(losses)
 
 
@@ -399,8 +399,8 @@ def attention(bench: Bench) -> Iterator[Unit]:
         dims, gradients = trainer.model.dims, []
         features = torch.randn((clips, dims.n_audio_ctx, dims.n_audio_state)).to(setup.precision.dtype)
         tokens, positions = torch.randint(50257, (clips, length)), torch.arange(clips * length)
-        audio, known = torch.zeros((clips, 1), dtype=torch.int16), Known((), tuple(range(clips)), features)
-        step = whole_step([Batch(audio, tokens, positions, tokens.flatten(), known=known).to(setup.device)])
+        audio, cached = torch.zeros((clips, 1), dtype=torch.int16), CachedFeatures((), tuple(range(clips)), features)
+        step = whole_step([Batch(audio, tokens, positions, tokens.flatten(), cached=cached).to(setup.device)])
         for name in ("queries", "audio"):
             if name == "audio":
                 training_loss.attend_to_audio = lambda attention, x, features: attention(x, features)[0]

@@ -41,9 +41,10 @@ from torch.utils.data import DataLoader, Dataset
 from train import Clips, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
-from whisper_quran.data.batches import Example, epoch_order
+from whisper_quran.data.batches import epoch_order
 from whisper_quran.data.encoder_cache import open_encoder_cache
 from whisper_quran.data.text import normalize
+from whisper_quran.data.windows import Example
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
 from whisper_quran.training.setup import Setup
@@ -181,7 +182,7 @@ def collate(items: list[tuple[Tensor, Example]]) -> dict[str, Tensor]:
     for row, (_, example) in enumerate(items):
         said = torch.tensor(example.tokens)
         tokens[row, : len(said) - 1] = said[:-1]
-        labels[row, example.taught_from - 1 : len(said) - 1] = said[example.taught_from :]
+        labels[row, example.first_target - 1 : len(said) - 1] = said[example.first_target :]
     mels = torch.stack([mel for mel, _ in items])
     return {"input_features": mels, "decoder_input_ids": tokens, "labels": labels}
 

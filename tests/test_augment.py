@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import RUN, results_of
 
-from whisper_quran.data.batches import Sound
+from whisper_quran.data.batches import Clip
 from whisper_quran.data.features import log_mel
 from whisper_quran.training.augment import NOTHING, Augmentation
 
@@ -20,7 +20,7 @@ def tone(hertz: float, seconds: float = 2.0) -> torch.Tensor:
 
 
 def changed(clip: torch.Tensor, **change) -> torch.Tensor:
-    return Augmentation(0, CPU).sound(clip[None], [Sound(1, len(clip), False)], [replace(NOTHING, **change)])[0][0]
+    return Augmentation(0, CPU).sound(clip[None], [Clip(1, len(clip), False)], [replace(NOTHING, **change)])[0][0]
 
 
 def level(x: torch.Tensor) -> float:
@@ -51,7 +51,7 @@ def test_no_clip_becomes_too_long_and_none_with_timestamps_shorter_or_longer():
         (27 * 16_000 + 1, False, {10, 11}),
         (160_000, True, {10}),
     ):
-        drawn = augmentation.changes(0, [Sound(number, samples, timed) for number in range(200)])
+        drawn = augmentation.changes(0, [Clip(number, samples, timed) for number in range(200)])
         assert {change.speed for change in drawn} == speeds
         assert sum(change != NOTHING for change in drawn) > 50
 
@@ -92,7 +92,7 @@ def test_masks_silence_bands_and_gaps_and_nothing_else():
 def test_what_is_done_follows_from_seed_epoch_and_clip_and_not_from_the_batch():
     augmentation = Augmentation(3, CPU)
     clips = torch.randint(-9000, 9000, (6, 40_000), dtype=torch.int16)
-    sounds = [Sound(number, 40_000, False) for number in [7, 8, 9, 10, 11, 2**32 - 1]]
+    sounds = [Clip(number, 40_000, False) for number in [7, 8, 9, 10, 11, 2**32 - 1]]
     together, lengths = augmentation.sound(clips, sounds, augmentation.changes(1, sounds))
     assert len(set(lengths)) > 1
     for row, sound in enumerate(sounds):
@@ -102,7 +102,7 @@ def test_what_is_done_follows_from_seed_epoch_and_clip_and_not_from_the_batch():
         assert not together[row, len(alone) :].any()
     assert augmentation.changes(1, sounds) != augmentation.changes(2, sounds)
     assert augmentation.changes(1, sounds) != Augmentation(4, CPU).changes(1, sounds)
-    drawn = Augmentation(0, CPU).changes(0, [Sound(number, 40_000, False) for number in range(1000)])
+    drawn = Augmentation(0, CPU).changes(0, [Clip(number, 40_000, False) for number in range(1000)])
     assert {change.speed for change in drawn} == {9, 10, 11}
     counts = {
         0.5: sum(c == NOTHING for c in drawn),

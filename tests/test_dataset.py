@@ -9,8 +9,9 @@ import torch
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.audio_cache import prepare_audio
-from whisper_quran.data.batches import build_examples, epoch_order, make_batch, prefetch, split
+from whisper_quran.data.batches import epoch_order, make_batch, prefetch, split
 from whisper_quran.data.corpus import Ayah, open_corpus
+from whisper_quran.data.windows import build_examples
 from whisper_quran.runtime.console import no_log
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")

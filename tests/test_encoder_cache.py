@@ -8,7 +8,7 @@ import torch
 from conftest import make_whisper, results_of
 
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.encoder_cache import FrozenEncoder, Known, encoder_digest, open_encoder_cache
+from whisper_quran.data.encoder_cache import CachedFeatures, FrozenEncoder, encoder_digest, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.runtime.device import Precision
 
@@ -60,10 +60,10 @@ def test_the_encoder_leaves_memory_when_all_is_known(tmp_path, clips):
     model = make_whisper()
     encoder = open_cache(tmp_path, model, dtype="bf16")
     encode(encoder, clips)
-    encoder.release()
+    encoder.free_memory()
     assert encoder._encoder is not None  # it was needed in this epoch
     encode(encoder, clips)
-    encoder.release()
+    encoder.free_memory()
     assert encoder._encoder is None
 
 
@@ -117,7 +117,7 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path, clips):
     assert torch.equal(encode(encoder, clips), whole)
     assert encoder.encoded == 6 + 2
     assert open_cache(tmp_path, model, setting="off").cache is None
-    assert open_cache(tmp_path, model, setting=str(2 * size / 1e9)).cache.room < 0
+    assert open_cache(tmp_path, model, setting=str(2 * size / 1e9)).cache.space < 0
 
 
 def test_a_disk_that_fills_up_is_one_line(tmp_path, clips, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, clips, monkeypatch):
 
 def test_a_batch_cut_in_half_keeps_what_is_known_beside_its_clips():
     features = torch.arange(3.0)[:, None, None]
-    first, second = Known(("a", "b", "c", "d"), (0, 2, 3), features).split(2)
+    first, second = CachedFeatures(("a", "b", "c", "d"), (0, 2, 3), features).split(2)
     assert (first.keys, first.rows, first.features.flatten().tolist()) == (("a", "b"), (0,), [0.0])
     assert (second.keys, second.rows, second.features.flatten().tolist()) == (("c", "d"), (0, 1), [1.0, 2.0])
 

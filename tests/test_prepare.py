@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import make_whisper
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import EvaluationConfig, TrainingConfig
 from whisper_quran.data.audio import SAMPLE_RATE
-from whisper_quran.data.prepare import TrainingData, open_data, prepare_ayat, prepare_data, select_ayat
+from whisper_quran.data.corpus import open_corpus, select_ayat
+from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
 from whisper_quran.data.text import normalize, recited
 from whisper_quran.evaluation.evaluate import evaluate
 from whisper_quran.runtime.console import no_log
@@ -47,7 +47,7 @@ def config(tmp_path) -> TrainingConfig:
 
 
 def prepared(config: TrainingConfig) -> TrainingData:
-    return prepare_data(config, select_ayat(config, no_log), make_whisper(), TOKENIZER, no_log)
+    return prepare_data(config, *select_ayat(config), TOKENIZER, 448, no_log)
 
 
 def digest(config: TrainingConfig) -> str:
@@ -105,7 +105,7 @@ def test_identical_recordings_are_named(config):
     shutil.copy(config.data / "A" / "112001.wav", config.data / "A" / "112003.wav")
     for _ in range(2):  # also when all is in the cache
         lines = []
-        prepare_ayat(open_data(config), ["A", "B"], config, lines.append)
+        decode_ayat(open_corpus(config.data).select("AB")[0], config, lines.append)
         warnings = [line for line in lines if line.startswith("warning")]
         assert len(warnings) == 1
         assert "A/112001.wav and " in warnings[0] and "A/112003.wav" in warnings[0]
@@ -122,9 +122,25 @@ def test_audio_without_speech_is_listed_and_counted(config):
     assert [example.parts[0].number for example in data.train] == [4]
 
 
-def test_surahs_that_no_reciter_has_are_answered_with_those_there_are(config):
+def test_what_needs_no_audio_is_checked_before_torch_is_imported(config):
+    """Surahs that a split has not are named, as is a reciter that has none of them."""
     with pytest.raises(UserError, match=r"nothing left to train on in .* \(A has surahs 112\)"):
-        select_ayat(replace(config, surahs="1:3"), no_log)
+        select_ayat(replace(config, surahs="1:3"))
+    (config.data / "B" / "112001.wav").rename(config.data / "B" / "113001.wav")
+    with open(config.data / "metadata" / "ayah_text_clear.csv", "a") as file:
+        file.write("113,1,word\n")
+    code = (
+        "import sys; from pathlib import Path; from whisper_quran.config import TrainingConfig\n"
+        "from whisper_quran.training.inputs import check_inputs\n"
+        "try: check_inputs(TrainingConfig(data=Path(sys.argv[1]), surahs='111', model='tiny'\n"
+        "     , train_reciters=('A',), valid_reciters=('B',)))\n"
+        "finally: print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, config.data], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "nothing left to train on" in done.stderr and done.stdout == "False\n"
+    lines: list[str] = []
+    select_ayat(replace(config, surahs="113", train_reciters=("A", "B"), valid_reciters=()), lines.append)
+    assert lines == ["warning    nothing to train on: A has surahs 112"]
 
 
 def test_evaluation_answers_a_range_without_ayat_with_the_surahs_there_are(config, workshop):
@@ -141,8 +157,9 @@ def test_uthmani_spelling_is_told_once(config):
     path.write_text("sorah,ayah,text\n" + "".join(f"112,{ayah},بِرَبِّ ٱلۡفَلَقِ ۝{ayah}\n" for ayah in range(1, 5)))
     for options, times in ((config, 1), (EvaluationConfig(("m",), data=config.data, normalize="full"), 0)):
         told: list[str] = []
-        data = prepare_ayat(open_data(config, told.append), ["A"], replace(options, cache=config.cache), told.append)
-        assert data.ayat["A"][0].text == "بِرَبِّ ٱلۡفَلَقِ"
+        ayat = open_corpus(config.data, log=told.append).select("A")[0]
+        decode_ayat(ayat, replace(options, cache=config.cache), told.append)
+        assert ayat[0].text == "بِرَبِّ ٱلۡفَلَقِ"
         assert sum("--normalize full" in line for line in told) == times
         assert sum("4 texts of" in line for line in told) == 1
 
@@ -165,12 +182,14 @@ def test_more_reciters_than_open_files(tmp_path):
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
         "from pathlib import Path\n"
         "from whisper_quran.config import TrainingConfig\n"
-        "from whisper_quran.data.prepare import open_data, prepare_ayat\n"
+        "from whisper_quran.data.corpus import open_corpus\n"
+        "from whisper_quran.data.prepare import decode_ayat\n"
         "folder = Path(sys.argv[1])\n"
         "config = TrainingConfig(manifest=folder / 'list.csv', cache=folder / 'cache', workers=2)\n"
-        "corpus = open_data(config)\n"
-        "prepared = prepare_ayat(corpus, corpus.reciters, config, print)\n"
-        "print(sum(int(prepared.cache.read(a.audio).size > 0) for ayat in prepared.ayat.values() for a in ayat))\n"
+        "corpus = open_corpus(config.data, manifest=config.manifest)\n"
+        "ayat = corpus.select(corpus.reciters)[0]\n"
+        "cache, _ = decode_ayat(ayat, config, print)\n"
+        "print(sum(int(cache.read(ayah.audio).size > 0) for ayah in ayat))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)

@@ -10,9 +10,9 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio_cache import prepare_audio
-from whisper_quran.data.batches import build_examples
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.data.windows import WindowMaker, spoken
+from whisper_quran.data.prepare import TrainingData
+from whisper_quran.data.windows import WindowMaker, build_examples, spoken
 from whisper_quran.decoding.timestamps import read_segments
 from whisper_quran.runtime.console import no_log
 
@@ -66,7 +66,7 @@ def test_the_windows_follow_from_the_seed_alone(recited):
 
 def test_a_windows_text_is_tokenized_as_a_whole_would_be(quran, recited):
     for window in windows(recited, pack=1.0):
-        assert list(window.tokens[window.taught_from : -1]) == TOKENIZER.encode(" " + window.text)
+        assert list(window.tokens[window.first_target : -1]) == TOKENIZER.encode(" " + window.text)
     with open(quran / "metadata" / "ayah_text_clear.csv", encoding="utf-8-sig", newline="") as file:
         texts = [row["text"].strip() for row in csv.DictReader(file)]
     for one, other in pairwise(texts):
@@ -77,7 +77,7 @@ def test_timestamps_are_whispers_at_the_joints(recited):
     lengths = {example.parts[0]: example.samples for example in recited[0]}
     for window in windows(recited, pack=1.0, timestamps=1.0):
         assert window.tokens[:3] == TOKENIZER.sot_sequence
-        assert window.taught_from == 3
+        assert window.first_target == 3
         written, at = "", 0
         ends = np.cumsum([lengths[ayah] for ayah in window.parts])
         if len(window.parts) == 1 or window.cut:
@@ -102,7 +102,8 @@ def test_a_window_with_timestamps_goes_on_with_the_ayah_that_does_not_fit(recite
         if window.cut is None:
             continue
         joint = sum(lengths[ayah] for ayah in window.parts)
-        assert window.samples == 30 * 16_000 < joint + lengths[window.cut]
+        assert window.samples == joint
+        assert window.samples + window.cut_samples == 30 * 16_000 < joint + lengths[window.cut]
         heard = window.audio(recited[1])
         assert np.array_equal(heard[:joint], without.audio(recited[1]))
         assert np.array_equal(heard[joint:], recited[1].read(window.cut.audio)[: len(heard) - joint])
@@ -111,10 +112,19 @@ def test_a_window_with_timestamps_goes_on_with_the_ayah_that_does_not_fit(recite
         texts = [token for token in window.tokens if token < TOKENIZER.eot]
         assert texts == TOKENIZER.encode(" " + window.text)
         # Whisper takes its audio from there on next.
-        segments, reached = read_segments(window.tokens[window.taught_from : -1], TOKENIZER, 30.0)
+        segments, reached = read_segments(window.tokens[window.first_target : -1], TOKENIZER, 30.0)
         assert reached == pytest.approx(joint / 16_000, abs=0.011 if len(window.parts) > 1 else 2)
         assert [segment.text for segment in segments] == [ayah.text for ayah in window.parts]
     assert sum(window.cut is not None for window in made) > 5
+
+
+def test_hours_count_once_however_ayat_are_packed(recited):
+    examples, cache = recited
+    made = windows(recited, pack=1.0, timestamps=1.0)
+    plain, packed = (TrainingData(each, {}, cache, []) for each in (examples, made))
+    assert packed.hours == pytest.approx(plain.hours)
+    (amount,) = packed.amounts()["train"].values()
+    assert amount == {"ayat": len(examples), "windows": len(made), "hours": pytest.approx(plain.hours)}
 
 
 def test_a_single_ayahs_timestamps_are_where_it_is_spoken(recited):
@@ -140,7 +150,7 @@ def test_an_ayah_that_leaves_no_room_for_timestamps_has_none(recited):
     context = len(longest.tokens) - 1
     made = {window.parts[0]: window for window in windows(recited, context, timestamps=1.0)}
     assert made[longest.parts[0]].tokens == longest.tokens
-    assert any(window.taught_from == 3 for window in made.values())
+    assert any(window.first_target == 3 for window in made.values())
     assert all(len(window.tokens) - 1 <= context for window in made.values())
 
 

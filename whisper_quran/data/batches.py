@@ -15,76 +15,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from whisper.audio import N_SAMPLES
-from whisper.tokenizer import Tokenizer
 
-from .audio import SAMPLE_RATE
 from .audio_cache import AudioCache
-from .corpus import Ayah, Skipped
-from .encoder_cache import FrozenEncoder, Known
+from .encoder_cache import CachedFeatures, FrozenEncoder
 from .features import collate
-from .passages import Passage
-from .text import target_tokens
+from .windows import Example
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Example(Passage):
-    """A training window and its tokens.
-
-    ``tokens`` run from the prompt to eot; those from ``taught_from`` on are targets of the loss, the others are only
-    input. A window with timestamps may end with the beginning of another ayah, which is ``cut`` at its end.
-    """
-
-    tokens: tuple[int, ...]
-    taught_from: int
-    timed: bool = False  # True if timestamps are targets
-    cut: Ayah | None = None
-
-    @property
-    def target_tokens(self) -> int:
-        return len(self.tokens) - self.taught_from
-
-    def audio(self, cache: AudioCache) -> np.ndarray:
-        """Read the samples from ``cache``: int16 (samples,) at 16 kHz."""
-        whole = super().audio(cache)
-        if self.cut is None:
-            return whole
-        return np.concatenate([whole, cache.read(self.cut.audio)[: self.samples - len(whole)]])
-
-
-def build_examples(
-    ayat: Iterable[Ayah], cache: AudioCache, tokenizer: Tokenizer, max_duration: float, n_text_ctx: int
-) -> tuple[list[Example], list[Skipped]]:
-    """Keep the ayat that fit the model: at most ``max_duration`` seconds (and 30), and the decoder's context.
-
-    Ayat that ``cache`` does not hold are already in ``cache.skipped``.
-    """
-    limit = min(int(max_duration * SAMPLE_RATE), N_SAMPLES)
-    prompt_length = len(tokenizer.sot_sequence_including_notimestamps)
-    examples, skipped = [], []
-    for ayah in ayat:
-        if ayah.audio not in cache:
-            continue
-        samples = cache.length(ayah.audio)
-        tokens = target_tokens(tokenizer, ayah.text)
-        if samples > limit:
-            reason = f"longer than {limit / SAMPLE_RATE:g} s"
-        elif len(tokens) - 1 > n_text_ctx:
-            reason = f"text longer than the decoder's {n_text_ctx} tokens"
-        else:
-            examples.append(Example((ayah,), samples, tuple(tokens), prompt_length))
-            continue
-        skipped.append(Skipped(str(ayah.audio), reason))
-    return examples, skipped
-
-
-class Sound(NamedTuple):
-    """The properties of a clip that augmentation depends on."""
+class Clip(NamedTuple):
+    """The properties of an example's audio that augmentation depends on."""
 
     number: int  # CRC-32 of its samples
     samples: int  # without padding
@@ -104,8 +47,8 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: tuple[Sound, ...] = ()  # empty without augmentation
-    known: Known | None = None  # cached encoder outputs of the clips
+    clips: tuple[Clip, ...] = ()  # empty without augmentation
+    cached: CachedFeatures | None = None
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -118,17 +61,17 @@ class Batch:
         audio, tokens, positions, targets = (
             tensor.to(device, non_blocking=True) for tensor in (self.audio, self.tokens, self.positions, self.targets)
         )
-        return Batch(audio, tokens, positions, targets, self.clips, self.known.to(device) if self.known else None)
+        return Batch(audio, tokens, positions, targets, self.clips, self.cached.to(device) if self.cached else None)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
         """Return the same clips as two batches, for a GPU that has too little memory for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
-        known = self.known.split(half) if self.known else (None, None)
+        cached = self.cached.split(half) if self.cached else (None, None)
         before, after = self.positions[first], self.positions[~first] - half * length
         return (
-            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], self.clips[:half], known[0]),
-            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], self.clips[half:], known[1]),
+            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], self.clips[:half], cached[0]),
+            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], self.clips[half:], cached[1]),
         )
 
 
@@ -148,21 +91,21 @@ def make_batch(
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
     positions, targets = [], []
     for row, example in enumerate(examples):
-        example_targets = example.tokens[example.taught_from :]
+        example_targets = example.tokens[example.first_target :]
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
-        positions.append(torch.arange(len(example_targets)) + row * length + example.taught_from - 1)
+        positions.append(torch.arange(len(example_targets)) + row * length + example.first_target - 1)
         targets.append(torch.tensor(example_targets))
-    clips = [example.audio(cache) for example in examples]
-    known = encoder.find(clips, pin) if encoder else None
+    audio = [example.audio(cache) for example in examples]
+    cached = encoder.find(audio, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     inputs, target_positions, target_ids = (tensor.pin_memory() if pin else tensor for tensor in text)
-    sounds: tuple[Sound, ...] = ()
+    clips: tuple[Clip, ...] = ()
     if augmented:
-        sounds = tuple(
-            Sound(zlib.crc32(clip.tobytes()), len(clip), example.timed)
-            for clip, example in zip(clips, examples, strict=True)
+        clips = tuple(
+            Clip(zlib.crc32(samples.tobytes()), len(samples), example.timed)
+            for samples, example in zip(audio, examples, strict=True)
         )
-    return Batch(collate(clips, pin), inputs, target_positions, target_ids, sounds, known)
+    return Batch(collate(audio, pin), inputs, target_positions, target_ids, clips, cached)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:

@@ -202,23 +202,48 @@ def default_text(data: Path) -> Path:
     return data / "metadata" / "ayah_text_clear.csv"
 
 
-def training_reciters(config: TrainingConfig, corpus: Corpus) -> tuple[Sequence[str], Sequence[str]]:
-    """Choose the reciters of each split; by default Experiment 2A's or, to train on, all others of a manifest.
+def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], list[Ayah], list[Skipped]]:
+    """Return the ayat to train on, those to validate on, and the files that were left out; no audio is opened.
+
+    The reciters are by default Experiment 2A's or, to train on, all others of a manifest.
 
     Raises:
-        UserError: there is none to train on.
+        UserError: the corpus cannot be used, a reciter is not in it, or no ayah of a split has both audio and text.
     """
-    train, valid = config.train_reciters, config.valid_reciters
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
+    manifest = config.manifest is not None
+    valid = config.valid_reciters
     if valid is None:
-        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
+        valid = () if manifest else EXPERIMENT_2A_VALID
+    validating = {printable(reciter) for reciter in valid}
+    train = config.train_reciters
     if train is None:
-        train = EXPERIMENT_2A_TRAIN
-        if config.manifest is not None:
-            validating = {printable(reciter) for reciter in valid}
-            train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
+        train = tuple(each for each in corpus.reciters if each not in validating) if manifest else EXPERIMENT_2A_TRAIN
     if not train:
         raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
-    return [printable(reciter) for reciter in train], [printable(reciter) for reciter in valid]
+    for reciter in sorted(validating.intersection(map(printable, train))):
+        log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
+    train_ayat, skipped = corpus.select(train, "--train-reciters")
+    valid_ayat, also_skipped = corpus.select(valid, "--valid-reciters")
+    skipped = list(dict.fromkeys([*corpus.skipped, *skipped, *also_skipped]))
+    for purpose, reciters, ayat in (("train", train, train_ayat), ("validate", valid, valid_ayat)):
+        there = {ayah.reciter for ayah in ayat}
+        empty = [
+            f"{reciter} has surahs {corpus.surahs_of(reciter)}"
+            for reciter in reciters
+            if printable(reciter) not in there
+        ]
+        if reciters and not ayat:
+            raise UserError(f"nothing left to {purpose} on in {corpus.source} ({'; '.join(empty)}): {summary(skipped)}")
+        for each in empty:
+            log(f"warning    nothing to {purpose} on: {each}")
+    return train_ayat, valid_ayat, skipped
+
+
+def summary(skipped: Iterable[Skipped]) -> str:
+    """Count the skipped files by reason, the most common first."""
+    reasons = Counter(item.reason.split(":")[0] for item in skipped)
+    return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"
 
 
 def parse_surahs(text: str | None) -> range:

@@ -42,7 +42,7 @@ _WAITING = 64  # recordings that may wait to be written
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedFeatures:
     """The cached outputs of a batch: ``features`` (k, n_audio_ctx, n_audio_state) of the clips ``rows``, ascending.
 
     ``keys`` are the cache keys of all clips of the batch; empty if the features are not from a cache.
@@ -52,21 +52,21 @@ class Known:
     rows: tuple[int, ...]
     features: Tensor
 
-    def to(self, device: torch.device) -> "Known":
-        return Known(self.keys, self.rows, self.features.to(device, non_blocking=True))
+    def to(self, device: torch.device) -> "CachedFeatures":
+        return CachedFeatures(self.keys, self.rows, self.features.to(device, non_blocking=True))
 
-    def split(self, at: int) -> tuple["Known", "Known"]:
+    def split(self, at: int) -> tuple["CachedFeatures", "CachedFeatures"]:
         """Split into the outputs of the clips before ``at``, and of those from ``at`` on."""
         before = sum(row < at for row in self.rows)
         after = tuple(row - at for row in self.rows[before:])
         return (
-            Known(self.keys[:at], self.rows[:before], self.features[:before]),
-            Known(self.keys[at:], after, self.features[before:]),
+            CachedFeatures(self.keys[:at], self.rows[:before], self.features[:before]),
+            CachedFeatures(self.keys[at:], after, self.features[before:]),
         )
 
 
 class EncoderCache:
-    """The cached outputs of one encoder, in one folder, with ``room`` for so many more.
+    """The cached outputs of one encoder, in one folder; ``space`` is the number that may still be added.
 
     A few threads read and write. If the disk cannot be written, caching stops, but nothing else does.
     """
@@ -74,7 +74,7 @@ class EncoderCache:
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype, log: Log = no_log):
         """Open a cache of outputs of ``shape`` (n_audio_ctx, n_audio_state); its folder is made on the first write."""
         self.folder, self.shape, self.dtype, self.log = folder, shape, dtype, log
-        self.room = 0
+        self.space = 0
         self.bytes = shape[0] * shape[1] * dtype.itemsize
         names = os.listdir(folder) if folder.is_dir() else []
         self.keys = {name for name in names if _NAME.fullmatch(name)}
@@ -82,7 +82,7 @@ class EncoderCache:
         self._threads = ThreadPoolExecutor(_THREADS)
         self._writing: deque[Future[None]] = deque()
 
-    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known:
+    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> CachedFeatures:
         """Look up int16 clips (each (n,)); ``pin`` puts the features in page-locked memory."""
         keys = tuple(_digest(clip) for clip in clips)
         rows = [row for row, key in enumerate(keys) if key in self.keys]
@@ -92,18 +92,14 @@ class EncoderCache:
         if not all(valid):
             features = features[torch.tensor(valid)]
             rows = [row for row, is_valid in zip(rows, valid, strict=True) if is_valid]
-        return Known(keys, tuple(rows), features)
-
-    def holds(self, clip: np.ndarray) -> bool:
-        """Return True if there is an entry for an int16 clip (n,), valid or not."""
-        return _digest(clip) in self.keys
+        return CachedFeatures(keys, tuple(rows), features)
 
     def add(self, keys: Sequence[str], features: Tensor) -> None:
-        """Write ``features`` (n, n_audio_ctx, n_audio_state) in the background, as far as there is room."""
-        new = [row for row, key in enumerate(keys) if key not in self.keys][: max(self.room, 0)]
+        """Write ``features`` (n, n_audio_ctx, n_audio_state) in the background, as far as there is space."""
+        new = [row for row, key in enumerate(keys) if key not in self.keys][: max(self.space, 0)]
         if not new:
             return
-        self.room -= len(new)
+        self.space -= len(new)
         on_cpu = features.cpu()
         for row in new:
             self._writing.append(self._threads.submit(self._write, keys[row], on_cpu[row]))
@@ -129,7 +125,7 @@ class EncoderCache:
             self._checked.add(key)
         else:
             self.keys.discard(key)
-            self.room += 1
+            self.space += 1
         return valid
 
     def _write(self, key: str, features: Tensor) -> None:
@@ -142,9 +138,9 @@ class EncoderCache:
                 file.write(_checksum(content))
             self.keys.add(key)
         except OSError as error:
-            if self.room > 0:
+            if self.space > 0:
                 self.log(f"warning    {self.folder} takes no more ({error.strerror}): the rest is encoded every time")
-            self.room = 0
+            self.space = 0
 
 
 def _digest(clip: np.ndarray) -> str:
@@ -158,34 +154,34 @@ def _checksum(content: np.ndarray) -> bytes:
 class FrozenEncoder:
     """The encoder of a model in the precision of a run: its weights are cast once, not at every call.
 
-    It is moved to the device at the first clip that is not in ``cache``; :meth:`release` frees that memory.
+    It is moved to the device at the first clip that is not in ``cache``; :meth:`free_memory` frees its memory.
     """
 
     def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False) -> None:
         self.model, self.dtype, self.compile = model, dtype, compile
         self.cache: EncoderCache | None = None
-        self.encoded = 0  # clips, since the last release
+        self.encoded = 0  # clips, since free_memory was called
         self._encoder: Any = None
 
-    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> Known | None:
+    def find(self, clips: Sequence[np.ndarray], pin: bool = False) -> CachedFeatures | None:
         """Look up int16 clips in the cache; None if there is none."""
         return self.cache.find(clips, pin) if self.cache else None
 
     @torch.no_grad()
-    def __call__(self, audio: Tensor, known: Known | None = None) -> Tensor:
-        """Encode int16 audio (batch, n), except the ``known`` rows, into (batch, n_audio_ctx, n_audio_state)."""
-        rows = known.rows if known else ()
+    def __call__(self, audio: Tensor, cached: CachedFeatures | None = None) -> Tensor:
+        """Encode int16 audio (batch, n), except the ``cached`` rows, into (batch, n_audio_ctx, n_audio_state)."""
+        rows = cached.rows if cached else ()
         missing = [row for row in range(len(audio)) if row not in rows]
-        if known and not missing:
-            return known.features
+        if cached and not missing:
+            return cached.features
         uncached = audio[missing] if rows else audio
         computed = self.encode(log_mel(uncached, self.model.dims.n_mels))
-        if self.cache and known and known.keys:
-            self.cache.add([known.keys[row] for row in missing], computed)
-        if not known or not rows:
+        if self.cache and cached and cached.keys:
+            self.cache.add([cached.keys[row] for row in missing], computed)
+        if not cached or not rows:
             return computed
         features = computed.new_empty((len(audio), *computed.shape[1:]))
-        features[missing], features[list(rows)] = computed, known.features
+        features[missing], features[list(rows)] = computed, cached.features
         return features
 
     def encode(self, mel: Tensor) -> Tensor:
@@ -193,7 +189,7 @@ class FrozenEncoder:
         self.encoded += len(mel)
         return encode(self._on(mel.device), mel, self.dtype)
 
-    def release(self) -> None:
+    def free_memory(self) -> None:
         """Free the encoder's memory if nothing had to be encoded since the last call."""
         if self.encoded == 0:
             self._encoder = None
@@ -225,7 +221,7 @@ def open_encoder_cache(
 ) -> EncoderCache | None:
     """Open the cache of ``model``'s encoder according to ``config.encoder_cache``; None if it is off.
 
-    ``auto`` leaves room for new outputs in half of the free disk space; a number of GB includes existing outputs.
+    ``auto`` takes half of the free disk space for new outputs; a number of GB includes existing outputs.
 
     Raises:
         UserError: the folder cannot be made.
@@ -238,9 +234,9 @@ def open_encoder_cache(
     cache = EncoderCache((config.cache or default_cache()) / name, shape, precision.dtype, log)
     folder = cache.folder if cache.folder.is_dir() else check_folder(cache.folder)
     if setting == "auto":
-        cache.room = shutil.disk_usage(folder).free // 2 // cache.bytes
+        cache.space = shutil.disk_usage(folder).free // 2 // cache.bytes
     else:
-        cache.room = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
+        cache.space = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
     return cache
 
 

@@ -22,7 +22,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
-from ..data.encoder_cache import FrozenEncoder, Known
+from ..data.encoder_cache import CachedFeatures, FrozenEncoder
 from ..data.features import FRAME, collate, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
@@ -331,12 +331,12 @@ class _Pieces:
 
     def _encode(self, batch: Sequence[Piece], clips: Sequence[np.ndarray]) -> Tensor:
         pin = self.device.type == "cuda"
-        known = self.encoder.find(clips, pin)
+        cached = self.encoder.find(clips, pin)
         rows = tuple(row for row, piece in enumerate(batch) if piece in self.kept)
         if rows:
-            known = Known((), rows, torch.stack([self.kept[batch[row]] for row in rows]))
+            cached = CachedFeatures((), rows, torch.stack([self.kept[batch[row]] for row in rows]))
         audio = collate(clips, pin).to(self.device, non_blocking=True)
-        return self.encoder(audio, known.to(self.device) if known else None)
+        return self.encoder(audio, cached.to(self.device) if cached else None)
 
 
 def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:

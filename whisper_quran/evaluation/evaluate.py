@@ -21,11 +21,11 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Corpus, Skipped, default_text, read_text
+from ..data.corpus import Corpus, Skipped, default_text, read_text, summary
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
-from ..data.passages import Passage, join
-from ..data.prepare import prepare_ayat, summary
+from ..data.prepare import decode_ayat
 from ..data.text import count_diacritics, normalize
+from ..data.windows import Passage, join
 from ..decoding.closed_text import ClosedText, read_closed_text
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..decoding.quran import Quran
@@ -341,13 +341,14 @@ class Evaluation:
 
 def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], log: Log) -> EvaluationData:
     """Decode the recordings of ``reciters``, and leave out those that are too long."""
-    prepared = prepare_ayat(corpus, reciters, config, log)
-    skipped, cache = prepared.skipped, prepared.cache
-    missing = {str(path) for path, _ in cache.skipped}
-    undecodable = {r: sum(str(a.audio) in missing for a in corpus.select([r])[0]) for r in reciters}
+    selected, skipped = corpus.select(reciters)
+    cache, undecoded = decode_ayat(selected, config, log)
+    skipped = [*corpus.skipped, *skipped, *undecoded]
+    undecodable = {r: sum(a.reciter == r and a.audio not in cache for a in selected) for r in reciters}
     longest = (config.max_duration or float("inf")) * SAMPLE_RATE
-    ayat = {r: [a for a in its_ayat if cache.length(a.audio) <= longest] for r, its_ayat in prepared.ayat.items()}
-    too_long = [a for its_ayat in prepared.ayat.values() for a in its_ayat if cache.length(a.audio) > longest]
+    decoded = [ayah for ayah in selected if ayah.audio in cache]
+    ayat = {r: [a for a in decoded if a.reciter == r and cache.length(a.audio) <= longest] for r in reciters}
+    too_long = [ayah for ayah in decoded if cache.length(ayah.audio) > longest]
     skipped += [Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s") for ayah in too_long]
     for reciter, its_ayat in ayat.items():
         if not its_ayat:

@@ -17,7 +17,7 @@ import soundfile
 
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.passages import Passage
+from ..data.windows import Passage
 from ..runtime.errors import UserError
 
 BYTES_PER_SECOND = 32_000 // 8 * 4 // 3  # of base64

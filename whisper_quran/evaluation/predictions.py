@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.passages import Passage
+from ..data.windows import Passage
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, storage_error

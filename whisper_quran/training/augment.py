@@ -12,7 +12,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
-from ..data.batches import Sound, generator
+from ..data.batches import Clip, generator
 
 _UNCHANGED = 0.5  # the share of clips that are not augmented
 _SPEEDS = (9, 10, 11)  # tenths; speed and pitch change together, as on a tape
@@ -48,7 +48,7 @@ class Augmentation:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
-    def changes(self, epoch: int, clips: Sequence[Sound]) -> list[Change]:
+    def changes(self, epoch: int, clips: Sequence[Clip]) -> list[Change]:
         """Draw the changes to ``clips`` in ``epoch``; the speed stays for clips with timestamps or too long for it."""
         changes = [self._change(generator(self.seed, epoch, clip.number + 1)) for clip in clips]
         return [
@@ -75,7 +75,7 @@ class Augmentation:
             noise_seed=int(torch.randint(2**31, (), generator=draw)),
         )
 
-    def sound(self, audio: Tensor, clips: Sequence[Sound], changes: Sequence[Change]) -> tuple[Tensor, list[int]]:
+    def sound(self, audio: Tensor, clips: Sequence[Clip], changes: Sequence[Change]) -> tuple[Tensor, list[int]]:
         """Augment int16 audio (batch, n), zero-padded on the right.
 
         Return float32 audio in [-1, 1] (batch, m), m at most 30 s, and the number of samples of each clip.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints.names import check_model_source
 from ..config import DEMO, TrainingConfig
-from ..data.corpus import open_corpus, training_reciters
+from ..data.corpus import select_ayat
 from ..runtime.command_line import parse
 from ..runtime.errors import UserError
 
@@ -44,14 +44,11 @@ def check_inputs(config: TrainingConfig) -> None:
     """Check paths, reciters, surahs and the model's name.
 
     Raises:
-        UserError: see :func:`..data.corpus.open_corpus` and :func:`..checkpoints.names.check_model_source`.
+        UserError: see :func:`..data.corpus.select_ayat` and :func:`..checkpoints.names.check_model_source`.
     """
     if not (config.resume and has_state(config.out)):
         check_model_source(config.model)
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs)
-    train, valid = training_reciters(config, corpus)
-    corpus.select(train, "--train-reciters")
-    corpus.select(valid, "--valid-reciters")
+    select_ayat(config)
 
 
 def has_state(out: Path) -> bool:

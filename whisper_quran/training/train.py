@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from whisper.model import ModelDimensions, Whisper
@@ -19,8 +19,9 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
 from ..checkpoints.results import best_epoch, corpus_wer, results_table
 from ..config import TrainingConfig
+from ..data.corpus import select_ayat, summary
 from ..data.encoder_cache import EncoderCache, open_encoder_cache
-from ..data.prepare import Amount, TrainingData, prepare_data, select_ayat, summary
+from ..data.prepare import TrainingData, prepare_data
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
@@ -84,7 +85,7 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
     world, log, device = setup.world, setup.log, setup.device
     if config.tensorboard:
         world.on_all(require_tensorboard)
-    selection = world.on_main(lambda: select_ayat(config, log))
+    train_ayat, valid_ayat, skipped = world.on_main(lambda: select_ayat(config, log))
 
     def enter() -> bool:
         lock.enter_context(lock_folder(config.out, "training"))
@@ -101,7 +102,8 @@ def prepare(config: TrainingConfig, lock: ExitStack, setup: Setup) -> Trainer:
     precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
     if before not in (None, precision.name):
         log(f"warning    the run began in {before}: from here on it is in {precision.name}, and will differ slightly")
-    data = world.on_all(lambda: prepare_data(config, selection, model, tokenizer, log))
+    context = model.dims.n_text_ctx
+    data = world.on_all(lambda: prepare_data(config, train_ayat, valid_ayat, skipped, tokenizer, context, log))
     trainer = Trainer(config, data, model, replace(setup, precision=precision))
     digest = world.on_main(lambda: trainer.data_digest)
     world.on_all(lambda: check_agreement(trainer.data_digest, digest))
@@ -154,7 +156,7 @@ def open_cache(trainer: Trainer) -> None:
         return
     encoder.cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, trainer.log)
     if encoder.cache:
-        encoder.cache.room //= trainer.world.size
+        encoder.cache.space //= trainer.world.size
 
 
 def check_agreement(digest: str, first: str) -> None:
@@ -182,9 +184,7 @@ def begin_folder(trainer: Trainer, new: bool) -> int:
         write_skipped(out, trainer.data.skipped)
     if new or not saved_options(out):
         chosen = {"device": str(trainer.device), "precision": trainer.precision.name}
-        splits = trainer.data.amounts().items()
-        data = {split: {name: asdict(amount) for name, amount in each.items()} for split, each in splits}
-        write_config(config, trainer.world.size, {"chosen": chosen, "data": data})
+        write_config(config, trainer.world.size, {"chosen": chosen, "data": trainer.data.amounts()})
     return needed
 
 
@@ -223,7 +223,7 @@ def advise(trainer: Trainer, log: Log) -> None:
     This does not apply to models of no OpenAI size, which are not pretrained, nor to adapters, which need higher rates.
     """
     config = trainer.config
-    hours = sum(example.seconds for example in trainer.data.train) / 3600
+    hours = trainer.data.hours
     lr = suited_lr(hours)
     if size_name(trainer.model.dims) is None or config.lora or config.lr <= 2 * lr:
         return
@@ -238,7 +238,7 @@ def describe_cache(cache: EncoderCache, clips: int, processes: int) -> str:
     """Return the disk space that the encoder cache takes, and how much of it is filled."""
     size = f"{format_size(cache.bytes)} a clip, {format_size(clips * cache.bytes)} in all, in {cache.folder}"
     cached = f"; {len(cache.keys)} clips are there" if cache.keys else ""
-    capacity = len(cache.keys) + cache.room * processes
+    capacity = len(cache.keys) + cache.space * processes
     limit = "" if capacity >= clips else f"; there is room for {capacity} of {clips} clips (--encoder-cache)"
     return f"each clip is encoded once: {size}{cached}{limit}"
 
@@ -247,12 +247,12 @@ def describe_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
     """Log the ayat and hours of each reciter, and what was left out."""
     for name, reciters in data.amounts().items():
         if len(reciters) > 10:
-            amounts = reciters.values()
-            ayat, windows = sum(each.ayat for each in amounts), sum(each.windows for each in amounts)
-            reciters = {f"{len(reciters)} reciters": Amount(ayat, windows, sum(each.hours for each in amounts))}
+            each = reciters.values()
+            total = {key: sum(amount[key] for amount in each) for key in ("ayat", "windows", "hours")}
+            reciters = {f"{len(reciters)} reciters": total}
         for reciter, amount in reciters.items():
-            joined = f" in {amount.windows} windows" if amount.windows < amount.ayat else ""
-            log(f"{name:<10} {reciter}: {amount.ayat} ayat{joined}, {amount.hours:.2f} h")
+            joined = f" in {amount['windows']} windows" if amount["windows"] < amount["ayat"] else ""
+            log(f"{name:<10} {reciter}: {amount['ayat']} ayat{joined}, {amount['hours']:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if data.cache.damaged:

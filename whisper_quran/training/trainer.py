@@ -21,10 +21,11 @@ from whisper.model import Whisper
 from ..checkpoints.checkpoint import save_checkpoint
 from ..checkpoints.results import best_epoch
 from ..config import TrainingConfig
-from ..data.batches import Batch, Example, epoch_order, make_batch, prefetch, shard, split
+from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
 from ..data.features import log_mel
 from ..data.prepare import TrainingData
+from ..data.windows import Example
 from ..runtime.command_line import to_json
 from ..runtime.console import format_duration, percent, progress_bar
 from ..runtime.distributed import ProcessLost
@@ -121,7 +122,7 @@ class Trainer:
                 return False
             self.validate(self.epoch)
             if self.encoder:
-                self.encoder.release()
+                self.encoder.free_memory()
             self.save_checkpoints()
             self.epoch += 1
             self.save()
@@ -165,7 +166,7 @@ class Trainer:
     def audio(self, batch: Batch) -> Tensor:
         """Return the input of the objective: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
         if not self.augmentation:
-            return self.encoder(batch.audio, batch.known) if self.encoder else self.log_mel(batch.audio)
+            return self.encoder(batch.audio, batch.cached) if self.encoder else self.log_mel(batch.audio)
         changes = self.augmentation.changes(self.epoch, batch.clips)
         audio, lengths = self.augmentation.sound(batch.audio, batch.clips, changes)
         mel = self.augmentation.mask(self.log_mel(audio), changes, lengths)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..data.audio_cache import AudioCache
-from ..data.batches import Example, make_batch, prefetch, split
+from ..data.batches import make_batch, prefetch, split
 from ..data.encoder_cache import FrozenEncoder
 from ..data.text import count_diacritics, normalize
+from ..data.windows import Example
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_diacritic_errors, count_errors
 from ..runtime.console import progress_bar
@@ -55,7 +56,7 @@ def validate(
         nonlocal loss, target_tokens
         for batch in batches:
             batch = batch.to(device)
-            features = encoder(batch.audio, batch.known)
+            features = encoder(batch.audio, batch.cached)
             with precision.autocast(device):
                 loss += objective.loss(features, batch.tokens, batch.positions, batch.targets).item()
             target_tokens += batch.target_tokens
