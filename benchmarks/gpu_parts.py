@@ -188,7 +188,8 @@ def decoding(bench: Bench) -> Iterator[Unit]:
         audio = collate([example.audio(clips.recordings) for example in examples])
         reference, model = bench.weights("cpu"), bench.weights(setup.device)
         features = FrozenEncoder(reference, torch.float32)(audio)
-        results = dict(BatchDecoder(reference, len(audio), sample_len=TOKENS).decode([features]))
+        decoder = BatchDecoder(reference, len(audio), sample_len=TOKENS)
+        results = {clip.index: clip.result for clip in decoder.decode([features])}
         expected = [results[index].tokens for index in range(len(audio))]
         encoded = FrozenEncoder(model, setup.precision.dtype)(audio.to(setup.device))
         decoder = BatchDecoder(model, len(audio), dtype=setup.precision.dtype, sample_len=TOKENS)
@@ -197,7 +198,7 @@ def decoding(bench: Bench) -> Iterator[Unit]:
         list(decoder.decode([encoded]))
         synchronize(setup.device)
         start, steps = time.perf_counter(), decoder.steps
-        results = dict(decoder.decode([encoded]))
+        results = {clip.index: clip.result for clip in decoder.decode([encoded])}
         step = (time.perf_counter() - start) / (decoder.steps - steps)
         texts = [results[index].tokens for index in range(len(audio))]
         off, tolerance = worst_choice(reference, decoder, features, texts), TOLERANCE[precision][1]

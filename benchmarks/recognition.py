@@ -29,12 +29,10 @@ from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.corpus import Ayah, default_text, open_corpus, read_text
 from whisper_quran.data.features import FRAME, frame_energy
-from whisper_quran.data.text import normalize
+from whisper_quran.data.text import letters, normalize
 from whisper_quran.decoding.long_audio import Transcript, transcribe_clips
-from whisper_quran.decoding.nearest import letters
-from whisper_quran.decoding.quran import Quran
-from whisper_quran.decoding.recognizer import Candidate, Recognizer, joined
-from whisper_quran.decoding.word_times import alignment_heads
+from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, joined
+from whisper_quran.decoding.word_times import alignment_heads, word_times
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.recognition.recitations import confidence_of, recognize
 from whisper_quran.runtime.console import markdown_table, percent
@@ -108,7 +106,7 @@ def whole_ayat(bench: Bench) -> None:
             nearest += errors(ayah.text, bench.texts[key])
             constrained += errors(ayah.text, recognizer.join_words(each.found))
             found_nearest += key == (ayah.surah, ayah.number)
-            found += [k for c in each.found for k in bench.text.ayat(c.run)] == [(ayah.surah, ayah.number)]
+            found += [k for c in each.found for k in bench.text.ayat(c.span)] == [(ayah.surah, ayah.number)]
         rates = [percent(each.wer) for each in (free, nearest, constrained)]
         shares = [percent(count / len(ayat)) for count in (found_nearest, found)]
         took = percent(recognizer.seconds / (seconds - recognizer.seconds))
@@ -166,14 +164,13 @@ def cut_ayat(bench: Bench) -> None:
             words, pair = ayah.text.split(), heard[2 * number : 2 * number + 2]
             middle = split_words(words, [each.text for each in pair])
             for each, first, last in ((pair[0], 1, middle), (pair[1], middle + 1, len(words))):
-                places = [bench.text.place(run) for run in joined(found.run for found in each.found)]
                 # By its words: the same may stand in several places.
                 exact = recognizer.join_words(each.found) == " ".join(words[first - 1 : last])
                 right = exact or any(
-                    (p.surah, p.first_ayah, p.last_ayah) == (ayah.surah, ayah.number, ayah.number)
-                    and p.first_word <= last
-                    and p.last_word >= first
-                    for p in places
+                    bench.text.ayat(span) == [(ayah.surah, ayah.number)]
+                    and bench.text.places[span.surah][span.first][1] <= last
+                    and bench.text.places[span.surah][span.last][1] >= first
+                    for span in joined(found.span for found in each.found)
                 )
                 counts[int(last - first + 1 >= FEW)] += [1, right, exact]
         cells = [f"{found} of {all_}, {exact} to the word" for all_, found, exact in counts.tolist()]
@@ -244,21 +241,18 @@ def replaced_words(bench: Bench) -> None:
                     spliced.append(np.concatenate(parts))
                     kept.append(heard[number])
         again = bench.hear(spliced, recognizer)
-        clean, wrong = (
-            [confidence_of(each.found, recognizer.join_words(each.found)) for each in heard] for heard in (kept, again)
-        )
+        clean, wrong = ([confidence_of(each.found) for each in heard] for heard in (kept, again))
         lines.append([reciter, str(len(spliced)), f"{area(clean, wrong):.3f}"])
     header = ["a word replaced", "pairs", "area under the ROC"]
     print(f"\n{markdown_table(header, lines)}", flush=True)
 
 
 def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[str, float, float]]:
-    """Return the words that were found, and when each is said."""
+    """Return the words that were found in a clip of one piece, and when each is said."""
     return [
         (word, start, end)
-        for piece in transcript.heard
-        if piece.candidate
-        for word, start, end in zip(recognizer.words(piece.candidate), piece.times, piece.times[1:], strict=False)
+        for found in transcript.found
+        for word, (start, end) in zip(recognizer.words(found), word_times(found.letters, found.times), strict=True)
     ]
 
 

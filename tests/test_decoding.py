@@ -20,7 +20,7 @@ from whisper_quran.data import encoder_cache
 from whisper_quran.data.features import collate, encode, log_mel
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, is_looping
-from whisper_quran.decoding.long_audio import decode_clips, is_silent, needs_fallback, segments, transcribe_clips
+from whisper_quran.decoding.long_audio import cut_at_pauses, decode_clips, is_silent, needs_fallback, transcribe_clips
 from whisper_quran.decoding.sampling import gumbel
 from whisper_quran.runtime.errors import UserError
 
@@ -61,6 +61,12 @@ def assert_same(ours: Sequence[DecodingResult], theirs: Sequence[DecodingResult]
         expected = [getattr(result, name) for result in theirs]
         assert [getattr(result, name) for result in ours] == pytest.approx(expected, rel=1e-3), name
     assert [result.language for result in ours] == [result.language for result in theirs]
+
+
+def decode(decoder: BatchDecoder, features: torch.Tensor, batch: int = 2) -> list[DecodingResult]:
+    """The results of all clips, in order."""
+    results = {clip.index: clip.result for clip in decoder.decode(features.split(batch))}
+    return [results[index] for index in range(len(features))]
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +118,14 @@ def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expec
     """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks."""
     decoder = BatchDecoder(model, slots, sample_len=224)
     decoder.stride = stride
-    results = dict(decoder.decode(features.split(batch)))
-    assert_same([results[index] for index in range(len(features))], expected)
+    assert_same(decode(decoder, features, batch), expected)
 
 
 def test_a_decoder_can_be_used_again_even_after_it_was_left_half_way(model, features, expected):
     decoder = BatchDecoder(model, 8, sample_len=224)
     next(decoder.decode(features.split(4)))
     for _ in range(2):
-        results = dict(decoder.decode(features.split(4)))
-        assert_same([results[index] for index in range(len(features))], expected)
+        assert_same(decode(decoder, features, 4), expected)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +158,10 @@ def test_special_tokens_are_never_text(model, features):
 
     forced = iter([*tokens, 50257])
     decoder = BatchDecoder(model, 1)
-    choose = decoder._choose
-    decoder._choose = lambda logits, *rest: choose(logits.index_fill_(1, torch.tensor(next(forced)), 1e6), *rest)
-    (result,) = dict(decoder.decode([features[:1]])).values()
+    sample = decoder.hypotheses.sample
+    force = lambda logits, *rest: sample(logits.index_fill_(1, torch.tensor(next(forced)), 1e6), *rest)  # noqa: E731
+    decoder.hypotheses.sample = force
+    (result,) = decode(decoder, features[:1])
     assert result.tokens == tokens
     assert result.text == whisper.tokenizer.get_tokenizer(True).decode([1211, 10859]).strip()
 
@@ -208,12 +213,18 @@ def test_an_autocast_around_it_changes_nothing(model, features, expected):
     assert_same(results, expected)
 
 
-def test_a_temperature_is_given_to_decode_and_there_are_no_beams(model, features):
-    with pytest.raises(ValueError, match="give it to decode"):
-        BatchDecoder(model, 1, temperature=0.5)
-    for beams in (1, 2):
-        with pytest.raises(ValueError, match="beams"):
-            decode_batch(model, features, beam_size=beams)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"temperature": 0.5}, "give it to decode"),
+        ({"beam_size": 1}, "beams"),
+        ({"language": None}, "not detected"),
+        ({"task": "lang_id"}, "not detected"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(model, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        BatchDecoder(model, 1, **options)
 
 
 class Watched(Sequence):
@@ -240,7 +251,7 @@ def test_recordings_of_any_length_give_their_pieces_texts_in_order(model, clips,
     assert sorted(texts) == list(range(8))
     assert [texts[index + 1] for index in range(6)] == [result.text for result in expected[:6]]
     for index in (0, 7):
-        parts = [recordings[index][start:end] for start, end in segments(recordings[index])]
+        parts = [recordings[index][start:end] for start, end in cut_at_pauses(recordings[index])]
         assert len(parts) > 1
         spoken = whispers_own(model, log_mel(collate(parts), 80))
         assert texts[index] == " ".join(result.text for result in spoken)
@@ -279,8 +290,8 @@ def test_a_cuda_graph_says_what_the_step_says(model, features, expected):
     on_gpu = talkative(make_whisper(seed=1)).cuda()
     decoder = BatchDecoder(on_gpu, 8, sample_len=224)
     for _ in range(2):  # the first pass captures, the second replays
-        results = dict(decoder.decode(features.cuda().split(2)))
-        assert [results[index].text for index in range(len(features))] == [result.text for result in expected]
+        results = decode(decoder, features.cuda())
+        assert [result.text for result in results] == [result.text for result in expected]
     assert decoder.graphs
 
 
@@ -312,7 +323,7 @@ def test_rules_hold_slot_by_slot_and_step_by_step(model, features, slots, stride
     decoder = BatchDecoder(model, slots)
     decoder.rules = Counting(slots, decoder.device)
     decoder.stride = stride
-    results = dict(decoder.decode(features.split(2)))
+    results = decode(decoder, features)
     for clip in range(len(features)):
         assert results[clip].tokens == list(range(1001, 1001 + length_of(clip)))
 
@@ -323,8 +334,7 @@ def test_a_text_may_fill_the_context_unless_told_otherwise(model, mel, features,
     (whole,) = whispers_own(model, mel[longest : longest + 1], sample_len=448)
     assert len(whole.tokens) > 224
     decoder = BatchDecoder(model, 1)
-    ((_, result),) = decoder.decode([features[longest : longest + 1]])
-    assert_same([result], [whole])
+    assert_same(decode(decoder, features[longest : longest + 1]), [whole])
 
 
 class Looping(Counting):
@@ -342,7 +352,7 @@ def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, fe
     decoder = BatchDecoder(model, slots, stop_loops=True)
     decoder.rules = Looping(slots, decoder.device)
     decoder.stride = stride
-    results = dict(decoder.decode(features.split(2)))
+    results = decode(decoder, features)
     for clip in range(len(features)):
         tokens = results[clip].tokens
         assert tokens[:5] == list(range(1001, 1006))
@@ -351,7 +361,7 @@ def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, fe
 
 
 def test_what_does_not_loop_is_not_stopped(model, features, expected):
-    results = dict(BatchDecoder(model, 8, sample_len=224, stop_loops=True).decode(features.split(2)))
+    results = decode(BatchDecoder(model, 8, sample_len=224, stop_loops=True), features)
     for index, whole in enumerate(expected):
         tokens = results[index].tokens
         assert tokens == whole.tokens[: len(tokens)]
@@ -393,10 +403,15 @@ def test_a_sampled_text_depends_on_its_seed_alone(model, features):
     def sample(slots: int, stride: int, temperature: float, seeds: list[int]) -> list[list[int]]:
         decoder = BatchDecoder(model, slots, sample_len=30)
         decoder.stride = stride
-        results = dict(decoder.decode(features.split(2), temperature, seeds))
+        batches = [(features[i : i + 2], seeds[i : i + 2]) for i in range(0, len(features), 2)]
+        results = {clip.index: clip.result for clip in decoder.decode(batches, temperature)}
         assert {result.temperature for result in results.values()} == {temperature}
         return [results[index].tokens for index in range(len(features))]
 
+    by_index = BatchDecoder(model, 4, sample_len=30).decode(features.split(2), temperature=0.8)
+    assert {clip.index: clip.result.tokens for clip in by_index} == dict(
+        enumerate(sample(16, 1, 0.8, [*range(len(features))]))
+    )
     once = sample(16, 1, 0.8, seeds)
     assert sample(5, 8, 0.8, seeds) == once
     others = sample(5, 8, 0.8, [seed + 1 for seed in seeds])

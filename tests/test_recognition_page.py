@@ -64,7 +64,7 @@ def test_it_says_where_a_recording_is_and_what_was_heard_differently(open_recita
     assert first.locator("h3 bdi").all_inner_texts() == [
         "سورة الإخلاص",
         "surah 112, ayah 1 to 2",
-        "confidence 93\u00a0%",
+        "confidence 93.70 %",
     ]
     lines = first.locator("article")
     assert lines.locator(".where").all_inner_texts() == ["▶ 0:00", "112:1\n▶ 0:02", "112:2\n▶ 0:04"]

@@ -17,10 +17,9 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.data.audio import decode_file
+from whisper_quran.data.text import letters
 from whisper_quran.decoding.batch_decoder import BatchDecoder
-from whisper_quran.decoding.closed_text import Run
-from whisper_quran.decoding.nearest import letters
-from whisper_quran.decoding.recognizer import Candidate
+from whisper_quran.decoding.quran_search import Candidate, Span
 from whisper_quran.decoding.word_times import alignment_heads, token_starts, word_times
 from whisper_quran.recognition.recitations import Recognition, is_likely
 from whisper_quran.recognition.written import subtitles, write_subtitles
@@ -142,9 +141,9 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
     tokenizer = get_tokenizer(True, language="ar", task="transcribe")
     tokens = tokenizer.encode(" الذي جمع مالا وعدده")
     decoder = BatchDecoder(model, 1, sample_len=2)
-    list(decoder.decode([encode(model.encoder, mel)]))
+    (clip,) = decoder.decode([encode(model.encoder, mel)])
     frames = len(audio) // 320
-    ours = token_starts(decoder.attention(tokens, alignment_heads(model), frames), decoder.begin - 1)
+    ours = token_starts(clip.attention(tokens, alignment_heads(model), frames), decoder.begin - 1)
     threads = torch.get_num_threads()
     words = timing.find_alignment(model, tokenizer, tokens, mel[0], 2 * frames)
     torch.set_num_threads(threads)  # numba, which whisper aligns with, takes as many as there are cores
@@ -155,10 +154,10 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
 
 
 def test_words_take_the_times_of_the_letters_they_are_aligned_with():
-    said = [(letter, float(i)) for i, letter in enumerate(letters("قل هو الله احذ"))]
-    assert word_times(["قل", "هو", "الله", "أحد"], said, 12.0) == [0.0, 2.0, 4.0, 8.0, 11.0 + 1.0]
+    said = [(letter, float(i), i + 1.0) for i, letter in enumerate(letters("قل هو الله احذ"))]
+    assert word_times(["قل", "هو", "الله", "احد"], said) == [(0.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 11.0)]
     # A word that was not heard has no length; what was heard besides belongs to its neighbours.
-    assert word_times(["قل", "نعم", "هو"], said[:4], 4.0) == [0.0, 2.0, 2.0, 4.0]
+    assert word_times(["قل", "نعم", "هو"], said[:4]) == [(0.0, 2.0), (2.0, 2.0), (2.0, 4.0)]
 
 
 def test_other_models_have_whispers_default_heads():
@@ -179,12 +178,16 @@ def test_other_models_have_whispers_default_heads():
     ],
 )
 def test_half_of_the_letters_must_be_right_and_the_model_must_find_it_likely(distance, lost, text, likely):
-    assert is_likely(Candidate(Run(0, 0, 0), "", distance, distance, "", -10.0 - lost, -10.0), text) == likely
+    said = tuple(map(letters, text.split()))
+    assert is_likely(Candidate(Span(1, 0, 0), "", said, distance, distance, "", -10.0 - lost, -10.0)) == likely
 
 
 def test_subtitles_that_are_there_are_not_replaced(tmp_path, capsys):
     (tmp_path / "a.srt").write_text("somebody's")
-    for name in ("a.mp3", "b.mp3"):
-        write_subtitles(Recognition(str(tmp_path / name), 1.0, False, "", ()))
+    for name in ("a", "b"):
+        write_subtitles(Recognition(f"{name}.mp3", 1.0, False, "", ()), tmp_path / f"{name}.srt")
     assert (tmp_path / "a.srt").read_text() == "somebody's" and (tmp_path / "b.srt").exists()
-    assert capsys.readouterr().out == f"{tmp_path / 'a.srt'} is there already: not written\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'a.srt'} is there already: not written",
+        f"subtitles: {tmp_path / 'b.srt'}",
+    ]

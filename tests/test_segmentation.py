@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_quran.decoding.long_audio import pieces, segments
+from whisper_quran.decoding.long_audio import cut_at_pauses
 
 RATE = 16_000
 LONG_AYAT = ["002061", "002102", "002177", "002187", "002255", "002282"]  # over 30 s with both reciters
@@ -31,7 +31,7 @@ def test_every_sample_is_in_exactly_one_piece_of_at_most_30_seconds(length, loud
     """Any length, any course of loudness, stretches of digital silence among them."""
     course = np.repeat(loudness, -(-length // len(loudness)) if length else 0)[:length]
     noise = np.random.default_rng(seed).uniform(-1, 1, length)
-    spans = segments((course * noise).astype(np.int16))
+    spans = cut_at_pauses((course * noise).astype(np.int16))
     assert_whole(spans, length)
     if length > 30 * RATE:
         assert all(end - start >= 10 * RATE for start, end in spans)
@@ -45,7 +45,7 @@ def test_a_cut_is_in_the_middle_of_the_pause(pause):
     """36 s of noise with one pause of half a second."""
     samples = np.random.default_rng(0).integers(-9000, 9000, 36 * RATE, dtype=np.int16)
     samples[round((pause - 0.25) * RATE) : round((pause + 0.25) * RATE)] //= 100
-    ((_, cut), _) = segments(samples)
+    ((_, cut), _) = cut_at_pauses(samples)
     assert abs(cut / RATE - pause) <= 0.11
 
 
@@ -56,19 +56,10 @@ def test_real_long_ayat_are_cut_where_the_reciter_pauses(quran, reciter):
         # Near enough 16 kHz for where the pauses are.
         samples = sound[np.arange(0, len(sound), rate / RATE).astype(int), 0]
         assert len(samples) > 30 * RATE
-        spans = segments(samples)
+        spans = cut_at_pauses(samples)
         assert_whole(spans, len(samples))
         frames = samples[: len(samples) // 1600 * 1600].reshape(-1, 1600).astype(float)
         median = np.median(np.square(frames).mean(axis=1))
         for _, cut in spans[:-1]:
             around = samples[cut - 1600 : cut + 1600].astype(float)
             assert np.square(around).mean() < 0.25 * median, (ayah, cut / RATE)
-
-
-def test_pieces_of_many_clips_are_numbered_within_each_clip():
-    clips = [np.zeros(seconds * RATE, np.int16) for seconds in (5, 70, 30)]
-    found = pieces(clips)
-    assert [(piece.clip, piece.number) for piece in found if piece.clip != 1] == [(0, 0), (2, 0)]
-    of_the_long_one = [piece for piece in found if piece.clip == 1]
-    assert [piece.number for piece in of_the_long_one] == list(range(len(of_the_long_one)))
-    assert_whole([(piece.start, piece.end) for piece in of_the_long_one], 70 * RATE)

@@ -12,7 +12,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder
+from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip
 from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.timestamps import Segment, read_segments
 
@@ -28,14 +28,14 @@ def timed(gain: float, seed: int = 0):
     return model
 
 
-@pytest.mark.parametrize("gain", [1.0, 2.0])
-def test_tokens_with_timestamps_are_whispers(gain):
+@pytest.mark.parametrize(("gain", "latest_start"), [(1.0, 1.0), (2.0, 1.0), (2.0, 0.1), (2.0, None)])
+def test_tokens_with_timestamps_are_whispers(gain, latest_start):
     model = timed(gain)
     torch.manual_seed(1)
     features = torch.randn(12, 1500, 64) * 3
-    decoder = BatchDecoder(model, 4, timestamps=True, sample_len=60)
-    results = dict(decoder.decode(features.split(2)))
-    options = whisper.DecodingOptions(language="ar", fp16=False, sample_len=60)
+    decoder = BatchDecoder(model, 4, timestamps=True, sample_len=60, max_initial_timestamp=latest_start)
+    results = {clip.index: clip.result for clip in decoder.decode(features.split(2))}
+    options = whisper.DecodingOptions(language="ar", fp16=False, sample_len=60, max_initial_timestamp=latest_start)
     expected = whisper.decode(model, features, options)
     lengths = set()
     for index, result in enumerate(expected):
@@ -89,9 +89,11 @@ def test_windows_and_segments_are_those_of_whispers_transcribe(monkeypatch):
         return DecodingResult(None, "ar", tokens=tokens, text=text, avg_logprob=-0.1, no_speech_prob=0.0)
 
     monkeypatch.setattr(
-        long_audio._Pieces,
-        "decode",
-        lambda self, pieces, *_, **__: [(i, result(piece.number, piece.clip)) for i, piece in enumerate(pieces)],
+        long_audio._PieceDecoder,
+        "_decode_once",
+        lambda self, pieces, _: [
+            DecodedClip(i, result(piece.number, piece.clip), None, 0) for i, piece in enumerate(pieces)
+        ],
     )
     ours = {t.clip: t for t in transcribe_clips(model, clips, batch_size=4, timestamps=True)}
     options = {"language": "ar", "fp16": False, "temperature": 0.0, "condition_on_previous_text": False}

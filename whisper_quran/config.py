@@ -149,9 +149,7 @@ class EvaluationConfig:
         False, "decode with timestamps too, long recordings from one to the next: for models that were taught them"
     )
     constrain: str | None = _model(
-        None,
-        "find which words of a text were said, too: quran, or a file with a passage a line; a row more in the table",
-        metavar="TEXT",
+        None, "find which words of the Qur'an were said, too: quran; a row more in the table", choices=("quran",)
     )
     no_fallback: bool = _model(
         False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True
@@ -215,7 +213,8 @@ class RecognitionConfig:
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio", at_least=1, at_most=1024)
     json: bool = _output(False, "print a JSON object a recording in place of text")
-    srt: bool = _output(False, "write subtitles beside each recording, an ayah each: NAME.srt")
+    srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
+    srt_dir: Path | None = _output(None, "folder for the subtitles, in place of beside each recording")
     html: Path | None = _output(None, "write a page that plays them and follows the words", metavar="PAGE.html")
     embed_audio: bool = _output(False, "put the recordings into the page, which can then be sent: 19 MB an hour")
 

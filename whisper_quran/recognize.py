@@ -14,9 +14,10 @@ import sys
 from dataclasses import asdict
 
 from .config import RecognitionConfig
+from .recognition import check_inputs, check_results
 from .runtime.command_line import parse
+from .runtime.console import printable
 from .runtime.errors import UserError, run_command
-from .runtime.files import check_folder
 
 
 def log(line: str) -> None:
@@ -25,23 +26,29 @@ def log(line: str) -> None:
 
 def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
-    if config.html:
-        check_folder(config.html.parent)
-        if config.html.is_dir():
-            raise UserError(f"--html {config.html} is a folder: give a file, such as {config.html / 'page.html'}")
+    subtitles = check_results(config, check_inputs(config))
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
     from .recognition.page import write_recitations
     from .recognition.recitations import recognize
     from .recognition.written import describe, write_subtitles
 
-    found = []
-    for recognition in recognize(config, log):
-        print(json.dumps(asdict(recognition), ensure_ascii=False) if config.json else describe(recognition), flush=True)
-        if config.srt and recognition.recitations:
-            write_subtitles(recognition, log)
-        found.append(recognition)
-    if config.html:
-        write_recitations(config, found, log)
+    found, unwritten = [], 0
+    try:
+        for recognition in recognize(config, log):
+            found.append(recognition)
+            line = json.dumps(asdict(recognition), ensure_ascii=False) if config.json else describe(recognition)
+            print(line, flush=True)
+            if subtitles and recognition.recitations:
+                try:
+                    write_subtitles(recognition, subtitles[recognition.file], log)
+                except UserError as error:
+                    log(f"{printable(recognition.file)}: no subtitles: {error}")
+                    unwritten += 1
+    finally:  # whatever ends it, the page has what was done
+        if config.html and found:
+            write_recitations(config, found, log)
+    if unwritten:
+        raise UserError(f"{unwritten} of {len(found)} recordings have no subtitles: see above")
 
 
 if __name__ == "__main__":

@@ -110,3 +110,8 @@ def target_tokens(tokenizer: "Tokenizer", text: str) -> list[int]:
         *tokenizer.encode(f" {text}", disallowed_special=()),
         tokenizer.eot,
     ]
+
+
+def letters(text: str) -> str:
+    """Return the letters (and digits) of ``text`` without spaces, normalised by ``full``: what the search compares."""
+    return normalize(text, "full").replace(" ", "")

@@ -25,13 +25,15 @@ from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResul
 from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
+from ..data.batches import split
 from ..data.features import encode
-from .sampling import Hypotheses, gumbel
+from .sampling import Hypotheses
 from .timestamps import TimestampRules
 
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
 _FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
+_SCORED_TOKENS = 512  # whose logits over the vocabulary are computed at a time: 100 MB
 _LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not attend to 448 positions
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
@@ -72,6 +74,55 @@ class _Clip:
     entered: int
 
 
+@dataclass(frozen=True)
+class DecodedClip:
+    """The ``index`` and the ``result`` of a clip that has ended, whose audio is still in its slot.
+
+    The methods use it there, so that they can be called until the next clip is requested from the decoder.
+    """
+
+    index: int
+    result: DecodingResult
+    decoder: "BatchDecoder"
+    slot: int
+
+    @torch.no_grad()
+    def log_probabilities(self, texts: Sequence[str]) -> list[float]:
+        """Return the log-probability of each of ``texts``, with the eot after it.
+
+        It is the model's own, without Whisper's logit filters. A text longer than the context, such as one without an
+        end, is cut to fit.
+        """
+        decoder, begin = self.decoder, self.decoder.begin
+        max_length = len(decoder.positional_embedding) + 1
+        encoded = [decoder.task.tokenizer.encode(f" {text}", disallowed_special=()) for text in texts]
+        rows = [[*decoder.prompt.tolist(), *tokens, decoder.eot][:max_length] for tokens in encoded]
+        sums = []
+        for some in split(rows, max(1, _SCORED_TOKENS // max(map(len, rows)))):
+            longest = max(map(len, some))
+            padded = [row + [decoder.eot] * (longest - len(row)) for row in some]
+            tokens = torch.tensor(padded, device=decoder.device)
+            is_text = [[begin <= i < len(row) for i in range(longest)] for row in some]
+            scored = torch.tensor(is_text, device=decoder.device)
+            x, _ = decoder._read(tokens[:, :-1], self.slot)
+            losses = F.cross_entropy(decoder._logits(x[scored[:, 1:]]), tokens[scored], reduction="none").cpu()
+            sums += [-float(each.sum()) for each in losses.split([len(row) - begin for row in some])]
+        return sums
+
+    @torch.no_grad()
+    def attention(self, tokens: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:
+        """Return the attention of ``heads`` (layer, head) to the first ``frames`` of the clip.
+
+        Its shape is (n_heads, n, frames); the n inputs are the prompt, then the ``tokens`` of a text.
+        """
+        decoder = self.decoder
+        inputs = torch.tensor([[*decoder.prompt.tolist(), *tokens]], device=decoder.device)
+        _, queries = decoder._read(inputs, self.slot, heads)
+        keys = torch.stack([decoder.cross_keys[layer][self.slot, head, :frames] for layer, head in heads])
+        scores = (queries @ keys.transpose(1, 2)).float() / queries.shape[-1] ** 0.5
+        return scores.softmax(dim=-1)
+
+
 class BatchDecoder:
     """A decoder of any number of clips, up to ``slots`` of them at a time.
 
@@ -81,7 +132,8 @@ class BatchDecoder:
     ``language`` is Arabic, and ``sample_len`` the length of the context.
 
     Raises:
-        ValueError: the options contain beam search, or a temperature, which is an argument of :meth:`decode`.
+        ValueError: the options contain a temperature, which is an argument of :meth:`decode`, beams or several samples,
+            or no language: it is not detected.
     """
 
     @torch.no_grad()
@@ -99,8 +151,10 @@ class BatchDecoder:
         self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
         if self.task.options.temperature != 0:
             raise ValueError("the temperature is not an option of the decoder: give it to decode")
-        if self.task.options.beam_size is not None:
-            raise ValueError("there are no beams: a text is decoded greedily, or at a temperature")
+        if self.task.options.beam_size is not None or self.task.options.best_of is not None:
+            raise ValueError("there are no beams: a text is decoded once, greedily or at a temperature")
+        if self.task.options.language is None or self.task.options.task == "lang_id":
+            raise ValueError("the language is not detected: give one")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.decoder.token_embedding.weight.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
@@ -116,12 +170,16 @@ class BatchDecoder:
         self.prompt = torch.tensor(prompt, device=self.device)
         self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
         self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
-        self.rules = TimestampRules(self.task.tokenizer, slots, self.device) if timestamps else None
+        self.rules = None
+        for logit_filter in self.task.logit_filters:
+            if isinstance(logit_filter, ApplyTimestampRules):
+                latest_start = logit_filter.max_initial_timestamp_index
+                self.rules = TimestampRules(self.task.tokenizer, latest_start, slots, self.device)
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
-        self.steps = self.yielded = 0
+        self.steps = 0
         self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
@@ -152,18 +210,19 @@ class BatchDecoder:
 
     @torch.no_grad()
     def decode(
-        self, batches: Iterable[Tensor], temperature: float = 0.0, seeds: Sequence[int] = ()
-    ) -> Iterator[tuple[int, DecodingResult]]:
-        """Decode encoded audio and yield (index, result) as clips end; the index counts the clips of all batches.
+        self, batches: Iterable[Tensor | tuple[Tensor, Sequence[int]]], temperature: float = 0.0
+    ) -> Iterator[DecodedClip]:
+        """Decode encoded audio and yield clips as they end; their index counts the clips of all batches.
 
         Each result holds its clip's ``audio_features``, as whisper's do: for many clips, keep only the texts.
 
         Args:
-            batches: (n, n_audio_ctx, n_audio_state) each, n <= slots. A batch is requested when the one before has
-                entered, and enters when enough slots are free for all of it: batches of a quarter of the slots keep
-                both the encoder and the slots busy.
-            temperature: if not 0, tokens are sampled at it. The samples depend on the clip's own seed in ``seeds`` (by
-                index), and not on its slot, its neighbours or the device.
+            batches: (n, n_audio_ctx, n_audio_state) each, n <= slots, alone or with the seeds of its n clips (by
+                default, their indices). A batch is requested when the one before has entered, and enters when enough
+                slots are free for all of it: batches of a quarter of the slots keep both the encoder and the slots
+                busy.
+            temperature: if not 0, tokens are sampled at it. The samples depend on the clip's own seed, and not on its
+                slot, its neighbours or the device.
 
         Raises:
             ValueError: a batch has more clips than there are slots.
@@ -172,65 +231,41 @@ class BatchDecoder:
         self.divisor.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
         in_use, count = self.slots, 0
-        for features in batches:
-            if len(features) > self.slots:
+        waiting = (batch if isinstance(batch, tuple) else (batch, None) for batch in batches)
+        features, seeds = next(waiting, (None, None))
+        while features is not None or active:
+            if features is not None and len(features) <= self.slots - len(active):
+                indices = range(count, count + len(features))
+                slots = [slot for slot in range(self.slots) if slot not in active][: len(features)]
+                self._enter(features.to(self.dtype), self._index(slots), self._index([*(seeds or indices)]))
+                clips = (_Clip(index, features[index - count], self.steps) for index in indices)
+                active.update(zip(slots, clips, strict=True))
+                count += len(features)
+                features, seeds = next(waiting, (None, None))
+                continue
+            if features is not None and len(features) > self.slots:
                 raise ValueError(f"a batch of {len(features)} clips for {self.slots} slots")
-            while self.slots - len(active) < len(features):
-                yield from self._advance(active, in_use)
-            free = [slot for slot in range(self.slots) if slot not in active][: len(features)]
-            slots = self._index(free)
-            if temperature:
-                self.hypotheses.seeds[slots] = self._index([*seeds[count : count + len(features)]])
-            self._enter(features.to(self.dtype), slots)
-            active.update((slot, _Clip(count + i, features[i], self.steps)) for i, slot in enumerate(free))
-            count += len(features)
-        while active:
-            while in_use // 2 >= max(len(active), self.fewest):
+            while features is None and in_use // 2 >= max(len(active), self.fewest):
                 in_use //= 2
                 active = self._gather(active, in_use)
-            yield from self._advance(active, in_use)
+            oldest = min(clip.entered for clip in active.values())
+            for _ in range(self.stride):
+                # A clip may have reached its limit since the last check: its slot is then back at position 0.
+                position = min(self.begin + self.steps - oldest, self.last)
+                self._run(in_use, _round_up(position + 1))
+                self.steps += 1
+            for slot, tokens, sum_logprob, no_speech in self._ended(active):
+                clip = active.pop(slot)
+                result = self._result(clip.features, tokens, sum_logprob, no_speech)
+                yield DecodedClip(clip.index, result, self, slot)
 
     @torch.no_grad()
-    def log_probabilities(self, texts: Sequence[str]) -> list[float]:
-        """Return the log-probability of each of ``texts``, with the eot after it, for the clip last yielded.
-
-        It is the model's own, without Whisper's logit filters. The clip's cross-attention keys and values are still in
-        its slot, so that this costs one decoder pass over all texts. A text longer than the context, such as one
-        without an end, is cut to fit.
-        """
-        max_length = len(self.positional_embedding) + 1
-        encode_text = self.task.tokenizer.encode
-        encoded = [encode_text(f" {text}", disallowed_special=()) for text in texts]
-        rows = [[*self.prompt.tolist(), *tokens, self.eot][:max_length] for tokens in encoded]
-        longest = max(map(len, rows))
-        tokens = torch.tensor([row + [self.eot] * (longest - len(row)) for row in rows], device=self.device)
-        scored = torch.tensor([[i < len(row) for i in range(self.begin, longest)] for row in rows], device=self.device)
-        x, _ = self._read(tokens[:, :-1], [])
-        logits = self._logits(x[:, self.begin - 1 :][scored])
-        losses = F.cross_entropy(logits, tokens[:, self.begin :][scored], reduction="none").cpu()
-        return [-float(each.sum()) for each in losses.split([len(row) - self.begin for row in rows])]
-
-    @torch.no_grad()
-    def attention(self, text: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:
-        """Return the attention of ``heads`` (layer, head) to the first ``frames`` of the clip last yielded.
-
-        Its shape is (n_heads, n, frames); the n tokens are those of the prompt, then those of ``text``.
-        """
-        tokens = torch.tensor([[*self.prompt.tolist(), *text]], device=self.device)
-        _, queries = self._read(tokens, heads)
-        slot = self.yielded
-        keys = torch.stack([self.cross_keys[layer][slot, head, :frames] for layer, head in heads])
-        scores = (queries @ keys.transpose(1, 2)).float() / queries.shape[-1] ** 0.5
-        return scores.softmax(dim=-1)
-
-    @torch.no_grad()
-    def _read(self, tokens: Tensor, heads: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Run the decoder's blocks on ``tokens`` (n, length) and the clip last yielded, without changing the caches.
+    def _read(self, tokens: Tensor, slot: int, heads: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, Tensor]:
+        """Run the decoder's blocks on ``tokens`` (n, length) and the clip in ``slot``, without changing the caches.
 
         Return their output (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
         (layer, head) for the first row.
         """
-        slot = slice(self.yielded, self.yielded + 1)
         queries: dict[tuple[int, int], Tensor] = {}
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[tokens] + self.positional_embedding[: tokens.shape[1]]
@@ -241,29 +276,21 @@ class BatchDecoder:
                     (q,) = self._heads(F.linear(_norm(x[:1], block.cross_attn_ln), *block.cross_query))
                     queries.update(((layer, head), q[0, head]) for head in selected)
                 flat = x.view(1, -1, x.shape[-1])  # all rows attend to the same audio
-                keys, values = self.cross_keys[layer][slot], self.cross_values[layer][slot]
+                keys, values = self.cross_keys[layer][slot : slot + 1], self.cross_values[layer][slot : slot + 1]
                 x = self._after_self_attention(flat, block, keys, values).view(x.shape)
             return x, torch.stack([queries[each] for each in heads]) if heads else x.new_empty(0)
 
-    def _advance(self, active: dict[int, _Clip], in_use: int) -> Iterator[tuple[int, DecodingResult]]:
-        """Step until the next check of the slots; remove the clips that have ended from ``active`` and yield them."""
-        oldest = min(clip.entered for clip in active.values())
-        for _ in range(self.stride):
-            # A clip may have reached its limit since the last check: its slot is then back at position 0.
-            position = min(self.begin + self.steps - oldest, self.last)
-            self._run(in_use, _round_up(position + 1))
-            self.steps += 1
-        at_eot = (self.hypotheses.tokens[:in_use] == self.eot).tolist()
+    def _ended(self, active: Iterable[int]) -> list[tuple[int, list[int], float, float]]:
+        """Return (slot, tokens, sum of their log-probabilities, probability of no speech) of the clips that ended."""
+        at_eot = (self.hypotheses.tokens == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
         if self.stop_loops and self.steps % _STRIDE == 0:
             ended += self._stop_loops([slot for slot in active if not at_eot[slot]])
         if not ended:
-            return
+            return []
         index = self._index(ended)
         sums, no_speech_probs = self.hypotheses.sum_logprobs[index].tolist(), self.no_speech_probs[index].tolist()
-        for slot, *decoded in zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True):
-            clip, self.yielded = active.pop(slot), slot
-            yield clip.index, self._result(clip.features, *decoded)
+        return [*zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True)]
 
     def _stop_loops(self, slots: list[int]) -> list[int]:
         """End the texts in ``slots`` that loop, and return their slots."""
@@ -324,7 +351,7 @@ class BatchDecoder:
                 self._step(in_use, length)
             self.graphs[key] = graph
 
-    def _enter(self, features: Tensor, slots: Tensor) -> None:
+    def _enter(self, features: Tensor, slots: Tensor, seeds: Tensor) -> None:
         """Fill ``slots`` (n,) with clips, ``features`` (n, n_audio_ctx, n_audio_state): run the prompt, sample once."""
         with torch.autocast(self.device.type, enabled=False):
             x = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
@@ -341,8 +368,11 @@ class BatchDecoder:
             if self.task.tokenizer.no_speech is not None:
                 probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
                 self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
-            self.hypotheses.enter(slots, self.prompt[-1])
-            self._choose(self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf), slots, None)
+            self.hypotheses.enter(slots, self.prompt[-1], seeds)
+            logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
+            if self.rules:
+                self.rules(logits, slots, None)
+            self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
 
     def _step(self, n: int, length: int) -> None:
         """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions.
@@ -362,28 +392,16 @@ class BatchDecoder:
                 attended = F.scaled_dot_product_attention(q, keys[:n, :, :length], values[:n, :, :length], mask)
                 x = x + _join(attended, block.out)
                 x = self._after_self_attention(x, block, self.cross_keys[layer][:n], self.cross_values[layer][:n])
-            self._choose(self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf), slots, tokens)
+            logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
+            if self.rules:
+                self.rules(logits, slots, tokens)
+            self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
 
     def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
         """Compute the rest of a block after self-attention: cross-attention and the MLP."""
         (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
         x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
         return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
-
-    def _choose(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
-        """Append a token to each of ``slots`` (n,): the likeliest of ``logits`` (n, n_vocab), or a sample.
-
-        ``last`` (n,) are the tokens before; None if the clips have just entered.
-        """
-        if self.rules:
-            self.rules(logits, slots, last)
-        scores = logits
-        if self.temperature:
-            seeds, positions = self.hypotheses.seeds[slots], self.hypotheses.positions[slots]
-            scores = logits / self.divisor + gumbel(seeds, positions, logits.shape[1])
-        chosen = scores.argmax(dim=-1)
-        logprobs = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
-        self.hypotheses.append(slots, chosen, logprobs)
 
     def _heads(self, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """Split (n, length, parts * state) into ``parts`` tensors (n, heads, length, width)."""
@@ -436,5 +454,6 @@ def decode_batch(
     options = {"sample_len": model.dims.n_text_ctx // 2, **options}
     decoder = BatchDecoder(model, len(mel), language=language, dtype=dtype, **options)
     encoded = mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state)
-    results = dict(decoder.decode([mel if encoded else encode(model.encoder, mel, decoder.dtype)]))
+    features = mel if encoded else encode(model.encoder, mel, decoder.dtype)
+    results = {clip.index: clip.result for clip in decoder.decode([features])}
     return [results[index] for index in range(len(mel))]

@@ -7,33 +7,29 @@ points, and each piece is decoded the way the model was trained, in batches with
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from whisper.audio import N_SAMPLES, SAMPLE_RATE, TOKENS_PER_SECOND
+from whisper.audio import N_SAMPLES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
-from whisper.tokenizer import Tokenizer, get_tokenizer
+from whisper.tokenizer import get_tokenizer
 
 from ..data.batches import split
-from ..data.encoder_cache import CachedFeatures, FrozenEncoder
+from ..data.encoder_cache import FrozenEncoder
 from ..data.features import FRAME, collate, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .batch_decoder import BatchDecoder, is_looping
-from .recognizer import Candidate, Recognizer
+from .batch_decoder import BatchDecoder, DecodedClip, is_looping
+from .quran_search import Candidate, Recognizer
 from .timestamps import Segment, read_segments
-from .word_times import letter_times, token_starts, word_times
 
-_WINDOW = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
+_PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
-_KEPT_BYTES = 10**9  # at most, of encoded pieces that will be decoded again
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
 
 
@@ -47,35 +43,17 @@ class Piece:
     end: int
 
 
-# Decodes pieces and yields (piece, result, is_last) as each ends; if not is_last, the piece is decoded again later.
-_Decode = Callable[[Sequence[Piece]], Iterator[tuple[Piece, DecodingResult, bool]]]
-
-
 @dataclass(frozen=True)
-class _Decoded:
-    """A piece's last text, the candidates of all its texts, and when each text's letters are said, if requested."""
+class RecognizedPiece:
+    """The text of a piece from ``start`` to ``end`` (seconds), and the span of the Qur'an found in it, if any.
 
-    piece: Piece
-    text: str
-    temperature: float
-    candidates: list[Candidate]
-    letters: dict[str, list[tuple[str, float]]]
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The text of a piece from ``start`` to ``end`` (seconds), and the run of the closed text found in it, if any.
-
-    If the piece was decoded several times, it is the text in which the run was found.
-
-    ``times``, if the recognizer finds them: the start of each word of preface and run, and the end of the last.
+    If the piece was decoded several times, it is the text in which the span was found.
     """
 
     start: float
     end: float
     text: str
     candidate: Candidate | None
-    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,12 +64,12 @@ class Transcript:
     text: str
     temperature: float
     segments: tuple[Segment, ...] = ()  # if it was decoded with timestamps
-    heard: tuple[Heard, ...] = ()  # if there was a recognizer
+    pieces: tuple[RecognizedPiece, ...] = ()  # if there was a recognizer
 
     @property
     def found(self) -> list[Candidate]:
-        """The runs of the closed text found in its pieces, in order."""
-        return [each.candidate for each in self.heard if each.candidate]
+        """The spans of the Qur'an found in its pieces, in order."""
+        return [piece.candidate for piece in self.pieces if piece.candidate]
 
 
 def decode_clips(
@@ -138,7 +116,7 @@ def transcribe_clips(
             and decoding continues with the pieces not done yet.
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, in batches, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
-        recognizer: also finds the runs of its text that were said; not with ``timestamps``.
+        recognizer: also finds the spans of the Qur'an that were said; not with ``timestamps``.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
@@ -146,57 +124,138 @@ def transcribe_clips(
     """
     if isinstance(model, Whisper):
         model = FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
-    source, whisper = _Pieces(clips, model), model.model
-    decode = partial(source.decode_all, batch_size=batch_size, fallback=fallback, log=log, **options)
-    if not options.get("timestamps"):
-        return _transcribe_pieces(source, decode, fallback, recognizer)
-    tokenizer = get_tokenizer(
-        whisper.is_multilingual, num_languages=whisper.num_languages, language=options.get("language", "ar")
-    )
-    return _transcribe_windows(clips, decode, fallback, tokenizer)
+    decoder = _PieceDecoder(model, clips, batch_size, fallback, recognizer, log, options)
+    return _transcribe_windows(decoder) if options.get("timestamps") else _transcribe_pieces(decoder)
 
 
-def _transcribe_pieces(
-    source: "_Pieces", decode: _Decode, fallback: bool, recognizer: Recognizer | None
-) -> Iterator[Transcript]:
-    waiting = pieces(source.clips)
-    count = Counter(piece.clip for piece in waiting)
-    candidates: dict[Piece, list[Candidate]] = defaultdict(list)  # of all texts of a piece
-    letters: dict[Piece, dict[str, list[tuple[str, float]]]] = defaultdict(dict)
-    decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
-    for piece, result, is_last in decode(waiting):
-        text = "" if fallback and is_silent(result) else result.text
-        if recognizer:
-            log_probability = result.avg_logprob * (len(result.tokens) + 1)
-            alone = count[piece.clip] == 1
-            found = recognizer.candidates(text, log_probability, source.log_probabilities, alone)
-            candidates[piece] += found
-            if found and recognizer.heads:
-                letters[piece][text] = source.letter_times(piece, result.tokens, recognizer.heads)
-        if not is_last:
+class _PieceDecoder:
+    """Encoding and decoding of pieces of ``clips``, in batches that fit into the memory."""
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        clips: Sequence[np.ndarray],
+        batch_size: int,
+        fallback: bool,
+        recognizer: Recognizer | None,
+        log: Log,
+        options: dict[str, Any],
+    ) -> None:
+        self.encoder, self.clips, self.batch_size, self.options = encoder, clips, batch_size, options
+        self.fallback, self.recognizer, self.log = fallback, recognizer, log
+
+    def decode(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
+        """Decode ``pieces``, longest first; with fallback, decode those that need it again, at higher temperatures.
+
+        Yield each with its last result, and the candidates of all its texts.
+        """
+        count = Counter(piece.clip for piece in pieces)
+        candidates: dict[Piece, list[Candidate]] = defaultdict(list)
+        waiting = list(pieces)
+        for temperature in _TEMPERATURES if self.fallback else (0.0,):
+            waiting.sort(key=lambda piece: piece.start - piece.end)
+            again: list[Piece] = []
+            while waiting:
+                done = set[Piece]()
+                try:
+                    for clip in self._decode_once(waiting, temperature):
+                        piece, result = waiting[clip.index], clip.result
+                        if self.recognizer and not self.is_silent(result):
+                            seconds = (piece.end - piece.start) / SAMPLE_RATE
+                            alone = count[piece.clip] == 1
+                            candidates[piece] += self.recognizer.candidates(clip, seconds, alone)
+                        done.add(piece)
+                        if self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                            again.append(piece)
+                        else:
+                            yield piece, result, candidates.pop(piece, [])
+                except torch.OutOfMemoryError as error:
+                    self._halve_batch(len(waiting), error)
+                waiting = [piece for piece in waiting if piece not in done]
+            waiting = again
+
+    def is_silent(self, result: DecodingResult) -> bool:
+        """Return whether the text is dropped."""
+        return self.fallback and is_silent(result)
+
+    def _decode_once(self, pieces: Sequence[Piece], temperature: float) -> Iterator[DecodedClip]:
+        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is freed at the end."""
+        slots = min(self.batch_size, len(pieces))
+        decoder = BatchDecoder(self.encoder.model, slots, **self.options)
+        yield from decoder.decode(self._encoded(pieces, max(1, slots // 4), temperature), temperature)
+
+    def _encoded(
+        self, pieces: Sequence[Piece], batch_size: int, temperature: float
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield batches of encoded pieces with their seeds, from samples and temperature: texts can be reproduced."""
+        device = self.encoder.model.device
+        pin = device.type == "cuda"
+        for batch in split(pieces, batch_size):
+            clips = [self.clips[piece.clip][piece.start : piece.end] for piece in batch]
+            seeds = [zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips]
+            cached = self.encoder.find(clips, pin)
+            audio = collate(clips, pin).to(device, non_blocking=True)
+            yield self.encoder(audio, cached.to(device) if cached else None), seeds
+
+    def _halve_batch(self, waiting: int, error: Exception) -> None:
+        """Halve the batch that did not fit into the memory, for so many ``waiting`` pieces."""
+        device, slots = self.encoder.model.device, min(self.batch_size, waiting)
+        if slots == 1:
+            raise UserError(
+                f"the memory of {device} does not hold one clip beside this model: "
+                "choose a smaller model, --precision fp16, or --device cpu"
+            ) from error
+        self.batch_size = slots // 2
+        self.log(f"out of memory on {device}: going on with --batch-size {self.batch_size}")
+
+
+def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
+    pieces = [
+        Piece(clip, number, start, end)
+        for clip in range(len(decoder.clips))
+        for number, (start, end) in enumerate(cut_at_pauses(decoder.clips[clip]))
+    ]
+    count = Counter(piece.clip for piece in pieces)
+    decoded: dict[int, list[tuple[Piece, str, float, list[Candidate]]]] = defaultdict(list)
+    for piece, result, candidates in decoder.decode(pieces):
+        its_clip = decoded[piece.clip]
+        text = "" if decoder.is_silent(result) else result.text
+        its_clip.append((piece, text, result.temperature, candidates))
+        if len(its_clip) < count[piece.clip]:
             continue
-        parts = decoded[piece.clip]
-        found, times = candidates.pop(piece, []), letters.pop(piece, {})
-        parts.append(_Decoded(piece, text, result.temperature, found, times))
-        if len(parts) == count[piece.clip]:
-            yield _join_pieces(decoded.pop(piece.clip), recognizer)
+        del decoded[piece.clip]
+        in_order, texts, temperatures, found = zip(*sorted(its_clip, key=lambda each: each[0].number), strict=True)
+        recognized: list[RecognizedPiece] = []
+        if decoder.recognizer:
+            chosen = decoder.recognizer.choose(found)
+            recognized = [
+                RecognizedPiece(
+                    part.start / SAMPLE_RATE,
+                    part.end / SAMPLE_RATE,
+                    candidate.heard if candidate else its_text,
+                    candidate,
+                )
+                for part, its_text, candidate in zip(in_order, texts, chosen, strict=True)
+            ]
+        text = " ".join(text for text in texts if text)
+        yield Transcript(piece.clip, text, max(temperatures), pieces=tuple(recognized))
 
 
-def _transcribe_windows(
-    clips: Sequence[np.ndarray], decode: _Decode, fallback: bool, tokenizer: Tokenizer
-) -> Iterator[Transcript]:
+def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
+    clips, whisper = decoder.clips, decoder.encoder.model
+    tokenizer = get_tokenizer(
+        whisper.is_multilingual, num_languages=whisper.num_languages, language=decoder.options.get("language", "ar")
+    )
     decoded: dict[int, list[Segment]] = defaultdict(list)
     temperatures: dict[int, float] = defaultdict(float)  # the highest of each clip
     windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
     while windows:
         next_windows = []
-        for window, result, is_last in decode(windows):
-            if not is_last:
-                continue
+        for window, result, _ in decoder.decode(windows):
             clip, start = window.clip, window.start / SAMPLE_RATE
             seconds = (window.end - window.start) / SAMPLE_RATE
             segments, reached = read_segments(result.tokens, tokenizer, seconds)
-            if fallback and is_silent(result):
+            if decoder.is_silent(result):
                 segments, reached = [], seconds
             decoded[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
             temperatures[clip] = max(temperatures[clip], result.temperature)
@@ -208,28 +267,6 @@ def _transcribe_windows(
                 text = " ".join(each.text for each in clip_segments)
                 yield Transcript(clip, text, temperatures[clip], tuple(clip_segments))
         windows = next_windows
-
-
-def _join_pieces(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
-    """Join all pieces of a clip into one transcript."""
-    parts.sort(key=lambda part: part.piece.number)
-    heard: tuple[Heard, ...] = ()
-    if recognizer:
-        chosen = recognizer.choose(part.candidates for part in parts)
-        heard = tuple(_heard(part, each, recognizer) for part, each in zip(parts, chosen, strict=True))
-    text = " ".join(part.text for part in parts if part.text)
-    return Transcript(parts[0].piece.clip, text, max(part.temperature for part in parts), heard=heard)
-
-
-def _heard(part: _Decoded, candidate: Candidate | None, recognizer: Recognizer) -> Heard:
-    start, end = part.piece.start / SAMPLE_RATE, part.piece.end / SAMPLE_RATE
-    if candidate is None:
-        return Heard(start, end, part.text, None)
-    times: list[float] = []
-    if recognizer.heads:
-        letters = part.letters[candidate.heard]
-        times = [start + time for time in word_times(recognizer.words(candidate), letters, end - start)]
-    return Heard(start, end, candidate.heard, candidate, tuple(times))
 
 
 def needs_fallback(result: DecodingResult) -> bool:
@@ -244,111 +281,7 @@ def is_silent(result: DecodingResult) -> bool:
     return result.no_speech_prob > 0.6 and result.avg_logprob < -1.0
 
 
-class _Pieces:
-    """Encoding and decoding of pieces. The encoder's output for those to be decoded again is kept, up to a limit."""
-
-    def __init__(self, clips: Sequence[np.ndarray], encoder: FrozenEncoder):
-        self.clips, self.encoder = clips, encoder
-        self.device = encoder.model.device
-        self.kept: dict[Piece, Tensor] = {}
-        self.decoder: BatchDecoder | None = None  # while it decodes
-
-    def log_probabilities(self, texts: Sequence[str]) -> list[float]:
-        """Return the log-probability of each of ``texts`` for the piece last decoded."""
-        assert self.decoder
-        return self.decoder.log_probabilities(texts)
-
-    def letter_times(
-        self, piece: Piece, tokens: Sequence[int], heads: Sequence[tuple[int, int]]
-    ) -> list[tuple[str, float]]:
-        """Return the letters of ``tokens`` (:func:`.nearest.letters`), with their starts in the piece last decoded.
-
-        A text without an end exceeds the context by one token, which is left out.
-        """
-        assert self.decoder
-        tokens = tokens[: self.encoder.model.dims.n_text_ctx - self.decoder.begin]
-        frames = max(1, (piece.end - piece.start) * TOKENS_PER_SECOND // SAMPLE_RATE)
-        starts = token_starts(self.decoder.attention(tokens, heads, frames), self.decoder.begin - 1)
-        texts, groups = self.decoder.task.tokenizer.split_tokens_on_unicode([*tokens])
-        ends = [*accumulate(map(len, groups))]
-        return letter_times([(text, starts[end - len(group)], starts[end])
-                             for text, group, end in zip(texts, groups, ends, strict=True)])  # fmt: skip
-
-    def keep(self, piece: Piece, features: Tensor) -> None:
-        if not self.encoder.cache and len(self.kept) * features.nbytes < _KEPT_BYTES:
-            self.kept[piece] = features.to("cpu", copy=True)
-
-    def decode_all(
-        self, pieces: Sequence[Piece], batch_size: int, fallback: bool, log: Log, **options: Any
-    ) -> Iterator[tuple[Piece, DecodingResult, bool]]:
-        """Decode ``pieces``, longest first; with ``fallback``, decode those that need it again, at higher temperatures.
-
-        Yield each with its result, and whether that is the last of the piece.
-        """
-        waiting = list(pieces)
-        for temperature in _TEMPERATURES if fallback else (0.0,):
-            waiting.sort(key=lambda piece: piece.start - piece.end)
-            again: list[Piece] = []
-            while waiting:
-                slots, done = min(batch_size, len(waiting)), set[int]()
-                try:
-                    for index, result in self.decode(waiting, slots, temperature, **options):
-                        done.add(index)
-                        piece = waiting[index]
-                        is_last = not fallback or temperature == _TEMPERATURES[-1] or not needs_fallback(result)
-                        if not is_last:
-                            again.append(piece)
-                            self.keep(piece, result.audio_features)
-                        yield piece, result, is_last
-                except torch.OutOfMemoryError as error:
-                    if slots == 1:
-                        raise UserError(
-                            f"the memory of {self.device} does not hold one clip beside this model: "
-                            "choose a smaller model, --precision fp16, or --device cpu"
-                        ) from error
-                    batch_size = slots // 2
-                    log(f"out of memory on {self.device}: going on with --batch-size {batch_size}")
-                waiting = [piece for index, piece in enumerate(waiting) if index not in done]
-            waiting = again
-
-    def decode(
-        self, pieces: Sequence[Piece], slots: int, temperature: float, **options: Any
-    ) -> Iterator[tuple[int, DecodingResult]]:
-        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is freed at the end."""
-        self.decoder = BatchDecoder(self.encoder.model, slots, **options)
-        seeds: list[int] = []  # from a piece's samples and the temperature, so that a text can be reproduced
-
-        def encoded() -> Iterator[Tensor]:
-            for batch in split(pieces, max(1, slots // 4)):
-                clips = [self.clips[piece.clip][piece.start : piece.end] for piece in batch]
-                seeds.extend(zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips)
-                yield self._encode(batch, clips)
-
-        try:
-            yield from self.decoder.decode(encoded(), temperature, seeds)
-        finally:
-            self.decoder = None
-
-    def _encode(self, batch: Sequence[Piece], clips: Sequence[np.ndarray]) -> Tensor:
-        pin = self.device.type == "cuda"
-        cached = self.encoder.find(clips, pin)
-        rows = tuple(row for row, piece in enumerate(batch) if piece in self.kept)
-        if rows:
-            cached = CachedFeatures((), rows, torch.stack([self.kept[batch[row]] for row in rows]))
-        audio = collate(clips, pin).to(self.device, non_blocking=True)
-        return self.encoder(audio, cached.to(self.device) if cached else None)
-
-
-def pieces(clips: Sequence[np.ndarray]) -> list[Piece]:
-    """Cut all ``clips`` into pieces, in order. Every clip is read once, and none is kept."""
-    return [
-        Piece(clip, number, start, end)
-        for clip in range(len(clips))
-        for number, (start, end) in enumerate(segments(clips[clip]))
-    ]
-
-
-def segments(samples: np.ndarray) -> list[tuple[int, int]]:
+def cut_at_pauses(samples: np.ndarray) -> list[tuple[int, int]]:
     """Cut ``samples`` (n,) at 16 kHz into contiguous spans (start, end) of at most 30 s that hold every sample once.
 
     Up to 30 s are one span. Otherwise each lasts 10 to 30 s and ends where the audio in that range is quietest.
@@ -371,5 +304,5 @@ def _smoothed_energy(samples: np.ndarray) -> np.ndarray:
     energy = frame_energy(samples)
     sums = np.concatenate([[0.0], np.cumsum(energy)])
     edges = np.arange(len(sums))
-    before, after = (np.clip(edges + shift, 0, len(energy)) for shift in (-_WINDOW // 2, _WINDOW // 2))
+    before, after = (np.clip(edges + shift, 0, len(energy)) for shift in (-_PAUSE // 2, _PAUSE // 2))
     return (sums[after] - sums[before]) / (after - before)

@@ -6,6 +6,7 @@ Everything is done for all slots at once, in tensor operations of fixed shapes t
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio
@@ -31,20 +32,27 @@ class Hypotheses:
         self.seeds = torch.zeros_like(self.tokens)
         self.state: Sequence[Tensor] = (self.tokens, self.positions, self.sampled, self.sum_logprobs, self.seeds)
 
-    def enter(self, slots: Tensor, token: Tensor) -> None:
-        """Start new hypotheses in ``slots`` (n,), after ``token``, the prompt's last."""
+    def enter(self, slots: Tensor, token: Tensor, seeds: Tensor) -> None:
+        """Start new hypotheses in ``slots`` (n,), after ``token``, the prompt's last, with their ``seeds`` (n,)."""
         self.tokens[slots] = token
         self.positions[slots] = self.begin - 1
         self.sampled[slots, self.begin] = self.eot
         self.sum_logprobs[slots] = 0.0
+        self.seeds[slots] = seeds
 
-    def append(self, slots: Tensor, chosen: Tensor, logprobs: Tensor) -> None:
-        """Append the tokens ``chosen`` (n,), with their ``logprobs`` (n,), to the ``slots`` (n,) that have a clip.
+    def sample(self, logits: Tensor, slots: Tensor, temperature: Tensor | None) -> None:
+        """Append a token to each of the ``slots`` (n,) that have a clip: the likeliest of ``logits`` (n, n_vocab), or
+        a sample at ``temperature`` ().
 
         A text ends with eot, or at the limit. masked_fill rather than torch.where, because a scalar given to where is
         copied to the GPU, which is forbidden during capture.
         """
         positions, inactive = self.positions[slots], self.tokens[slots] == self.eot
+        scores = logits
+        if temperature is not None:
+            scores = logits / temperature + gumbel(self.seeds[slots], positions, logits.shape[1])
+        chosen = scores.argmax(dim=-1)
+        logprobs = F.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).squeeze(1)
         columns = (positions + 1).masked_fill(inactive, self.last + 2)
         self.sampled[slots, columns] = chosen.masked_fill(inactive, self.eot)
         self.sampled[slots, (columns + 1).clamp(max=self.last + 2)] = self.eot

@@ -13,19 +13,19 @@ from torch import Tensor
 from whisper.audio import TOKENS_PER_SECOND
 from whisper.tokenizer import Tokenizer
 
-_LATEST_START = 50  # tokens: a window's first text begins in its first second, whisper's max_initial_timestamp
-
 
 class TimestampRules:
     """Rules for the next token: timestamps begin a text, come in pairs inside it, and never go back.
 
-    If all timestamps together are likelier than the likeliest other token, the next token is a timestamp.
+    If all timestamps together are likelier than the likeliest other token, the next token is a timestamp. The first is
+    at most ``latest_start`` (None: any; whisper's ``max_initial_timestamp``, in timestamps of 20 ms).
 
     ``state`` has an entry for each slot: it moves with the clips.
     """
 
-    def __init__(self, tokenizer: Tokenizer, slots: int, device: torch.device) -> None:
+    def __init__(self, tokenizer: Tokenizer, latest_start: int | None, slots: int, device: torch.device) -> None:
         self.begin, self.eot, self.none = tokenizer.timestamp_begin, tokenizer.eot, tokenizer.no_timestamps
+        self.latest_start = self.begin + latest_start if latest_start is not None else None
         self.after_one = torch.ones(slots, dtype=torch.bool, device=device)  # whether the last token was a timestamp
         self.latest = torch.zeros(slots, dtype=torch.long, device=device)  # the last timestamp
         self.state: Sequence[Tensor] = (self.after_one, self.latest)
@@ -39,7 +39,9 @@ class TimestampRules:
         columns = torch.arange(logits.shape[1], device=logits.device)
         logits[:, self.none] = -torch.inf
         if last is None:
-            logits.masked_fill_((columns < self.begin) | (columns > self.begin + _LATEST_START), -torch.inf)
+            logits.masked_fill_(columns < self.begin, -torch.inf)
+            if self.latest_start is not None:
+                logits.masked_fill_(columns > self.latest_start, -torch.inf)
             self.after_one[slots] = True  # so that the first timestamp counts as the second of a pair
             return
         before, now = self.after_one[slots], last >= self.begin

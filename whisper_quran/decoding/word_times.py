@@ -1,11 +1,13 @@
-"""Times of tokens and words, from the decoder's attention to the audio (as in whisper's ``timing.py``).
+"""Times of letters and words, from the decoder's attention to the audio (as in whisper's ``timing.py``).
 
 Some cross-attention heads attend to the audio of the token that is being written. Their average is a matrix of tokens
-by frames, and the best monotonic path through it gives the frames of each token.
+by frames, and the best monotonic path through it gives the frames of each token. The path begins one input before that
+of the first token, which takes the silence before it, and ends with that of eot, which takes the silence at the end.
 """
 
+import codecs
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -15,7 +17,10 @@ from whisper.audio import TOKENS_PER_SECOND
 from whisper.model import Whisper
 from whisper.timing import median_filter
 
-from .nearest import letters
+from ..data.text import letters
+from .batch_decoder import DecodedClip
+
+LetterTime = tuple[str, float, float]  # a letter, its start and its end in seconds
 
 _FILTER = 7  # frames, whisper's median filter
 
@@ -34,13 +39,13 @@ def token_starts(weights: Tensor, begin: int) -> list[float]:
 
     Args:
         weights: (n_heads, n, n_frames) each token's attention to the frames of 20 ms that hold audio.
-        begin: the index among the n inputs of the one that predicts the first token.
+        begin: the index among the n inputs of the one that predicts the first token; not 0.
     """
     weights = weights.cpu()
     deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, correction=0)
     weights = median_filter((weights - mean) / deviation.clamp(min=1e-9), _FILTER)
-    matrix = weights.mean(dim=0)[begin:].double().numpy()
-    return [frame / TOKENS_PER_SECOND for frame in _first_frames(matrix)]
+    matrix = weights.mean(dim=0)[begin - 1 :].double().numpy()
+    return [frame / TOKENS_PER_SECOND for frame in _first_frames(matrix)[1:]]
 
 
 def _first_frames(matrix: np.ndarray) -> list[int]:
@@ -63,25 +68,48 @@ def _first_frames(matrix: np.ndarray) -> list[int]:
     return first_frames[::-1]
 
 
-def letter_times(text: Sequence[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    """Spread the time of each piece of ``text`` (piece, start, end) evenly over its :func:`letters`."""
-    times = []
-    for piece, start, end in text:
-        spelled = letters(piece)
-        times += [(letter, start + (end - start) * i / len(spelled)) for i, letter in enumerate(spelled)]
+def letter_times(clip: DecodedClip, heads: Sequence[tuple[int, int]], seconds: float) -> list[LetterTime]:
+    """Return when the :func:`letters` of the text of ``clip``, of so many ``seconds``, are said.
+
+    A text that exceeds the context, or ends inside a character, loses its end.
+    """
+    tokenizer, begin = clip.decoder.task.tokenizer, clip.decoder.begin
+    tokens = clip.result.tokens[: len(clip.decoder.positional_embedding) - begin]
+    frames = max(1, int(seconds * TOKENS_PER_SECOND))
+    starts = token_starts(clip.attention(tokens, heads, frames), begin - 1)
+    times: list[LetterTime] = []
+    decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
+    character_start = starts[0]
+    for token, (_, end) in zip(tokens, pairwise(starts), strict=True):
+        if token >= tokenizer.eot:
+            continue
+        text = decode(tokenizer.encoding.decode_single_token_bytes(token))
+        if text:  # or the token ends inside a character
+            spelled = letters(text)
+            edges = np.linspace(character_start, end, len(spelled) + 1).tolist()
+            times += zip(spelled, edges, edges[1:], strict=False)
+            character_start = end
     return times
 
 
-def word_times(words: Sequence[str], heard: Sequence[tuple[str, float]], end: float) -> list[float]:
-    """Return the start of each of ``words``, and the end of the last, by the letters they are aligned with.
-
-    ``heard`` are the letters that were heard, each with its start; the last ends at ``end``.
-    """
-    starts = [*accumulate((len(letters(word)) for word in words), initial=0)]
-    text, times = "".join(letter for letter, _ in heard), [*(time for _, time in heard), end]
-    places: list[float] = []  # for each letter of the words, its position in what was heard
-    for edit in Levenshtein.opcodes("".join(map(letters, words)), text):
+def word_positions(words: Sequence[str], heard: str) -> list[float]:
+    """Return where each of ``words`` begins in the letters ``heard``, and where the last ends, both as letters."""
+    positions: list[float] = []  # of each letter of the words
+    for edit in Levenshtein.opcodes("".join(words), heard):
         count, length = edit.src_end - edit.src_start, edit.dest_end - edit.dest_start
-        places += [edit.dest_start + length * i / count for i in range(count)]
-    places.append(len(heard))
-    return [float(np.interp(places[start], range(len(times)), times)) for start in starts]
+        positions += [edit.dest_start + length * i / count for i in range(count)]
+    positions.append(len(heard))
+    return [positions[first] for first in accumulate(map(len, words), initial=0)]
+
+
+def word_times(words: Sequence[str], heard: Sequence[LetterTime]) -> list[tuple[float, float]]:
+    """Return the start and end of each of ``words``, given by their letters, in seconds.
+
+    They are those of the letters that a word is aligned with in ``heard``. A word that was not heard has no length.
+    """
+    if not heard:
+        return [(0.0, 0.0)] * len(words)
+    edges = [*(start for _, start, _ in heard), heard[-1][2]]
+    positions = word_positions(words, "".join(letter for letter, *_ in heard))
+    starts = np.interp(positions, range(len(edges)), edges).tolist()
+    return [*pairwise(starts)]

@@ -26,10 +26,8 @@ from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.prepare import decode_ayat
 from ..data.text import count_diacritics, normalize
 from ..data.windows import Passage, join
-from ..decoding.closed_text import ClosedText, read_closed_text
 from ..decoding.long_audio import Transcript, transcribe_clips
-from ..decoding.quran import Quran
-from ..decoding.recognizer import Candidate, Recognizer, joined
+from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
 from ..runtime.console import (
     Log,
     format_duration,
@@ -187,10 +185,7 @@ class Evaluation:
     def _recognizer(self, model: Whisper) -> Recognizer | None:
         """Index the text of ``--constrain``, once for all models."""
         if self.config.constrain and not self.recognizer:
-            path = _closed_text(self.config)
-            quran = self.config.constrain == QURAN
-            text = Quran(read_text(path)[0]) if quran else ClosedText(read_closed_text(path))
-            self.recognizer = Recognizer(text, model.device)
+            self.recognizer = Recognizer(Quran(read_text(_closed_text(self.config))[0]), model.device)
         return self.recognizer
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, same_size: bool) -> FrozenEncoder:
@@ -281,8 +276,8 @@ class Evaluation:
             found = transcript.found
             text = model.recognizer.join_words(found)
             row = self._prediction(model.name + CONSTRAINED, passage, replace(transcript, text=text))
-            place = "; ".join(model.recognizer.text.describe(run) for run in joined(each.run for each in found))
-            located = int(_is_located(passage, found, model.recognizer.text))
+            place = "; ".join(model.recognizer.quran.describe(span) for span in joined(each.span for each in found))
+            located = int(_is_located(passage, found, model.recognizer.quran))
             rows.append(replace(row, fallback=0.0, place=place, located=located))
         return rows
 
@@ -439,20 +434,17 @@ def count_found(joints: Sequence[float], times: Sequence[float]) -> int:
     return sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
 
 
-def _is_located(passage: Passage, found: Sequence[Candidate], text: ClosedText) -> bool:
-    """Return whether the runs ``found`` are of the ayat of ``passage``; a single run, anywhere its words occur."""
-    if not isinstance(text, Quran):
-        return False
+def _is_located(passage: Passage, found: Sequence[Candidate], quran: Quran) -> bool:
+    """Return whether the spans ``found`` are of the ayat of ``passage``; a single one, anywhere its words occur."""
     recited = {(ayah.surah, ayah.number) for ayah in passage.parts}
     if len(found) == 1:
-        same_words = text.locate(text.words(found[0].run))
-        return any(set(text.ayat(run)) == recited for run in same_words)
-    return {ayah for each in found for ayah in text.ayat(each.run)} == recited
+        return any(set(quran.ayat(span)) == recited for span in quran.locate(quran.words(found[0].span)))
+    return {ayah for each in found for ayah in quran.ayat(each.span)} == recited
 
 
 def _closed_text(config: EvaluationConfig) -> Path:
     """Return the file of ``--constrain``."""
-    return config.text or default_text(config.data) if config.constrain == QURAN else Path(str(config.constrain))
+    return config.text or default_text(config.data)
 
 
 def _identity_of_text(config: EvaluationConfig) -> list[Any]:

@@ -39,8 +39,6 @@ def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, l
     """
     for source in config.models:
         check_model_source(source)
-    if config.constrain not in (None, QURAN) and not Path(config.constrain).is_file():
-        raise UserError(f"--constrain {config.constrain}: give {QURAN}, or a text file with one passage a line")
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
     chosen = config.reciters
     if chosen is None:

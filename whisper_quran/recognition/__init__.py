@@ -1,0 +1,74 @@
+"""Recognition: from a recording to its ayat, words and mistakes.
+
+Here are the paths that it reads and writes, checked before torch is imported and before any recording is decoded.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints.names import WHISPER_NAMES, check_model_source
+from ..config import RecognitionConfig
+from ..data.corpus import is_audio
+from ..runtime.console import printable
+from ..runtime.errors import UserError
+from ..runtime.files import check_folder, check_outputs
+
+_PAGE = b'content="whisper_quran"'  # is in every page that we write, and in no other
+
+
+def check_inputs(config: RecognitionConfig) -> list[Path]:
+    """Return the recordings: the files, and the audio files in the folders, of ``config``.
+
+    Raises:
+        UserError: one of them, the text or the model is not there.
+    """
+    files: list[Path] = []
+    for name in config.files:
+        if "://" in name:
+            raise UserError(f"{name} is a URL: download it, and give the file")
+        path = Path(name)
+        if not path.exists():
+            raise UserError(f"no file or folder {printable(name)}: give recordings, or folders of them")
+        found = [path] if path.is_file() else sorted(path.rglob("*"))
+        files += [each for each in found if each == path or is_audio(each)]
+    if not files:
+        raise UserError(f"no recordings in {', '.join(config.files)}: give audio files, or folders of them")
+    if not config.text.is_file():
+        get = "python -m whisper_quran.download"
+        raise UserError(f"no text {config.text}: give the whole Qur'an with --text FILE, or get it by {get}")
+    check_model_source(config.model)
+    return list(dict.fromkeys(files))
+
+
+def check_results(config: RecognitionConfig, files: Sequence[Path]) -> dict[str, Path]:
+    """Check that page and subtitles can be written, and return the path of the subtitles of each of ``files``.
+
+    It is NAME.srt beside the recording or in ``config.srt_dir``; NAME.mp3.srt, or NAME.mp3.2.srt, if recordings share
+    that name.
+
+    Raises:
+        UserError: the page would replace something else, or a folder cannot be written.
+    """
+    if config.html:
+        model = [] if config.model in WHISPER_NAMES else [config.model]
+        check_outputs([config.html], [*files, config.text, *model], mark=_PAGE)
+    if not config.srt and not config.srt_dir:
+        return {}
+    plain = [(config.srt_dir or file.parent) / f"{file.stem}.srt" for file in files]
+    shared, taken = Counter(plain), set[Path]()
+    for folder in dict.fromkeys(path.parent for path in plain):
+        try:
+            check_folder(folder)
+        except UserError as error:
+            raise UserError(f"{error}; --srt-dir FOLDER puts the subtitles there") from None
+    paths = {}
+    for file, path in zip(files, plain, strict=True):
+        if shared[path] > 1:
+            path, number = path.with_name(f"{file.name}.srt"), 1
+            while path in taken:
+                number += 1
+                path = path.with_name(f"{file.name}.{number}.srt")
+        taken.add(path)
+        paths[str(file)] = path
+    return paths

@@ -5,7 +5,6 @@ const clock = seconds => {
   const whole = Math.floor(seconds), hours = Math.floor(whole / 3600), two = n => `${n}`.padStart(2, "0");
   return `${hours ? `${hours}:${two(Math.floor(whole / 60) % 60)}` : Math.floor(whole / 60)}:${two(whole % 60)}`;
 };
-const percent = fraction => `${Math.floor(100 * fraction)}\u00a0%`;
 const spoken = data.recordings.map(() => []); // of each recording {start, end, node} of its words, in order
 let playing; // the number of the recording in the player
 
@@ -42,7 +41,7 @@ function drawLine(number, [place, words, parts]) {
 function drawRecitation(number, {surah, name, ayat, confidence, lines}) {
   return [
     h("h3", {dir: "rtl"}, ar(`سورة ${name}`), " ", h("bdi", {}, `surah ${surah}, ayah ${ayat}`), " ",
-      h("bdi", {class: "small"}, `confidence ${percent(confidence)}`)),
+      h("bdi", {class: "small"}, `confidence ${confidence}`)),
     ...lines.map(line => drawLine(number, line)),
   ];
 }
@@ -53,7 +52,7 @@ function drawOther(number, [start, heard]) {
     h("p", {class: "text soft", ...written(heard)}, heard)];
 }
 
-function drawRecording({file, name, seconds, heard, damaged, recitations, others}, number) {
+function drawRecording({file, name, duration, heard, damaged, recitations, others}, number) {
   const unknown = () => [
     h("h3", {}, "Not the Qur'an"),
     h("p", {class: "text soft", ...written(heard)}, heard || "Nothing was heard.")];
@@ -63,7 +62,7 @@ function drawRecording({file, name, seconds, heard, damaged, recitations, others
       if (word) playFrom(number, spoken[number][word.dataset.word].start);
     }},
   h("div", {class: "recording"}, h("h2", {title: file}, breakable(name)),
-    h("span", {class: "small"}, clock(seconds)),
+    h("span", {class: "small"}, duration),
     damaged && h("span", {class: "small damaged"}, "audio damaged or cut short"),
     playButton(number, 0, `Play ${name}`, "Play")),
   recitations.length

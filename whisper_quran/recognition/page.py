@@ -19,7 +19,7 @@ from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
 from ..evaluation.listening import Recording, data_address, embedded_size, relative_address
 from ..evaluation.page import write_page
 from ..evaluation.page_data import short_names, short_parts
-from ..runtime.console import Log, format_duration, format_size, printable
+from ..runtime.console import Log, format_duration, format_size, percent, printable
 from ..runtime.files import make_folder
 from ..runtime.version import __version__
 from .recitations import Recitation, RecitedWord, Recognition
@@ -66,7 +66,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
             {
                 "file": name,
                 "name": short,
-                "seconds": each.seconds,
+                "duration": format_duration(each.seconds),
                 "heard": each.heard,
                 "addresses": recording.addresses,
                 "damaged": recording.damaged,
@@ -76,7 +76,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
                         "surah": recitation.surah,
                         "name": SURAHS[recitation.surah - 1],
                         "ayat": ayah_numbers(recitation),
-                        "confidence": recitation.confidence,
+                        "confidence": percent(recitation.confidence),
                         "lines": _lines(recitation),
                     }
                     for recitation in each.recitations
@@ -90,7 +90,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
             "text": printable(str(config.text)),
             "marked": "what the model heard differently: a mistake of the reciter's, or its own. Not marked are other "
             "spellings of the same sound",
-            "confidence": "how many of the letters were heard",
+            "confidence": "how many of the letters were heard, less what was heard besides",
             "times": "from the attention that the model pays to the audio; press a word to hear it",
             "whisper_quran": __version__,
         },

@@ -10,27 +10,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
 from whisper.audio import CHUNK_LENGTH
 
 from ..checkpoints.checkpoint import load_checkpoint
-from ..checkpoints.names import check_model_source
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
-from ..data.corpus import is_audio, read_text
-from ..data.text import normalize
-from ..decoding.long_audio import Heard, Transcript, transcribe_clips
-from ..decoding.nearest import letters
-from ..decoding.quran import Quran
-from ..decoding.recognizer import Candidate, Recognizer, joined
-from ..decoding.word_times import alignment_heads
+from ..data.corpus import read_text
+from ..data.text import letters, normalize
+from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
+from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
+from ..decoding.word_times import alignment_heads, word_times
 from ..evaluation.word_errors import align
 from ..runtime.console import Log, printable
 from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import UserError
+from . import check_inputs
 
 _NOT_SPOKEN = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # OpenAI's models write numbers of ayat, as books do
 _MOST_LOST = 0.6  # nats a letter
@@ -63,7 +61,8 @@ class Recitation:
     """Consecutive ayat of a surah, and what was ``heard`` of them; ``preface`` is a basmala or isti'adha before them.
 
     ``edits`` turn its :attr:`words` into ``heard`` (:class:`..evaluation.word_errors.Alignment`), without diacritics,
-    digits and punctuation; ``confidence`` is the share of the letters that were heard, 0 to 1.
+    digits and punctuation; ``confidence`` is the share of the letters that were heard, less what was heard besides,
+    0 to 1.
     """
 
     surah: int
@@ -80,7 +79,7 @@ class Recitation:
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherSpeech:
     """A piece, at most 30 s long, in which something else was ``heard``: from ``start`` to ``end`` seconds."""
 
     start: float
@@ -100,28 +99,25 @@ class Recognition:
     damaged: bool
     heard: str
     recitations: tuple[Recitation, ...]
-    others: tuple[Other, ...] = ()
+    others: tuple[OtherSpeech, ...] = ()
 
 
 def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recognition]:
     """Recognise the recordings of ``config``, in order; files that cannot be decoded are logged and left out.
 
-    They are transcribed in groups, each of which fills a batch of pieces of 30 s.
+    They are transcribed in groups, each of which fills a batch of pieces of 30 s. If an error ends the recognition, the
+    recordings that were done are yielded before it is raised.
 
     It prints and writes nothing: the command does what ``json``, ``srt`` and ``html`` ask for.
 
     Raises:
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
     """
-    files = _files(config.files)
-    if not config.text.is_file():
-        get = "python -m whisper_quran.download"
-        raise UserError(f"no text {config.text}: give the whole Qur'an with --text FILE, or get it by {get}")
-    check_model_source(config.model)
+    files = check_inputs(config)
+    quran = Quran(read_text(config.text)[0])
     device, _ = choose_device(config.device)
     model = load_checkpoint(config.model, device)
-    text = Quran(read_text(config.text)[0])
-    recognizer = Recognizer(text, device, alignment_heads(model))
+    recognizer = Recognizer(quran, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
     transcribe = partial(
         transcribe_clips, model, batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
@@ -131,16 +127,26 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     with closing(decode_files(files, config.workers)) as decoded:
         for group in _groups(zip(files, decoded, strict=True), config.batch_size * CHUNK_LENGTH):
             clips = [audio.samples for _, audio in group if not isinstance(audio, AudioError)]
-            transcripts = iter(sorted(transcribe(clips), key=lambda each: each.clip))
+            transcripts, failure = {}, None
+            try:
+                for transcript in transcribe(clips):
+                    transcripts[transcript.clip] = transcript
+            except BaseException as error:
+                failure = error
+            number = 0
             for file, audio in group:
                 if not isinstance(audio, AudioError):
-                    yield _recognition(file, audio, next(transcripts), recognizer, text)
+                    if number in transcripts:
+                        yield _recognition(file, audio, transcripts[number], recognizer)
+                    number += 1
                 elif str(audio).startswith(NO_SPEECH):
                     yield Recognition(str(file), header_seconds(file) or 0.0, False, "", ())
                 else:
                     log(f"{printable(str(file))}: left out: {audio}")
                     continue
                 none_decoded = False
+            if failure:
+                raise failure
     if none_decoded:
         raise UserError("none of the recordings can be decoded: give other audio files")
 
@@ -157,74 +163,75 @@ def _groups(decoded: Iterable[tuple[Path, Decoded | AudioError]], seconds: float
     yield group
 
 
-def _files(names: Sequence[str]) -> list[Path]:
-    """Return the files, and the audio files in the folders, of ``names``."""
-    files: list[Path] = []
-    for path in map(Path, names):
-        if not path.exists():
-            raise UserError(f"no file or folder {path}: give recordings, or folders of them")
-        found = [path] if path.is_file() else sorted(path.rglob("*"))
-        files += [each for each in found if each == path or is_audio(each)]
-    if not files:
-        raise UserError(f"no recordings in {', '.join(names)}: give audio files, or folders of them")
-    return files
-
-
-def is_likely(candidate: Candidate, text: str) -> bool:
-    """Return whether ``text``, the words of ``candidate``, is more than a chance match.
+def is_likely(candidate: Candidate) -> bool:
+    """Return whether ``candidate`` is more than a chance match.
 
     Less than half of its letters are wrong, and if other texts were as near, the model finds it hardly less likely than
     what it heard. This accepts 93 % of 486 ayat heard by OpenAI's ``base``; with a text that lacks their surahs, 5 % of
     494.
     """
-    count = len(letters(text))
+    count = sum(map(len, candidate.letters))
     lost = candidate.free_log_probability - candidate.log_probability
     return candidate.distance <= (count - 1) / 2 and lost < _MOST_LOST * count
 
 
-def _recognition(
-    file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer, text: Quran
-) -> Recognition:
-    """Join pieces that follow each other in the text into recitations; pieces that match no run are the others."""
-    groups: list[list[tuple[Heard, Candidate]]] = []
-    others: list[Other] = []
-    for piece in transcript.heard:
-        candidate = piece.candidate
-        if candidate is None or not is_likely(candidate, " ".join(recognizer.words(candidate))):
+def _recognition(file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer) -> Recognition:
+    """Join pieces that follow each other in the text into recitations; pieces that match no span are the others."""
+    groups: list[list[tuple[RecognizedPiece, Candidate]]] = []
+    others: list[OtherSpeech] = []
+    for piece in transcript.pieces:
+        if piece.candidate is None or not is_likely(piece.candidate):
             if piece.text:
-                others.append(Other(round(piece.start, 2), round(piece.end, 2), piece.text))
+                others.append(OtherSpeech(round(piece.start, 2), round(piece.end, 2), piece.text))
             continue
-        if not groups or candidate.preface or not candidate.run.follows(groups[-1][-1][1].run):
+        candidate = recognizer.without_unsaid_ayat(piece.candidate)
+        if not groups or candidate.preface or not candidate.span.follows(groups[-1][-1][1].span):
             groups.append([])
         groups[-1].append((piece, candidate))
-    found = tuple(_recitation(pieces, text) for pieces in groups)
+    found = tuple(_recitation(pieces, recognizer) for pieces in groups)
     seconds = len(audio.samples) / SAMPLE_RATE
     return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
 
 
-def _recitation(pieces: Sequence[tuple[Heard, Candidate]], text: Quran) -> Recitation:
-    (run,) = joined(candidate.run for _, candidate in pieces)
-    preface = pieces[0][1].preface.split()
-    times = [time for piece, _ in pieces for time in pairwise(piece.times)]
-    words = [
-        RecitedWord(word, round(start, 2), round(end, 2))
-        for word, (start, end) in zip([*preface, *text.words(run)], times, strict=True)
-    ]
-    numbers = text.numbers[run.passage][run.first : run.last + 1]
+def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer: Recognizer) -> Recitation:
+    words: list[RecitedWord] = []
+    heard: list[str] = []
+    for piece, candidate in pieces:
+        its_words = recognizer.words(candidate)
+        times = word_times(candidate.letters, candidate.times)
+        words += [
+            RecitedWord(word, round(piece.start + start, 2), round(piece.start + end, 2))
+            for word, (start, end) in zip(its_words, times, strict=True)
+        ]
+        heard.append(_as_written(_NOT_SPOKEN.sub(" ", piece.text), its_words, candidate.letters))
+    (span,) = joined(candidate.span for _, candidate in pieces)
+    preface = len(pieces[0][1].preface.split())
+    places = recognizer.quran.places[span.surah][span.first : span.last + 1]
     ayat = []
-    for ayah, group in groupby(zip(numbers, words[len(preface) :], strict=True), key=lambda each: each[0][0]):
-        places, its_words = zip(*group, strict=True)
-        start, end, ayah_text = its_words[0].start, its_words[-1].end, " ".join(word.text for word in its_words)
-        ayat.append(RecitedAyah(ayah, places[0][1], places[-1][1], start, end, ayah_text, its_words))
-    whole, heard = " ".join(word.text for word in words), " ".join(piece.text for piece, _ in pieces)
-    edits = align(normalize(whole, "diacritics"), normalize(_NOT_SPOKEN.sub(" ", heard), "diacritics")).edits
-    confidence = round(confidence_of([candidate for _, candidate in pieces], whole), 3)
-    surah = text.surahs[run.passage]
-    return Recitation(surah, tuple(words[: len(preface)]), tuple(ayat), heard, edits, confidence)
+    for ayah, group in groupby(zip(places, words[preface:], strict=True), key=lambda each: each[0][0]):
+        numbers, ayah_words = zip(*group, strict=True)
+        start, end, text = ayah_words[0].start, ayah_words[-1].end, " ".join(word.text for word in ayah_words)
+        ayat.append(RecitedAyah(ayah, numbers[0][1], numbers[-1][1], start, end, text, ayah_words))
+    whole = " ".join(word.text for word in words)
+    edits = align(normalize(whole, "diacritics"), normalize(" ".join(heard), "diacritics")).edits
+    confidence = round(confidence_of([candidate for _, candidate in pieces]), 3)
+    text = " ".join(piece.text for piece, _ in pieces)
+    return Recitation(span.surah, tuple(words[:preface]), tuple(ayat), text, edits, confidence)
 
 
-def confidence_of(found: Sequence[Candidate], text: str) -> float:
-    """Return the share of the letters of ``text``, the words of all ``found``, that were heard; 0 if there are none."""
-    if not found:
-        return 0.0
-    return max(0.0, 1 - sum(each.distance for each in found) / max(1, len(letters(text))))
+def _as_written(heard: str, words: Sequence[str], pronounced: Sequence[str]) -> str:
+    """Write the names of the letters that open some surahs as these letters where they were heard."""
+    said = heard.split()
+    for word, spelled in zip(words, pronounced, strict=True):
+        if letters(word) != spelled:
+            for first, last in combinations(range(len(said) + 1), 2):
+                if letters("".join(said[first:last])).replace("ء", "") == spelled:
+                    said[first:last] = [word]
+                    break
+    return " ".join(said)
+
+
+def confidence_of(found: Sequence[Candidate]) -> float:
+    """Return the share of the letters of all ``found`` that were heard, less what was heard besides; 0 without any."""
+    count = sum(len(word) for each in found for word in each.letters)
+    return max(0.0, 1 - sum(each.distance for each in found) / count) if count else 0.0

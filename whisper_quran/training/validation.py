@@ -67,11 +67,11 @@ def validate(
         model, 2 * config.batch_size, language=config.language, dtype=precision.dtype, stop_loops=True
     )
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
-        for index, result in decoder.decode(encoded()):
-            reference = ordered[index].text
-            errors += count_errors(normalize(reference, "diacritics"), normalize(result.text, "diacritics"))
+        for clip in decoder.decode(encoded()):
+            reference, text = ordered[clip.index].text, clip.result.text
+            errors += count_errors(normalize(reference, "diacritics"), normalize(text, "diacritics"))
             if count_diacritics(reference):
-                errors += count_diacritic_errors(reference, result.text)
+                errors += count_diacritic_errors(reference, text)
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
     loss, target_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)

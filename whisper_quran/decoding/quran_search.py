@@ -1,0 +1,403 @@
+"""Where in the Qur'an is what a model heard? The spans of words nearest to it, and which of them it finds likely.
+
+An unconstrained decoder gets most letters right, and many words wrong. So its text is matched with every part of the
+Qur'an at once (Sellers, "The theory and computation of evolutionary distances", 1980): for each place where a span may
+end, the smallest edit distance to a span that ends there. Spaces are ignored: words that were joined or split cost
+nothing. Letters are compared as ``normalize(…, "full")`` writes them.
+
+A recording over 30 s is decoded in pieces, each with several candidates. The Viterbi algorithm chooses one for each
+piece: a path's score is the model's log-probability of the words, less costs for letters that differ from those heard,
+for ends inside ayat, and for jumps in the text from one piece to the next. So words that occur in several places are
+distinguished by their context.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
+
+from ..data.text import letters, normalize
+from .batch_decoder import DecodedClip
+from .word_times import LetterTime, letter_times, word_positions
+
+_ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
+_AYAT_WITH_ISTIADHA_WORDS = ((16, 98), (113, 1), (114, 1))
+# Phrases that are also said after a recitation, or in prayer.
+_OTHER_PHRASES = ("صدق الله العظيم", "الله أكبر", "سمع الله لمن حمده", "سبحان ربي العظيم", "سبحان ربي الأعلى", "آمين",
+          "السلام عليكم ورحمة الله")  # fmt: skip
+# The disconnected letters (muqatta'at) that open some surahs are pronounced as the names of the letters.
+_OPENINGS = set("الم المص الر المر كهيعص طه طسم طس يس ص حم عسق ق ن".split())
+_NAMES = dict(zip("المصركهيعطسحقن", "الف لام ميم صاد را كاف ها يا عين طا سين حا قاف نون".split(), strict=True))
+_OPENING_WORDS = 60  # of a surah, indexed with these letters as pronounced
+
+# The search; distances are in letters.
+_FAR = 10_000  # more than any distance
+_SHIFTS = (1, 2, 4, 8, 16)  # their sum, 31, is how many letters of the text may be missing in one place
+_SEPARATOR = "\n" * (sum(_SHIFTS) + 1)  # surahs are separated by more than that, so that no span crosses it
+BREAK = 5  # the cost of an end inside an ayah, so that spans of whole ayat are preferred
+_MOST_ENDS = 256  # places where spans end, the nearest, whose spans are compared
+_MARGIN = 2  # a span that costs this much more than the nearest, at most, is a candidate
+_SCORED = 12  # texts at most that the model scores
+
+# The path from piece to piece; costs are in nats.
+_LETTER = 3.0
+_JUMP, _JUMPED_WORD, _ELSEWHERE = 6.0, 0.1, 12.0  # a jump, each word of it, and at most: the Qur'an has 78,000 words
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Words ``first`` to ``last`` of a surah, counted from 0 in the surah, both included."""
+
+    surah: int
+    first: int
+    last: int
+
+    def follows(self, before: "Span") -> bool:
+        """Return whether it starts where ``before`` ends."""
+        return (before.surah, before.last + 1) == (self.surah, self.first)
+
+
+class Quran:
+    """The Qur'an, or a part of it, from its ``texts`` by (surah, ayah).
+
+    A recitation is of spans of whole words; none crosses from one surah to the next.
+
+    Attributes:
+        surahs: the words of each surah.
+        places: the (ayah, word of the ayah from 1) of each word of each surah.
+        prefaces: phrases that may be said before any span: the isti'adha, the basmala, or both.
+        apart: phrases that are often said as well, but are not part of the Qur'an (the basmala is an ayah).
+    """
+
+    def __init__(self, texts: Mapping[tuple[int, int], str]) -> None:
+        self.surahs: dict[int, list[str]] = {}
+        self.places: dict[int, list[tuple[int, int]]] = {}
+        for (surah, ayah), text in sorted(texts.items()):
+            if words := normalize(text, "none").split():
+                self.surahs.setdefault(surah, []).extend(words)
+                self.places.setdefault(surah, []).extend((ayah, word) for word in range(1, len(words) + 1))
+        self.prefaces = _prefaces(texts)
+        self.apart = (self.prefaces[0], *_OTHER_PHRASES)
+        self._spaced = {surah: f" {' '.join(words)} " for surah, words in self.surahs.items()}
+
+    def words(self, span: Span) -> list[str]:
+        """Return the words of ``span``."""
+        return self.surahs[span.surah][span.first : span.last + 1]
+
+    def ayat(self, span: Span) -> list[tuple[int, int]]:
+        """Return the (surah, ayah) of every ayah that ``span`` has words of."""
+        places = self.places[span.surah]
+        return [(span.surah, ayah) for ayah in range(places[span.first][0], places[span.last][0] + 1)]
+
+    def describe(self, span: Span) -> str:
+        """Write ``span`` as its first and its last word, each as surah:ayah:word."""
+        (ayah, word), (last_ayah, last_word) = (self.places[span.surah][each] for each in (span.first, span.last))
+        return f"{span.surah}:{ayah}:{word}-{span.surah}:{last_ayah}:{last_word}"
+
+    def locate(self, words: Sequence[str]) -> list[Span]:
+        """Return every span of these ``words``, in the order of the text."""
+        if not words:
+            return []
+        phrase, found = f" {' '.join(words)} ", []
+        for surah, text in self._spaced.items():
+            at = text.find(phrase)
+            while at >= 0:
+                first = text.count(" ", 0, at)
+                found.append(Span(surah, first, first + len(words) - 1))
+                at = text.find(phrase, at + 1)
+        return found
+
+    def breaks(self, span: Span) -> int:
+        """Count the ends of ``span`` that are inside an ayah: 0, 1 or 2. Most recitations are of whole ayat."""
+        places = self.places[span.surah]
+        after = places[span.last + 1 : span.last + 2]
+        return int(places[span.first][1] > 1) + int(bool(after) and after[0][1] > 1)
+
+    def pronounced(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the (surah, first words) that are not pronounced as they are written, as they are pronounced."""
+        for surah, words in self.surahs.items():
+            opening = [_pronounced(word) for word in words[:2]]
+            if opening[0] != words[0]:
+                yield surah, [*opening, *words[2:_OPENING_WORDS]]
+
+
+def _pronounced(word: str) -> str:
+    spelled = letters(word)
+    return "".join(_NAMES[letter] for letter in spelled) if spelled in _OPENINGS else word
+
+
+def _prefaces(texts: Mapping[tuple[int, int], str]) -> list[str]:
+    """Return the isti'adha, the basmala, and both, in the spelling of ``texts``.
+
+    The isti'adha's words are spelled as in the ayat of ``texts`` that contain them, if there are any.
+    """
+    spelled = {letters(word): word for word in _ISTIADHA.split()}
+    for ayah in _AYAT_WITH_ISTIADHA_WORDS:
+        for word in texts.get(ayah, "").split():
+            if letters(word) in spelled:
+                spelled[letters(word)] = word
+    istiadha, basmala = (normalize(text, "none") for text in (" ".join(spelled.values()), texts.get((1, 1), "")))
+    return [istiadha, basmala, f"{istiadha} {basmala}"] if basmala else [istiadha]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A span, the preface that was said before it ("" if none), and their edit distance (letters) to what was heard.
+
+    ``cost`` is this distance, plus BREAK for each end of the span that is inside an ayah. ``letters`` are those of each
+    word of the preface and the span, as it is pronounced.
+    """
+
+    span: Span
+    preface: str
+    letters: tuple[str, ...]
+    distance: int
+    cost: int
+
+    @property
+    def confidence(self) -> float:
+        """The share of its letters that were heard, 0 to 1, less what was heard besides."""
+        return max(0.0, 1 - self.distance / max(1, sum(map(len, self.letters))))
+
+
+class LetterIndex:
+    """An index of the letters of ``quran`` on ``device``; for the whole Qur'an it takes a second."""
+
+    def __init__(self, quran: Quran, device: torch.device) -> None:
+        self.quran = quran
+        self.prefaces = {letters(preface): preface for preface in ("", *quran.prefaces)}
+        self.apart = [letters(each) for each in quran.apart]
+        spelled, length = [], 0
+        self.words: list[tuple[int, int]] = []  # each word's surah, and its number there
+        self.first: list[int] = []  # for each word, the first that can be in one span with it
+        self.starts, self.ends = [], []  # each word's first letter, and the one after its last
+        for surah, words in [*quran.surahs.items(), *quran.pronounced()]:
+            spelled.append(_SEPARATOR)
+            length += len(_SEPARATOR)
+            first = len(self.words)
+            for number, word in enumerate(words):
+                spelled.append(letters(word))
+                self.words.append((surah, number))
+                self.first.append(first)
+                self.starts.append(length)
+                length += len(spelled[-1])
+                self.ends.append(length)
+        self.text = "".join(spelled)
+        codes = torch.from_numpy(np.frombuffer(self.text.encode("utf-32-le"), dtype=np.int32).copy())
+        self.codes = codes.to(device)
+        # Place i is after i letters. No span passes through the places between two surahs.
+        separators = codes == ord("\n")
+        between = torch.zeros(len(codes) + 1, dtype=torch.int16)
+        between[1:-1] = (separators[:-1] & separators[1:]).short() * _FAR
+        self.between = between.to(device)
+        self.span_begins = torch.full_like(self.between, _FAR)
+        self.span_begins[self.starts] = 0
+        self._allow_deletions(self.span_begins)
+        self.end_places = torch.tensor(self.ends, device=device)
+        breaks = [quran.breaks(Span(surah, 0, number)) for surah, number in self.words]
+        self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * BREAK
+
+    def nearest(self, heard: str, margin: int = 0) -> list[Match]:
+        """Return the spans nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
+
+        Letters that the Qur'an has not count as heard, too; digits do not: they number ayat. There are none if no span
+        has a letter in common with what was heard, or if a phrase outside the Qur'an is as near. Spans of equal cost
+        are in the order of the text; if words occur in more than 256 places, some are left out.
+        """
+        query = "".join(letter for letter in letters(heard) if letter.isalpha())
+        if not query:
+            return []
+        costs = self._distances(query)[self.end_places] + self.end_costs
+        least, lasts = (each.tolist() for each in costs.topk(min(_MOST_ENDS, len(costs)), largest=False))
+        limit = min([len(query), *(Levenshtein.distance(each, query) for each in self.apart)]) - 1
+        matches: list[Match] = []
+        for cost, last in zip(least, lasts, strict=True):
+            if cost > limit:
+                break
+            found = list(self._spans_to(last, query, limit))
+            matches += found
+            limit = min([limit, *(match.cost + margin for match in found)])
+        nearest: dict[Span, Match] = {}  # one that is not pronounced as it is written may be found twice
+        for match in sorted(matches, key=lambda each: (each.cost, each.span)):
+            if match.cost <= limit:
+                nearest.setdefault(match.span, match)
+        return list(nearest.values())
+
+    def _distances(self, query: str) -> Tensor:
+        """Compute, for each place of the text, the distance of ``query`` to the nearest span that ends there."""
+        row = self.span_begins.clone()
+        next_row, changed = torch.empty_like(row), torch.empty_like(row)
+        for count, (letter, prefaced) in enumerate(zip(query, self._preface_distances(query), strict=True), 1):
+            torch.ne(self.codes, ord(letter), out=changed[1:])
+            changed[1:] += row[:-1]
+            torch.add(row, 1, out=next_row)
+            torch.minimum(next_row[1:], changed[1:], out=next_row[1:])
+            if prefaced < count:
+                torch.add(self.span_begins, prefaced, out=changed)
+                torch.minimum(next_row, changed, out=next_row)
+            self._allow_deletions(next_row, changed)
+            row, next_row = next_row, row
+        return row
+
+    def _allow_deletions(self, row: Tensor, spare: Tensor | None = None) -> None:
+        """Lower the distances in ``row`` by deletions of letters of the text before each place."""
+        spare = torch.empty_like(row) if spare is None else spare
+        for shift in _SHIFTS:
+            torch.add(row[:-shift], shift, out=spare[shift:])
+            torch.minimum(row[shift:], spare[shift:], out=row[shift:])
+        torch.maximum(row, self.between, out=row)
+
+    def _preface_distances(self, query: str) -> list[int]:
+        """Return, for each prefix of ``query``, its distance to the nearest preface; _FAR if it is longer than all."""
+        lengths = range(1, len(query) + 1)
+        longest = 2 * max(map(len, self.prefaces))
+        near = [min(Levenshtein.distance(query[:i], each) for each in self.prefaces) for i in lengths[:longest]]
+        return [*near, *[_FAR] * (len(query) - len(near))]
+
+    def _spans_to(self, last: int, query: str, limit: int) -> Iterator[Match]:
+        """Yield the spans up to the word ``last`` that cost at most ``limit``."""
+        end, (surah, number) = self.ends[last], self.words[last]
+        earliest = bisect_left(self.starts, end - len(query) - limit)
+        for first in range(max(earliest, self.first[last]), last + 1):
+            text = self.text[self.starts[first] : end]
+            distances = {p: Levenshtein.distance(p + text, query, score_cutoff=limit) for p in self.prefaces}
+            spelled, distance = min(distances.items(), key=lambda item: item[1])
+            span = Span(surah, self.words[first][1], number)
+            cost = distance + BREAK * self.quran.breaks(span)
+            if cost <= limit:
+                preface = self.prefaces[spelled]
+                said = [self.text[self.starts[word] : self.ends[word]] for word in range(first, last + 1)]
+                yield Match(span, preface, (*map(letters, preface.split()), *said), distance, cost)
+
+
+@dataclass(frozen=True)
+class Candidate(Match):
+    """A span that may have been said.
+
+    ``heard`` is the text decoded without constraint, ``free_log_probability`` the model's log-probability of it, and
+    ``log_probability`` that of the span's words. A text sampled at a high temperature is near to short spans by chance,
+    so it counts as evidence of them only as far as it is likely. ``times`` are those of the letters that were heard, if
+    the recognizer finds them.
+    """
+
+    heard: str
+    log_probability: float
+    free_log_probability: float
+    times: tuple[LetterTime, ...] = ()
+
+    @property
+    def weight(self) -> float:
+        """Its score without regard to the pieces before and after it."""
+        return self.log_probability + self.free_log_probability - _LETTER * self.cost
+
+
+class Recognizer:
+    """A finder of spans of ``quran``, on ``device``; with the model's alignment ``heads`` what was heard is timed, too
+    (:mod:`.word_times`)."""
+
+    def __init__(self, quran: Quran, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
+        self.quran, self.index, self.heads = quran, LetterIndex(quran, device), heads
+
+    def candidates(self, clip: DecodedClip, seconds: float, alone: bool = True) -> list[Candidate]:
+        """Return the spans that may have been said in the ``clip``, of so many ``seconds``, that was just decoded.
+
+        Words that occur in several places are as many candidates. There are none if no span is near. If only the same
+        words are near, they are taken to be as likely as what was heard. Unless the clip is ``alone``, the margin
+        allows for two ends inside ayat, which cost nothing if its neighbours continue there.
+        """
+        heard, log_probability = clip.result.text, clip.result.avg_logprob * (len(clip.result.tokens) + 1)
+        nearest = self.index.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
+        if not nearest:
+            return []
+        texts = [self.join_words([each]) for each in nearest]
+        distinct = list(dict.fromkeys(texts))[:_SCORED]
+        scores = clip.log_probabilities(distinct) if len(distinct) > 1 else [log_probability]
+        score_of = dict(zip(distinct, scores, strict=True))
+        times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
+        return [
+            Candidate(**vars(each), heard=heard, log_probability=score_of[text], free_log_probability=log_probability,
+                      times=times)
+            for each, text in zip(nearest, texts, strict=True)
+            if text in score_of
+        ]  # fmt: skip
+
+    def choose(self, pieces: Iterable[Sequence[Candidate]]) -> list[Candidate | None]:
+        """Choose a candidate for each of the ``pieces`` of a recording, in order; None for those that have none."""
+        paths: list[tuple[float, list[Candidate | None]]] = [(0.0, [])]  # the best to each last candidate
+        for candidates in pieces:
+            if not candidates:
+                paths = [(weight, [*path, None]) for weight, path in paths]
+                continue
+            extended = []
+            for candidate in candidates:
+                reached = ((w - self._transition(path, candidate), path) for w, path in paths)
+                weight, path = max(reached, key=lambda each: each[0])
+                extended.append((weight + candidate.weight, [*path, candidate]))
+            paths = extended
+        return max(paths, key=lambda each: each[0])[1]
+
+    def _transition(self, path: Sequence[Candidate | None], candidate: Candidate) -> float:
+        """Return the cost of ``candidate`` after the last span of ``path``."""
+        before = next((each.span for each in reversed(path) if each), None)
+        if before is None:
+            return 0.0
+        span = candidate.span
+        if span.follows(before):
+            places = self.quran.places[span.surah]
+            inside = places[before.last][0] == places[span.first][0]
+            return -2 * _LETTER * BREAK * inside  # not an end: both pieces are refunded its cost
+        if before.surah != span.surah:
+            return _ELSEWHERE
+        return min(_ELSEWHERE, _JUMP + _JUMPED_WORD * abs(span.first - before.last - 1))
+
+    def without_unsaid_ayat(self, candidate: Candidate) -> Candidate:
+        """Return ``candidate`` without the ayat at its ends that were not said.
+
+        When an ayah is said twice, the nearest span has one more at an end, which was not. In its place there was heard
+        another of the span: nearer than itself, with at most a quarter of its letters wrong.
+        """
+        places = self.quran.places[candidate.span.surah][candidate.span.first : candidate.span.last + 1]
+        prefaced = len(candidate.preface.split())
+        words: dict[int, list[int]] = {}  # of each ayah, in candidate.letters
+        for index, (ayah, _) in enumerate(places, prefaced):
+            words.setdefault(ayah, []).append(index)
+        spelled = {ayah: "".join(candidate.letters[index] for index in indices) for ayah, indices in words.items()}
+        heard = "".join(filter(str.isalpha, letters(candidate.heard)))
+        positions = [round(position) for position in word_positions(candidate.letters, heard)]
+        said = set()
+        for ayah, indices in words.items():
+            part = heard[positions[indices[0]] : positions[indices[-1] + 1]]
+            distances = {other: Levenshtein.distance(part, text) for other, text in spelled.items()}
+            nearest = min(distances, key=lambda other: (distances[other], other != ayah))
+            said.add(nearest if distances[nearest] <= len(part) / 4 else ayah)
+        first, last = words[min(said)][0], words[max(said)][-1]
+        if last - first + 1 == len(places):
+            return candidate
+        span = replace(candidate.span, first=candidate.span.first + first - prefaced)
+        span = replace(span, last=span.first + last - first)
+        its_letters = (*candidate.letters[:prefaced], *candidate.letters[first : last + 1])
+        distance = Levenshtein.distance("".join(its_letters), heard)
+        return replace(candidate, span=span, letters=its_letters, distance=distance)
+
+    def words(self, match: Match) -> list[str]:
+        """Return the words of ``match``, its preface's first."""
+        return [*match.preface.split(), *self.quran.words(match.span)]
+
+    def join_words(self, found: Iterable[Match]) -> str:
+        """Return the words of all ``found``, joined by spaces."""
+        return " ".join(word for match in found for word in self.words(match))
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """Join each span with the one before if it follows that."""
+    whole: list[Span] = []
+    for span in spans:
+        if whole and span.follows(whole[-1]):
+            whole[-1] = replace(whole[-1], last=span.last)
+        else:
+            whole.append(span)
+    return whole
