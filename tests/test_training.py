@@ -133,7 +133,7 @@ def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
 
 
 BAD = [
-    (["--data", "{tmp}/nowhere"], "no folder {tmp}/nowhere"),
+    (["--data", "{tmp}/nowhere"], "{tmp}/nowhere: it is no folder"),
     (["--data", "{tmp}"], "no recitations in {tmp}"),
     (["--text", "{tmp}/none.csv"], "no file {tmp}/none.csv"),
     (["--text", "{tmp}/columns.csv"], "lacks the columns"),
@@ -142,7 +142,7 @@ BAD = [
     (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, "),
     (["--valid-reciters", "Yasser_Salama"], "did you mean Yasser_Salama_hadr"),
     (["--surahs", "200:300"], "--surahs 200:300"),
-    (["--surahs", "50:51"], "nothing left to train on"),
+    (["--surahs", "50:51"], "no ayah of"),
     (["--max-duration", "0.5"], "nothing left to train on"),
     (["--model", "{tmp}/columns.csv"], "columns.csv"),
     (["--model", "{tmp}/none.pt"], "none.pt"),

@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,6 @@ EXPERIMENT_2A_TRAIN = (
     "Ghamadi_40kbps",
 )
 EXPERIMENT_2A_VALID = ("Minshawy_Murattal_128kbps", "Yasser_Ad-Dussary_128kbps")
-_AYAH_NAME = re.compile(r"([0-9]{3})([0-9]{3})")
-_SURAH_NAME = re.compile(r"[0-9]{1,3}")
-_SEPARATED_NAME = re.compile(r"[a-z]?([0-9]{1,3})[^0-9]{1,3}([0-9]{1,3})", re.IGNORECASE)
 SURAHS = (
     "الفاتحة،البقرة،آل عمران،النساء،المائدة،الأنعام،الأعراف،الأنفال،التوبة،يونس،هود،يوسف،"
     "الرعد،إبراهيم،الحجر،النحل،الإسراء،الكهف،مريم،طه،الأنبياء،الحج،المؤمنون،النور،الفرقان،"
@@ -50,7 +47,7 @@ _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
 _MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write missing values
 _ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar".split())
-# Other tools' names of columns, by ours.
+# Our columns, with the names that other tools give them.
 _OTHER_NAMES = {
     "audio": "file_name filename file path audio_path audio_filepath audio_file wav wav_path clip",
     "text": "transcription transcript sentence normalized_text label ayah_text",
@@ -101,43 +98,33 @@ class Corpus:
         """Return the ayat of ``reciters``, in the order of the mushaf, and the files that were left out.
 
         Raises:
-            UserError: a reciter is not there (the message lists those that are, to be named with ``option``).
+            UserError: a reciter is not there, or has no ayah; ``option`` is the one that chooses them.
         """
         ayat, skipped = [], []
         for reciter in dict.fromkeys(printable(name) for name in reciters):
             if reciter not in self.reciters:
-                raise UserError(self._unknown(reciter, option))
+                raise UserError(f"no reciter {reciter} in {self.source}: {self._advice(reciter, option)}")
             recitations = self.reciters[reciter]
-            if isinstance(recitations, Path):
-                found, left_out = _scan(recitations, reciter, self.texts, self.surahs)
-                ayat += found
-                skipped += left_out
-            else:
+            if not isinstance(recitations, Path):
                 ayat += recitations
+                continue
+            found, left_out = _scan(recitations, reciter, self.texts, self.surahs)
+            if not found:
+                raise UserError(
+                    f"no ayah of {reciter} in {self.source} ({summary(left_out)}): it has surahs "
+                    f"{_surahs_in(recitations)}; choose another --surahs, or others with {option}"
+                )
+            ayat += found
+            skipped += left_out
         return ayat, skipped
 
-    def surahs_of(self, reciter: str) -> str:
-        """Return the surahs that have audio, as ranges: ``"1, 78:114"``."""
-        recitations = self.reciters[printable(reciter)]
-        numbers = (
-            {key[0] for file in recitations.iterdir() if (key := ayah_of(file))}
-            if isinstance(recitations, Path)
-            else set()
-        )
-        starts = [n for n in sorted(numbers) if n - 1 not in numbers]
-        ends = [n for n in sorted(numbers) if n + 1 not in numbers]
-        return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True)) or "none"
-
-    def _unknown(self, reciter: str, option: str) -> str:
+    def _advice(self, reciter: str, option: str) -> str:
         names = [name for name in re.split(r"[,;\s]+", reciter) if name]
         if len(names) > 1 and any(printable(name) in self.reciters for name in names):
-            return f"no reciter {reciter} in {self.source}: separate names by spaces: {option} {' '.join(names)}"
+            return f"separate names by spaces: {option} {' '.join(names)}"
         there = list(self.reciters)
         more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-        return (
-            f"no reciter {reciter} in {self.source}: {did_you_mean(reciter, there)}"
-            f"there are {', '.join(there[:20])}{more}: name some with {option}"
-        )
+        return f"{did_you_mean(reciter, there)}there are {', '.join(there[:20])}{more}: name some with {option}"
 
 
 def open_corpus(
@@ -149,7 +136,7 @@ def open_corpus(
 ) -> Corpus:
     """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest``.
 
-    What is changed in the texts, and what should be known about them, is logged.
+    What is changed in the texts, and which columns are not read, is logged.
 
     Raises:
         UserError: the folder, the text or the manifest is missing, or cannot be used; or ``surahs`` is no range.
@@ -160,11 +147,9 @@ def open_corpus(
         return _open_manifest(manifest, log)
     chosen = parse_surahs(surahs)
     try:
-        if not data.is_dir():
-            raise UserError(f"--data {data}: {_no_folder(data)}")
-        reciters = find_reciters(data)
+        reciters = find_reciters(data) if data.is_dir() else {}
         if not reciters:
-            raise UserError(f"no recitations in {data}: {_no_recitations(data)}")
+            raise UserError(f"no recitations in --data {data}: {_no_recitations(data)}")
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if text is None and not default_text(data).exists() and default_text(data.parent).is_file():
@@ -173,28 +158,21 @@ def open_corpus(
     return Corpus(data, dict(reciters), texts, chosen, skipped)
 
 
-def _no_folder(data: Path) -> str:
-    """Return what to do about a ``data`` that is no folder."""
-    if data.suffix.lower() in _ARCHIVES:
-        return "is an archive: unpack it, and give the folder that holds audio/<Reciter>/SSSAAA.mp3"
-    if data.exists():
-        return "is a file: give a folder that holds audio/<Reciter>/SSSAAA.mp3, or a table of recordings as --manifest"
-    return "no folder of that name: give one that holds audio/<Reciter>/SSSAAA.mp3"
-
-
 def _no_recitations(data: Path) -> str:
-    """Return what to do about a folder without a reciter's folder of audio files SSSAAA."""
+    """Return what to do about a path without a reciter's folder of audio files SSSAAA."""
+    expected = "expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
+    if not data.is_dir():
+        if data.suffix.lower() in _ARCHIVES:
+            return "it is an archive: unpack it, and give the folder"
+        return f"it is {'a file, no folder (a table is a --manifest)' if data.exists() else 'no folder'}: {expected}"
     if any(map(ayah_of, data.iterdir())):
         parent = data.absolute().parent
         return f"it holds the recordings themselves: give --data {parent.parent if parent.name == 'audio' else parent}"
     for folder in (data / "audio", data, *data.glob("audio/[!.]*"), *data.glob("[!.]*")):
-        if folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                if is_audio(file):
-                    return f"{file} is {_misnamed(file)}"
-                if file.suffix.lower() in _ARCHIVES:
-                    return f"{file} is an archive: unpack it"
-    return "expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if is_audio(file) or file.suffix.lower() in _ARCHIVES:
+                return f"{file} is {_misnamed(file) if is_audio(file) else 'an archive: unpack it'}"
+    return expected
 
 
 def default_text(data: Path) -> Path:
@@ -208,36 +186,24 @@ def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], 
     The reciters are by default Experiment 2A's or, to train on, all others of a manifest.
 
     Raises:
-        UserError: the corpus cannot be used, a reciter is not in it, or no ayah of a split has both audio and text.
+        UserError: the corpus cannot be used, or a reciter has no ayah with both audio and text.
     """
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
-    manifest = config.manifest is not None
-    valid = config.valid_reciters
+    train, valid = config.train_reciters, config.valid_reciters
     if valid is None:
-        valid = () if manifest else EXPERIMENT_2A_VALID
+        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
     validating = {printable(reciter) for reciter in valid}
-    train = config.train_reciters
     if train is None:
-        train = tuple(each for each in corpus.reciters if each not in validating) if manifest else EXPERIMENT_2A_TRAIN
+        train = EXPERIMENT_2A_TRAIN
+        if config.manifest is not None:
+            train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
     if not train:
         raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
     for reciter in sorted(validating.intersection(map(printable, train))):
         log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
     train_ayat, skipped = corpus.select(train, "--train-reciters")
     valid_ayat, also_skipped = corpus.select(valid, "--valid-reciters")
-    skipped = list(dict.fromkeys([*corpus.skipped, *skipped, *also_skipped]))
-    for purpose, reciters, ayat in (("train", train, train_ayat), ("validate", valid, valid_ayat)):
-        there = {ayah.reciter for ayah in ayat}
-        empty = [
-            f"{reciter} has surahs {corpus.surahs_of(reciter)}"
-            for reciter in reciters
-            if printable(reciter) not in there
-        ]
-        if reciters and not ayat:
-            raise UserError(f"nothing left to {purpose} on in {corpus.source} ({'; '.join(empty)}): {summary(skipped)}")
-        for each in empty:
-            log(f"warning    nothing to {purpose} on: {each}")
-    return train_ayat, valid_ayat, skipped
+    return train_ayat, valid_ayat, list(dict.fromkeys([*corpus.skipped, *skipped, *also_skipped]))
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
@@ -280,17 +246,26 @@ def is_audio(file: Path) -> bool:
 
 def ayah_of(file: Path) -> tuple[int, int] | None:
     """Return the surah and ayah in an audio file's name; None for any other file."""
-    match = _AYAH_NAME.fullmatch(file.stem)
-    return (int(match[1]), int(match[2])) if match and is_audio(file) else None
+    is_named = re.fullmatch("[0-9]{6}", file.stem) and is_audio(file)
+    return (int(file.stem[:3]), int(file.stem[3:])) if is_named else None
 
 
 def _misnamed(file: Path) -> str:
     """Return why audio is no ayah by its name."""
-    if _SURAH_NAME.fullmatch(file.stem):
+    numbers = re.findall("[0-9]+", file.stem)
+    if file.stem in numbers and len(file.stem) <= 3:
         return "a whole surah: cut it into a file an ayah, named SSSAAA"
-    if match := _SEPARATED_NAME.fullmatch(file.stem):
-        return f"audio not named SSSAAA: rename it to {int(match[1]):03}{int(match[2]):03}{file.suffix}"
+    if len(numbers) == 2 and max(map(len, numbers)) <= 3:
+        return f"audio not named SSSAAA: rename it to {int(numbers[0]):03}{int(numbers[1]):03}{file.suffix}"
     return "audio not named SSSAAA"
+
+
+def _surahs_in(folder: Path) -> str:
+    """Return the surahs that have audio in a reciter's folder, as ranges: ``"1, 78:114"``."""
+    numbers = sorted({key[0] for key in map(ayah_of, folder.iterdir()) if key})
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def _scan(
@@ -338,8 +313,8 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
         UserError: no such file, not UTF-8, a column is missing, or no row holds text.
     """
     texts: dict[tuple[int, int], str] = {}
-    skipped: list[Skipped] = []
-    for place, row in _read_table(path, ("sorah", "ayah", "text"), "--text", skipped, log):
+    rows, skipped = _read_table(path, ("sorah", "ayah", "text"), (), "--text", log)
+    for place, row in rows:
         numbers = [_NUMBER.fullmatch(row[column]) for column in ("sorah", "ayah")]
         surah, ayah = (int(number[1]) if number else 0 for number in numbers)
         if not all(numbers):
@@ -353,10 +328,14 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
             continue
         skipped.append(Skipped(place, reason))
     texts = dict(zip(texts, _recited(texts.values(), path, log), strict=True))
-    _strip_basmala(texts, path, log)
     if not any(texts.values()):
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} holds no text{cause}: give a CSV with the columns sorah,ayah,text")
+    first = {key: text for key, text in texts.items() if text and key[1] == 1 and key[0] not in (1, 9)}
+    stripped = {key: without_basmala(text) for key, text in first.items() if without_basmala(text) != text}
+    if len(stripped) > len(first) / 2:
+        texts |= stripped
+        log(f"text       {len(stripped)} first ayat of {path} begin with the basmala: left out, as in the recordings")
     return texts, skipped
 
 
@@ -371,18 +350,9 @@ def _recited(texts: Iterable[str], path: Path, log: Log) -> list[str]:
     return found
 
 
-def _strip_basmala(texts: dict[tuple[int, int], str], path: Path, log: Log) -> None:
-    first = {key: text for key, text in texts.items() if text and key[1] == 1 and key[0] not in (1, 9)}
-    stripped = {key: without_basmala(text) for key, text in first.items() if without_basmala(text) != text}
-    if len(stripped) > len(first) / 2:
-        texts |= stripped
-        log(f"text       {len(stripped)} first ayat of {path} begin with the basmala: left out, as in the recordings")
-
-
 def _open_manifest(path: Path, log: Log) -> Corpus:
     reciters: dict[str, list[Ayah]] = {}
-    skipped: list[Skipped] = []
-    table = list(_read_table(path, ("audio", "text"), "--manifest", skipped, log, optional=("reciter",)))
+    table, skipped = _read_table(path, ("audio", "text"), ("reciter",), "--manifest", log)
     texts = _recited([row["text"] for _, row in table], path, log)
     seen = set()
     rows = Counter[str]()
@@ -415,12 +385,17 @@ def _find_audio(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -
         return None, "no audio is named"
     if "://" in name:
         return None, f"a URL, not a file: download {name}"
-    path = folder / name
+    path = similar = folder / name
     try:
-        similar = path if path.is_file() else _similar_file(folder, name.replace("\\", "/"), listings)
-    except (OSError, ValueError):  # the name is too long or contains a NUL
-        similar = None
-    if similar is None:
+        if not path.is_file():
+            similar = folder
+            for part in Path(name.replace("\\", "/")).parts:
+                if similar not in listings and not (similar / part).exists():
+                    listings[similar] = {_folded(each): each for each in os.listdir(similar)}
+                similar /= listings.get(similar, {}).get(_folded(part), part)
+        if not similar.is_file():
+            return None, f"no such file: {path}"
+    except (OSError, ValueError):  # no folder, or a name that is too long or contains a NUL
         return None, f"no such file: {path}"
     if similar.name.startswith("."):
         return None, f"a hidden file, not a recording: {path}"
@@ -429,54 +404,22 @@ def _find_audio(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -
     return similar, ""
 
 
-def _similar_file(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -> Path | None:
-    """Return the file of ``name``, in ``folder``, but for letter case and Unicode form; None if there is none."""
-    path = folder
-    for part in Path(name).parts:
-        if not (path / part).exists():
-            if path not in listings:
-                listings[path] = {_folded(each): each for each in os.listdir(path)} if path.is_dir() else {}
-            part = listings[path].get(_folded(part), part)
-        path /= part
-    return path if path.is_file() else None
-
-
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _read_table(
-    path: Path,
-    columns: Sequence[str],
-    option: str,
-    skipped: list[Skipped],
-    log: Log,
-    optional: Sequence[str] = (),
-) -> Iterator[tuple[str, dict[str, str]]]:
+    path: Path, columns: Sequence[str], optional: Sequence[str], option: str, log: Log
+) -> tuple[list[tuple[str, dict[str, str]]], list[Skipped]]:
     """Read a UTF-8 table separated by comma, tab or semicolon: (place, stripped cells by column) for each row.
 
     Each line is one row, so that a stray quote affects only its own line. A line with an open quote, with more or fewer
-    fields than the header, or with a missing value is added to ``skipped``. Column names are case-insensitive; those
+    fields than the header, or with a missing value is returned as skipped. Column names are case-insensitive; those
     of columns that are not used are logged.
     """
-    lines = _read_lines(path, columns, option)
-    candidates = [(d, [name.lower() for name in _fields(lines[0], d) or []]) for d in ",\t;"]
-    separator, header = max(
-        candidates, key=lambda candidate: len(candidate[1]) + 99 * len({*candidate[1]} & {*columns})
-    )
-    missing = [column for column in columns if column not in header]
-    if missing:
-        renamed = [f"{name} to {ours}" for ours in missing for name in header if name in _OTHER_NAMES[ours].split()]
-        rename = f": rename {', '.join(renamed)}" if renamed else ""
-        plural = "s" if len(missing) > 1 else ""
-        raise UserError(
-            f"{path} lacks the column{plural} {', '.join(missing)}: its first line must name {','.join(columns)}; "
-            f"it reads {printable(lines[0][:80]) or 'nothing'!r}{rename}"
-        )
-    named = [name for name in header if name]  # a spreadsheet may write empty columns at the end
-    if len({*named}) < len(named):
-        raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
-    unused = [printable(name) for name in named if name not in (*columns, *optional)]
+    lines = _read_lines(path, ",".join(columns), option)
+    separator, header = _read_header(path, lines[0], columns)
+    unused = [printable(name) for name in header if name and name not in (*columns, *optional)]
     if "audio" in columns and (parts := [name for name in unused if _PART.fullmatch(name)]):
         raise UserError(
             f"{path} has {', '.join(parts)}: rows that are parts of a recording are not read. Cut each part into a "
@@ -484,6 +427,7 @@ def _read_table(
         )
     if unused:
         log(f"text       {path}: only {', '.join((*columns, *optional))} are read, not {', '.join(unused)}")
+    rows, skipped = [], []
     for number, line in enumerate(lines[1:], start=2):
         place, fields = f"{path}, line {number}", _fields(line, separator)
         row = dict(zip(header, fields or [], strict=False))
@@ -497,9 +441,32 @@ def _read_table(
         elif missing:
             reason = f"the {missing[0]} is {row[missing[0]]}, which stands for a missing value"
         else:
-            yield place, row
+            rows.append((place, row))
             continue
         skipped.append(Skipped(place, reason))
+    return rows, skipped
+
+
+def _read_header(path: Path, line: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the separator of a table and its columns' names, in lower case.
+
+    Raises:
+        UserError: one of ``columns`` is missing, or a name is there twice.
+    """
+    headers = {separator: [name.lower() for name in _fields(line, separator) or []] for separator in ",\t;"}
+    separator = max(headers, key=lambda each: (len({*headers[each]} & {*columns}), len(headers[each])))
+    header = headers[separator]
+    if missing := [column for column in columns if column not in header]:
+        others = [f"{name} to {ours}" for ours in missing for name in header if name in _OTHER_NAMES[ours].split()]
+        rename = f": rename {', '.join(others)}" if others else ""
+        raise UserError(
+            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: its first line must name "
+            f"{','.join(columns)}; it reads {printable(line[:80]) or 'nothing'!r}{rename}"
+        )
+    named = [name for name in header if name]  # a spreadsheet may write empty columns at the end
+    if len({*named}) < len(named):
+        raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
+    return separator, header
 
 
 def _fields(line: str, separator: str) -> list[str] | None:
@@ -512,32 +479,32 @@ def _fields(line: str, separator: str) -> list[str] | None:
         return None
 
 
-def _read_lines(path: Path, columns: Sequence[str], option: str) -> list[str]:
+def _read_lines(path: Path, columns: str, option: str) -> list[str]:
     """Read the lines (at least one) of a UTF-8 text, with or without BOM.
 
     Raises:
-        UserError: it is missing, unreadable, audio, or not UTF-8.
+        UserError: it is missing, unreadable, of another kind, or not UTF-8.
     """
-    names = ",".join(columns)
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: {option} takes a CSV with the columns {names}, --data a folder")
         if not path.is_file():
-            raise UserError(f"no file {path}: name a CSV with the columns {names} with {option}")
+            what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+            raise UserError(f"{what}: name a CSV with the columns {columns} with {option}")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
-    suffix = path.suffix.lower()
+    suffix, kind = path.suffix.lower(), ""
     if suffix in AUDIO_EXTENSIONS or content.startswith((b"ID3", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb")):
-        raise UserError(f"{path} is audio: {option} takes a CSV with the columns {names}")
-    if suffix in (".xlsx", ".xls", ".ods"):
-        raise UserError(f"{path} is a spreadsheet: save it as CSV (UTF-8) with the columns {names}")
-    if suffix in _ARCHIVES or content.startswith((b"PK\x03\x04", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf")):
-        raise UserError(f"{path} is an archive: unpack it, and give the CSV with the columns {names} as {option}")
-    if suffix in (".json", ".jsonl") or content.lstrip(b"\xef\xbb\xbf \n")[:1] in (b"{", b"["):
-        raise UserError(f"{path} is JSON: {option} takes a CSV: write its values into one with the columns {names}")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
-        raise UserError(f"{path} is not UTF-8 but UTF-16 or binary: save it as UTF-8 and try again")
+        kind = "audio"
+    elif suffix in (".xlsx", ".xls", ".ods"):
+        kind = "a spreadsheet"
+    elif suffix in _ARCHIVES or content.startswith((b"PK\x03\x04", b"\x1f\x8b", b"Rar!", b"7z\xbc\xaf")):
+        kind = "an archive, to be unpacked"
+    elif suffix in (".json", ".jsonl") or content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        kind = "JSON"
+    elif content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:1000]:
+        kind = "not UTF-8 but UTF-16 or binary"
+    if kind:
+        raise UserError(f"{path} is {kind}: {option} takes a CSV in UTF-8 with the columns {columns}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
