@@ -19,7 +19,7 @@ from conftest import make_whisper
 from safetensors.torch import save_file
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.checkpoints import torch_zip
+from whisper_quran.checkpoints import checkpoint
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from whisper_quran.checkpoints.dims import (
     alignment_head_pairs,
@@ -102,7 +102,7 @@ def test_training_a_loaded_model_leaves_its_file_alone(tmp_path: Path, model: Wh
         for parameter in load_checkpoint(tmp_path / "model.pt").parameters():
             parameter.zero_()
     for tensor in read_checkpoint(tmp_path / "model.pt").tensors.values():
-        tensor.read().zero_()
+        tensor.zero_()
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
@@ -238,11 +238,11 @@ def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> N
         tmp_path / "shape.pt"
     )
     torch.save({**state, "decoder.ln.bias": torch.zeros(64, dtype=torch.int8)}, tmp_path / "int8.pt")
-    assert "quantised (decoder.ln.bias is CharStorage)" in refusal(tmp_path / "int8.pt")
+    assert "quantised (decoder.ln.bias is torch.int8)" in refusal(tmp_path / "int8.pt")
     embedding = state["decoder.token_embedding.weight"].to(torch.float8_e4m3fn)
     tied = {**state, "decoder.token_embedding.weight": embedding, "proj_out.weight": embedding.clone()}
     save_file(tied, tmp_path / "float8.safetensors")
-    assert "quantised (decoder.token_embedding.weight is F8_E4M3)" in refusal(tmp_path / "float8.safetensors")
+    assert "(decoder.token_embedding.weight is torch.float8_e4m3fn)" in refusal(tmp_path / "float8.safetensors")
     torch.save(
         {**state, **small_whisper(n_audio_state=128).encoder.state_dict(prefix="encoder.")}, tmp_path / "wide.pt"
     )
@@ -267,7 +267,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     assert "holds no dict" in refusal(tmp_path / "list.pt")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    assert "holds a whole torch.nn.modules.linear.Linear" in refusal(tmp_path / "module.pt")
+    assert "holds a whole Linear" in refusal(tmp_path / "module.pt")
     torch.save({}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert "before 2020" in refusal(tmp_path / "old.pt")
 
@@ -397,6 +397,6 @@ def test_a_full_disk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, model: 
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(torch_zip, "atomic_write", contextmanager(lambda path, mode: (yield FullDisk())))
+    monkeypatch.setattr(checkpoint, "atomic_write", contextmanager(lambda path, mode: (yield FullDisk())))
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint("model.pt", model)

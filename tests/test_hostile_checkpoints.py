@@ -1,16 +1,14 @@
-"""A checkpoint is untrusted: it is refused in one line, nothing in it is run, and DEST stays as it was."""
+"""A checkpoint is untrusted: nothing in it is run, it is refused in one line, and DEST stays as it was."""
 
 import argparse
 import collections
 import datetime
 import enum
 import functools
-import importlib
 import io
 import json
 import os
 import pickle
-import re
 import resource
 import runpy
 import struct
@@ -18,7 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +25,8 @@ import torch
 from test_checkpoint import read_damaged, same_weights, small_whisper
 
 import convert
-from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.checkpoints.torch_zip import MEND
+from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from whisper_quran.checkpoints.torch_file import read_torch_file
 from whisper_quran.runtime.errors import UserError, run_command
 
 
@@ -46,6 +44,7 @@ def torch_zip(path: Path, program: bytes, method: int = zipfile.ZIP_STORED, **st
     """A file laid out as `torch.save` does, around any pickle."""
     with zipfile.ZipFile(path, "w", method) as file:
         file.writestr("archive/data.pkl", program)
+        file.writestr("archive/version", "3\n")
         for key, data in storages.items():
             file.writestr(f"archive/data/{key.removeprefix('_')}", data)
     return path
@@ -64,7 +63,7 @@ def refused(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert (dest / "model.pt").read_text() == "as it was"
     line = capsys.readouterr().err
     assert len(line.splitlines()) == 1 and line.startswith("error: ") and str(source.parent) in line
-    assert line.isprintable() or line[:-1].isprintable()
+    assert line[:-1].isprintable()
     return line
 
 
@@ -74,36 +73,37 @@ def own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attacks(proof: Path) -> dict[str, object]:
-    """What each pickle would leave ``proof`` of having been run, by the name of what it calls."""
-    code = f"open({str(proof)!r}, 'w')"
-    touch = f"touch {proof}"
+    """Values that, unpickled, leave the file ``proof``."""
+    code, touch = f"open({str(proof)!r}, 'w').close()", f"touch {proof}"
     return {
         "os.system": Call(os.system, touch),
         "exec": Call(exec, code),
         "eval": Call(eval, code),
         "open": Call(open, str(proof), "w"),
-        "subprocess.Popen": Call(subprocess.Popen, ["touch", str(proof)]),
         "subprocess.check_output": Call(subprocess.check_output, ["touch", str(proof)]),
         "runpy._run_code": Call(runpy._run_code, code, {}),
-        "importlib.import_module": Call(importlib.import_module, "antigravity"),
         "pickle.loads": Call(pickle.loads, pickle.dumps(Call(os.system, touch))),
-        "map": Call(map, os.system, [touch]),
-        "getattr": Call(getattr, "", "format"),
-        "os.remove": [1, {"deep": [Call(os.remove, str(proof))]}],
+        "deep": [1, {"deep": [Call(os.mkdir, str(proof))]}],
+        "a library": Call(np.save, str(proof) + ".npy", [1]),
+        "a key": {Call(os.system, touch): 1},
+        "torch.load": Call(torch.save, [], str(proof)),
     }
 
 
 @pytest.mark.parametrize("name", attacks(Path("proof")))
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_pickle_that_calls_something_is_refused_and_not_run(
-    name: str, protocol: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    proof = tmp_path / "proof"
-    state = {"state_dict": {"decoder.ln.weight": 1}, "hyper_parameters": attacks(proof)[name]}
-    line = refused(torch_zip(tmp_path / "model.ckpt", pickle.dumps(state, protocol)), capsys)
-    # The module is where Python keeps the function: posix for os, _io for open.
-    assert re.search(rf"tries to call [\w.]+\.{name.rpartition('.')[2]}; nothing was run", line)
-    assert not proof.exists()
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_whisper_is_read_past_calls_that_are_never_made(name: str, protocol: int, tmp_path: Path) -> None:
+    proof, model = tmp_path / "proof" / "made", small_whisper()
+    proof.parent.mkdir()
+    attack = attacks(proof)[name]
+    pickle.loads(pickle.dumps(attack, protocol))
+    assert list(proof.parent.iterdir()), "the attack does not work"
+    for path in proof.parent.iterdir():
+        path.rmdir() if path.is_dir() else path.unlink()
+    state = {**model.state_dict(), "callbacks": attack}
+    torch.save({"callbacks": attack, "state_dict": state}, tmp_path / "model.ckpt", pickle_protocol=protocol)
+    assert same_weights(load_checkpoint(tmp_path / "model.ckpt"), model)
+    assert not list(proof.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -114,35 +114,52 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
         pytest.param(b"\x80\x04\x8c\x05posix\x8c\x06system\x93V" + b"touch %s\n\x85R.", id="STACK_GLOBAL"),
         pytest.param(b"\x80\x04\x8c\x07pathlib\x8c\x09os.system\x93Vtouch %s\n\x85R.", id="through a harmless module"),
         pytest.param(b"c__builtin__\neval\n(S'open(\"%s\",\"w\")'\ntR.", id="Python 2's name"),
-        pytest.param(b"c__builtin__\ngetattr\n(cos\npath\nS'os.system'\ntR(S'touch %s'\ntR.", id="an attribute"),
-        pytest.param(b"ccollections\nOrderedDict\n)R}S'x'\ncos\nsystem\nsbcos\nsystem\n(S'touch %s'\ntR.", id="BUILD"),
-        pytest.param(b"csubprocess\nPopen\n(S'touch %s'\nt\x81}(S'__setstate__'\ncos\nsystem\nub(tR.", id="NEWOBJ"),
+        pytest.param(b"c__builtin__\ngetattr\np0\n(g0\n(cos\npath\nVos\ntRVsystem\ntR(Vtouch %s\ntR.", id="getattr"),
+        pytest.param(b"ctypes\nSimpleNamespace\n)R}S'__setstate__'\ncos\nsystem\nsbS'touch %s'\nb.", id="BUILD"),
+        pytest.param(b"csubprocess\nPopen\n((S'touch'\nS'%s'\nlt\x81}b.", id="NEWOBJ"),
         pytest.param(b"cfunctools\npartial\n(cposix\nsystem\nVtouch %s\ntR(tR.", id="what a call returned"),
     ],
 )  # fmt: skip
-def test_no_instruction_of_a_pickle_calls_anything(
-    program: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_instruction_of_a_pickle_calls_anything(program: bytes, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    line = refused(torch_zip(tmp_path / "m.pt", program.replace(b"%s", str(proof).encode())), capsys)
-    assert "tries to call" in line
+    program = program.replace(b"%s", str(proof).encode())
+    try:
+        read_torch_file(torch_zip(tmp_path / "m.pt", program))
+    except UserError as error:
+        assert "it cannot be read" in str(error)  # by the unpickler: the file around it is whole
     assert not proof.exists()
+    if b"Popen" not in program:  # which is made by NEWOBJ, and not initialised
+        pickle.loads(program)
+        for _ in range(100):
+            if not proof.exists():
+                time.sleep(0.01)
+        assert proof.exists(), "the attack does not work"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(Call(torch.load, "%s"), id="torch.load"),
-        pytest.param(Call(torch.hub.load, "someone/something", "model"), id="torch.hub.load"),
-        pytest.param(Call(np.fromfile, "%s"), id="numpy.fromfile"),
-        pytest.param(Call(torch.nn.init.ones_, torch.zeros(1)), id="a function of a library"),
-    ],
-)
-def test_a_whisper_is_read_past_calls_that_are_never_made(value: object, tmp_path: Path) -> None:
+def test_instructions_that_fill_a_name_change_nothing(tmp_path: Path) -> None:
+    """BUILD, APPENDS and SETITEMS on the names themselves, and on the functions that stand behind them."""
     model = small_whisper()
-    state = {**model.state_dict(), ("no", "name"): value}
-    torch.save({"callbacks": value, "state_dict": state}, tmp_path / "model.ckpt")
-    assert same_weights(load_checkpoint(tmp_path / "model.ckpt"), model)
+    torch.save(model.state_dict(), tmp_path / "good.pt")
+    before = torch._utils._rebuild_tensor_v2.__dict__.copy(), torch._utils._rebuild_tensor_v2.__defaults__
+    for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\ngetattr\n"):
+        for filled in (b"}(S'__call__'\nNub", b"N}(S'__defaults__'\nNu\x86b", b"(S'x'\nNu", b"(NNe", b"(N\x90"):
+            read_torch_file(torch_zip(tmp_path / "fill.pt", b"\x80\x04" + target + filled + b"."))
+    assert (torch._utils._rebuild_tensor_v2.__dict__, torch._utils._rebuild_tensor_v2.__defaults__) == before
+    assert same_weights(load_checkpoint(tmp_path / "good.pt"), model)
+
+
+def test_no_module_that_a_pickle_names_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "booby_trap.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch_zip(tmp_path / "trap.pt", b"cbooby_trap\nConfig\n)\x81}S'lr'\nF0.1\nsb.")
+    with pytest.raises(UserError, match=r"holds a whole Config"):
+        load_checkpoint(tmp_path / "trap.pt")
+    assert "booby_trap" not in sys.modules and not (tmp_path / "proof").exists()
+
+
+def test_torchscript_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    assert "is a TorchScript program" in refused(tmp_path / "script.pt", capsys)
 
 
 class Config:
@@ -175,6 +192,8 @@ def hyper_parameters() -> dict[str, object]:
         "times": [datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(1), slice(1, 2), range(3)],
         "others": [argparse.Namespace(a=1), functools.partial(torch.nn.functional.gelu, approximate="tanh")],
         "types": [Config, torch.optim.AdamW, torch.nn.functional.gelu, len],
+        "tensors": [torch.nn.Parameter(torch.ones(2)), torch.ones(3).to_sparse(), torch.Size([1]), torch.Generator()],
+        "storages": [torch.ones(2).untyped_storage(), torch.ones(2).to(torch.float8_e4m3fn), torch.empty(0)],
     }
 
 
@@ -190,56 +209,17 @@ def test_hyper_parameters_of_every_kind_open_without_their_classes(
     assert same_weights(load_checkpoint(tmp_path / "notebook.ckpt"), model)
 
 
-def test_instructions_that_fill_a_class_change_nothing(tmp_path: Path) -> None:
-    """BUILD, APPENDS and SETITEMS on the names themselves, and on the functions that stand behind them."""
-    model = small_whisper()
-    torch.save(model.state_dict(), tmp_path / "good.pt")
-    for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\ngetattr\n"):
-        for filled in (b"}(S'__call__'\nNub", b"N}(S'name'\nNu\x86b", b"(S'x'\nNu", b"(NNe", b"(N\x90"):
-            torch_zip(tmp_path / "fill.pt", b"\x80\x04" + target + filled + b".")
-            with pytest.raises(UserError):
-                read_checkpoint(tmp_path / "fill.pt")
-    assert same_weights(load_checkpoint(tmp_path / "good.pt"), model)
-
-
-def test_no_module_that_a_pickle_names_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "booby_trap.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')")
-    monkeypatch.syspath_prepend(tmp_path)
-    torch_zip(tmp_path / "trap.pt", b"cbooby_trap\nConfig\n)\x81}S'lr'\nF0.1\nsb.")
-    with pytest.raises(UserError, match=r"holds a whole booby_trap\.Config"):
-        read_checkpoint(tmp_path / "trap.pt")
-    assert "booby_trap" not in sys.modules and not (tmp_path / "proof").exists()
-
-
-def test_the_command_refuses_in_one_line_with_exit_code_2(tmp_path: Path) -> None:
-    """The real process; the tests around this one call its `main`."""
-    proof, source = tmp_path / "proof", tmp_path / "model.ckpt"
-    torch.save({"state_dict": small_whisper().state_dict(), "callbacks": Call(os.system, f"touch {proof}")}, source)
-    command = [sys.executable, convert.__file__, str(source), str(tmp_path / "model.pt")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == f"error: {source} tries to call posix.system; nothing was run: {MEND}\n"
-    assert done.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
-
-
-def nested(depth: int) -> Iterable[bytes]:
-    """(((), ()), ((), ())) …: small as a pickle, for ever to hash."""
-    yield b"\x80\x02}("
-    yield b")" + b"2\x86" * depth
-    yield b"K\x01u."
-
-
 MEMORY_EATERS = {
     "a memo of 4 billion places": b"\x80\x02]r\xff\xff\xff\xff.",
     "a string of 2**60 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.",
-    "bytes of 2**60 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
     "a bytearray of 2**40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
     "a frame of 2**60 bytes": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
     "a number of a gigabyte": b"\x80\x02\x8b" + struct.pack("<i", 2**30) + b"\1.",
-    "a key that takes for ever": b"".join(nested(500)),
+    "a key that takes for ever": b"\x80\x02}()" + b"2\x86" * 500 + b"K\x01u.",
+    "a storage whose name takes for ever": b"\x80\x02(Vstorage\nctorch\nFloatStorage\n)"
+    + b"2\x86" * 500
+    + b"VcpuK\1tQ.",
     "a million sets": b"\x80\x04(" + b"\x8f" * 1_000_001 + b"l.",
-    "a million marks": b"(" * 1_000_001 + b".",
-    "a name that doubles": b"c__builtin__\ngetattr\n2(cx\nC\nV" + b"y" * 900 + b"\ntR" * 3 + b".",
 }
 
 
@@ -247,8 +227,7 @@ MEMORY_EATERS = {
 def test_a_pickle_that_eats_memory_is_refused(eater: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch_zip(tmp_path / "eater.pt", MEMORY_EATERS[eater])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    line = refused(tmp_path / "eater.pt", capsys)
-    assert ("more than 1,000,000 instructions" in line) == eater.startswith("a million")
+    refused(tmp_path / "eater.pt", capsys)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
 
 
@@ -256,7 +235,6 @@ LONG_KEY = "decoder." * 20_000
 REPEATERS = {
     "one dict under many names": lambda weights: dict.fromkeys(map(str, range(4000)), weights),
     "a long key in many dicts": lambda weights: {str(i): {LONG_KEY: weights["decoder.ln.7"]} for i in range(4000)},
-    "a key in many dicts": lambda weights: {str(i): {"decoder." * 30: weights["decoder.ln.7"]} for i in range(20_000)},
 }
 
 
@@ -278,11 +256,28 @@ def test_zip_bombs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "bomb.pt").stat().st_size < 1e6
     assert "compressed" in refused(tmp_path / "bomb.pt", capsys)
     torch_zip(tmp_path / "fat.pt", program)
-    assert "200,000,004 bytes, more than any checkpoint needs" in refused(tmp_path / "fat.pt", capsys)
-    with zipfile.ZipFile(tmp_path / "crowd.pt", "w") as file:
-        for index in range(1500):
-            file.writestr(f"{index:060000}", b"")
-    assert "a zip with a directory of" in refused(tmp_path / "crowd.pt", capsys)
+    assert "a larger pickle than any checkpoint needs" in refused(tmp_path / "fat.pt", capsys)
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as file:
+        file.writestr("word/document.xml", b"<x/>")
+    assert "not one that torch.save wrote" in refused(tmp_path / "other.pt", capsys)
+
+
+DIMS = {
+    "of other types": {"n_mels": "80", "n_audio_head": [1]},
+    "tensors": {"n_mels": torch.ones(3), "n_audio_head": torch.ones(2)},
+    "without bounds": {"n_audio_head": 10**400, "n_text_layer": -(10**400)},
+    "no numbers": {"n_vocab": float("nan"), "n_text_head": float("inf")},
+    "huge": {"n_audio_layer": 2**31, "n_vocab": 2**63},
+    "zero": {"n_audio_head": 0},
+}
+
+
+@pytest.mark.parametrize("kind", DIMS)
+def test_absurd_dims_are_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_whisper()
+    torch.save({"dims": {**vars(model.dims), **DIMS[kind]}, "model_state_dict": model.state_dict()}, tmp_path / "m.pt")
+    line = refused(tmp_path / "m.pt", capsys)
+    assert "contradicts itself" in line or "number of heads" in line
 
 
 def tensor(storage: str, elements: int, offset: int, size: tuple, stride: tuple) -> Call:
@@ -352,8 +347,6 @@ def test_safetensors_that_lie_are_refused(header: object, tmp_path: Path, capsys
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "liar.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}" + bytes(64))
     assert "truncated or damaged" in refused(tmp_path / "liar.safetensors", capsys)
-    crowd = {f"{i:060}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(150_000)}
-    assert "more than any checkpoint needs" in refused(safetensors_file(tmp_path / "crowd.safetensors", crowd), capsys)
 
 
 def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,47 +2,90 @@
 
 The format is recognised by the contents. Whisper's own `.pt` states its dimensions; a PyTorch Lightning `.ckpt` keeps
 the tensors under `state_dict`, with a prefix (`model.`) and together with those of losses and metrics; `torch.compile`
-and `DistributedDataParallel` add `_orig_mod.` and `module.` to the names; Hugging Face has its own names. All of
-them are converted to one dict of tensors under Whisper's names. The dimensions are inferred from the tensors' shapes,
-except the number of heads: every Whisper's heads are 64 wide.
-
-Nothing in a file is executed, and no weight is read before it is needed.
+and `DistributedDataParallel` add `_orig_mod.` and `module.` to the names; Hugging Face has its own names. All of them
+become one dict of tensors under Whisper's names. The dimensions are inferred from the tensors' shapes, except the
+number of heads: every Whisper's heads are 64 wide.
 """
 
 import http.client
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 import whisper
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 from whisper.model import ModelDimensions, Whisper
 
 from ..runtime.errors import UserError
+from ..runtime.files import atomic_write
 from .dims import SAVE_ALL, alignment_heads, infer_dims, whisper_shapes
-from .names import FORMATS, MERGE, READABLE, WHISPER_NAMES, find_checkpoint
-from .stored_tensor import Contents, StoredTensor, damaged
-from .tensor_names import DECODER, openai_name, plain_name, whisper_prefixes
-from .torch_zip import write as write_checkpoint
+from .names import MERGE, READABLE, WHISPER_NAMES, find_checkpoint
+from .torch_file import LEGACY_MAGIC, StandIn, damaged, read_torch_file, write_torch_file
 
+MAX_JSON = 16 * 2**20  # bytes
 ADAPTER = re.compile(r"\b(lora|ia3)_")
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+WRAPPERS = {"_orig_mod", "module"}  # parts that torch.compile and DistributedDataParallel add to a name
+# The tensors by which a Whisper, and its prefix, are found.
+ENCODER, DECODER = "encoder.conv1.weight", "decoder.token_embedding.weight"
+
+# openai-whisper's names and Hugging Face's, a piece of a tensor's name at a time. The dots keep `attn` from matching
+# inside `cross_attn`; no piece is part of another, so the order does not matter and both directions are exact.
+NAMES = (
+    (".blocks.", ".layers."),
+    (".attn.", ".self_attn."),
+    (".attn_ln.", ".self_attn_layer_norm."),
+    (".cross_attn.", ".encoder_attn."),
+    (".cross_attn_ln.", ".encoder_attn_layer_norm."),
+    (".query.", ".q_proj."),
+    (".key.", ".k_proj."),
+    (".value.", ".v_proj."),
+    (".out.", ".out_proj."),
+    (".mlp.0.", ".fc1."),
+    (".mlp.2.", ".fc2."),
+    (".mlp_ln.", ".final_layer_norm."),
+    (".token_embedding.weight", ".embed_tokens.weight"),
+    (".positional_embedding", ".embed_positions.weight"),
+    ("encoder.ln_post.", "encoder.layer_norm."),
+    ("decoder.ln.", "decoder.layer_norm."),
+)
+# openai-whisper's dimensions, and the entries of Hugging Face's config.json that state them.
+CONFIG_NAMES = {
+    "n_mels": "num_mel_bins",
+    "n_audio_ctx": "max_source_positions",
+    "n_audio_state": "d_model",
+    "n_audio_head": "encoder_attention_heads",
+    "n_audio_layer": "encoder_layers",
+    "n_vocab": "vocab_size",
+    "n_text_ctx": "max_target_positions",
+    "n_text_state": "d_model",
+    "n_text_head": "decoder_attention_heads",
+    "n_text_layer": "decoder_layers",
+}
+# The possible names of the weights in a Hugging Face folder, in order of preference.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Whisper in a file: its dimensions and the tensors of `Whisper(dims).state_dict()`, not read yet."""
+    """A Whisper in a file."""
 
     source: Path
-    kind: str  # "Whisper", "PyTorch Lightning", "Hugging Face", "PyTorch" or "safetensors"
     dims: ModelDimensions
-    tensors: Mapping[str, StoredTensor]
-    left_out: tuple[str, ...]  # names, as in the file, of tensors that are not part of this Whisper
+    tensors: dict[str, Tensor]  # those of `Whisper(dims).state_dict()`, memory-mapped; writing to them is private
+    left_out: tuple[str, ...]  # names, as in the file, of what is not part of this Whisper
 
 
 def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> Whisper:
@@ -65,9 +108,7 @@ def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> W
     else:
         checkpoint = read_checkpoint(source)
         model = Whisper(checkpoint.dims)
-        state = model.state_dict()
-        for name, tensor in checkpoint.tensors.items():
-            state[name].copy_(tensor.read())
+        model.load_state_dict(checkpoint.tensors)
         heads = alignment_heads(checkpoint.dims)
         if heads is not None:
             model.set_alignment_heads(heads)
@@ -80,7 +121,14 @@ def save_checkpoint(path: str | Path, model: Whisper, dtype: torch.dtype = torch
     Raises:
         UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
     """
-    write_checkpoint(path, model.dims, plain_weights(model).items(), dtype)
+    write_checkpoint(path, model.dims, plain_weights(model), dtype)
+
+
+def write_checkpoint(path: str | Path, dims: ModelDimensions, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write the named ``tensors`` of a Whisper as :func:`save_checkpoint` does."""
+    state = {name: at_precision(name, tensor, dtype) for name, tensor in tensors.items()}
+    with atomic_write(path, "wb") as file:
+        write_torch_file({"dims": asdict(dims), "model_state_dict": state}, file)
 
 
 def plain_weights(model: Whisper) -> dict[str, Tensor]:
@@ -92,79 +140,212 @@ def plain_weights(model: Whisper) -> dict[str, Tensor]:
     return weights
 
 
-def read_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of ``checkpoint`` by name, one at a time."""
-    return ((name, tensor.read()) for name, tensor in checkpoint.tensors.items())
+def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast ``tensor`` to ``dtype`` on the CPU, contiguous, with no storage beyond its own elements.
+
+    Raises:
+        UserError: a finite weight would become infinite. Clamping it would be a silent change.
+    """
+    cast = tensor.detach().to(dtype)
+    if cast.dtype != tensor.dtype and not all_finite(cast) and cast.isinf().sum() > tensor.isinf().sum():
+        largest = tensor[tensor.isfinite()].abs().max()
+        raise UserError(f"{name} holds {largest:.3g}, beyond the range of {dtype}: its training diverged, or keep fp32")
+    cast = cast.cpu().contiguous()
+    return cast if cast.untyped_storage().nbytes() == cast.nbytes else cast.clone()
 
 
-def format_module(name: str) -> ModuleType:
-    """Return the module of the format ``name`` (see :data:`names.FORMATS`)."""
-    return import_module(f".{FORMATS[name]}", __package__)
+def all_finite(tensor: Tensor) -> bool:
+    """Return True if no element is NaN or infinite: in one pass, twenty times faster than `isfinite().all()`."""
+    # The smallest and the largest element; both are NaN if any element is.
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:
-    """Find the Whisper in a file or folder of any format; its weights are not read yet.
+    """Read the Whisper in a file or folder of any format. Nothing in it is executed.
 
     Raises:
-        UserError: it does not exist, is damaged or unsafe, or does not hold a complete Whisper.
+        UserError: it does not exist, is damaged, or does not hold a complete Whisper with finite weights.
     """
     path = find_checkpoint(source)
+    stated: dict[str, Any] = {}  # dimensions
+    found: dict[str, Tensor] = {}
+    left_out: list[str] = []
     try:
-        return _whisper_of(path, _read(path))
+        files = [path]
+        if path.is_dir():
+            files, stated = _open_folder(path)
+        for file in files:
+            if _is_safetensors(file):
+                found |= _read_safetensors(file)
+            else:
+                tensors, dims, others = _read_torch(file)
+                found |= tensors
+                stated = stated or dims
+                left_out += others
+        size = sum(file.stat().st_size for file in files)
     except FileNotFoundError as error:
         raise UserError(f"no file or folder {error.filename}, which {path} needs: copy or download it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
+    tensors, others = _whisper_tensors(path, found)
+    dims = infer_dims({name: tuple(tensor.shape) for name, tensor in tensors.items()}, stated, str(path))
+    return Checkpoint(path, dims, _checked(path, dims, tensors, size), (*left_out, *others))
 
 
-def _read(path: Path) -> Contents:
-    for name in FORMATS:
-        if format_module(name).recognises(path):
-            return format_module(name).read(path)
-    if path.is_dir():
+def _open_folder(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Return the weight files of a Hugging Face folder, and the dimensions that its ``config.json`` states."""
+    weights = next((path / name for name in WEIGHTS if (path / name).exists()), None)
+    if weights is None:
         raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin: give {READABLE}")
-    if not path.is_file():
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    if config.get("model_type", "whisper") != "whisper":
+        raise UserError(f"{path} holds another model ({str(config['model_type'])[:40]!r}): give a Whisper")
+    files = [weights]
+    if weights.suffix == ".json":
+        shards = read_json(weights).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
+            raise UserError(f"{weights} does not name files beside it: download the whole folder again")
+        files = [path / name for name in sorted(set(names))]
+    return files, {field: config[name] for field, name in CONFIG_NAMES.items() if name in config}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        UserError: it holds something else, or is too large to describe a model.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MAX_JSON + 1)
+    try:
+        value = json.loads(text) if len(text) <= MAX_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "its JSON cannot be read") from error
+    if not isinstance(value, dict):
+        raise damaged(path, "it is no JSON object that describes a model")
+    return value
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return True for safetensors, and False for a file of `torch.save`; raise a :class:`UserError` for others."""
+    if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file or folder: give {READABLE}")
-    raise UserError(f"{path} is {'no checkpoint' if path.stat().st_size else 'empty'}: give {READABLE}")
+    with open(path, "rb") as file:
+        head = file.read(len(LEGACY_MAGIC))
+    if head[8:9] == b"{":
+        return True
+    if head[:4] == b"PK\3\4" or head == LEGACY_MAGIC:
+        return False
+    raise UserError(f"{path} is {'no checkpoint' if head else 'empty'}: give {READABLE}")
 
 
-def _whisper_of(path: Path, found: Contents) -> Checkpoint:
-    """Rename the tensors to Whisper's names, check them, and infer the dimensions."""
-    if adapters := [name for name in found.tensors if ADAPTER.search(name)]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise damaged(path, "its header is not that of a safetensors file of this length") from error
+    if not all(name.isprintable() for name in tensors):
+        raise damaged(path, "the name of a tensor is not printable")
+    return tensors
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """Find the first dict of a file that holds a Whisper, starting with the outermost.
+
+    Its name does not matter: state_dict, model_state_dict, model. If there is none, return the largest dict, so that an
+    error can list what it lacks. Also return the dimensions that the file states, and the names of what is left out.
+    """
+    contents = read_torch_file(path)
+    if not isinstance(contents, dict):
+        what = f"a whole {contents.attribute}" if isinstance(contents, StandIn) else "no dict"
+        raise UserError(f"{path} holds {what}: save its state_dict() instead, or give the checkpoint of a Whisper")
+    dicts: dict[str, dict] = {"": contents}
+    seen = {id(contents)}  # a file may hold one dict under thousands of names
+    for name, value in contents.items():
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            dicts[name] = value
+    states = {
+        name: {key: value for key, value in state.items() if isinstance(value, Tensor)} for name, state in dicts.items()
+    }
+    whispers = [name for name in states if _whisper_prefixes(map(_plain_name, states[name]))]
+    chosen = whispers[0] if whispers else max(states, key=lambda name: len(states[name]))
+    left_out = [key for key, value in dicts[chosen].items() if chosen and isinstance(value, StandIn)]
+    left_out += [f"{name}.* (another Whisper)" for name in whispers[1:]]
+    dims = contents.get("dims")
+    return states[chosen], dims if isinstance(dims, dict) else {}, left_out
+
+
+def openai_name(name: str) -> str:
+    """Return openai-whisper's name of a tensor, with the prefix of ``name``; other names are unchanged."""
+    for openai, huggingface in NAMES:
+        name = name.replace(huggingface, openai)
+    return name
+
+
+def huggingface_name(name: str) -> str:
+    """Return the name that `WhisperForConditionalGeneration` gives to openai-whisper's tensor ``name``."""
+    for openai, huggingface in NAMES:
+        name = name.replace(openai, huggingface)
+    return f"model.{name}"
+
+
+def _plain_name(name: str) -> str:
+    """Return openai-whisper's name of a tensor, without wrappers and with its prefix."""
+    return openai_name(".".join(part for part in name.split(".") if part not in WRAPPERS))
+
+
+def _whisper_prefixes(plain_names: Iterable[str]) -> list[str]:
+    """Return the prefixes under which there is a Whisper or, if there is none, a decoder."""
+    names = set(plain_names)
+    starts = sorted(name.removesuffix(DECODER) for name in names if name.endswith(DECODER))
+    prefixes = [prefix for prefix in starts if not prefix or prefix.endswith(".")]
+    return [prefix for prefix in prefixes if prefix + ENCODER in names] or prefixes
+
+
+def _whisper_tensors(path: Path, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of the one Whisper in ``found`` by openai-whisper's names, and the names of the others."""
+    if adapters := [name for name in found if ADAPTER.search(name)]:
         raise UserError(f"{path} is or holds an adapter (LoRA: {_listed(adapters)}), not a plain Whisper: {MERGE}")
     plain: dict[str, str] = {}  # Whisper's name, prefixed: the file's
-    for name in found.tensors:
-        other = plain.setdefault(plain_name(name), name)
-        if found.tensors[other] != found.tensors[name]:
+    for name in found:
+        other = plain.setdefault(_plain_name(name), name)
+        if not _equal(found[other], found[name]):
             raise UserError(f"{path} holds {other} and {name}, the same tensor with two values: keep one of them")
     # A module that the trainer also has under another name is stored once, under two names in the same place.
-    prefixes = {found.tensors[plain[prefix + DECODER]]: prefix for prefix in reversed(whisper_prefixes(plain))}
+    prefixes = {found[plain[prefix + DECODER]].data_ptr(): prefix for prefix in reversed(_whisper_prefixes(plain))}
     if not prefixes:
         raise UserError(
             f"{path} holds no Whisper ({DECODER} is missing, {len(plain)} other tensors are there): give {READABLE}"
         )
     if len(prefixes) > 1:
         raise UserError(f"{path} holds several Whispers ({_listed(sorted(prefixes.values()))}): keep one of them")
-    ((embedding, prefix),) = prefixes.items()
+    (prefix,) = prefixes.values()
     own = re.compile(re.escape(prefix) + r"((?:encoder|decoder)\..*)")
-    tensors = {match[1]: found.tensors[plain[name]] for name in plain if (match := own.fullmatch(name))}
-    dims, tensors = _checked(path, found, tensors)
-    places, left_out = set(tensors.values()), list(found.left_out)
+    tensors = {match[1]: found[original] for name, original in plain.items() if (match := own.fullmatch(name))}
+    places = {tensor.data_ptr() for tensor in tensors.values()}
+    left_out = []
     for name, original in plain.items():
+        # Hugging Face stores the output layer too, and Whisper only the token embedding, which is the same.
         if name.endswith("proj_out.weight"):
-            _check_tied(path, original, found.tensors[original], embedding)
-        elif found.tensors[original] not in places:
+            if not _equal(found[original], tensors[DECODER]):
+                raise UserError(
+                    f"{path}: {original} is no copy of the token embedding, and a Whisper has no place for it"
+                )
+        elif found[original].data_ptr() not in places:
             left_out.append(original)
-    foreign = found.kind in ("PyTorch", "safetensors") and any(openai_name(name) != name for name in found.tensors)
-    kind = "Hugging Face" if foreign else found.kind
-    return Checkpoint(path, kind, dims, tensors, tuple(left_out))
+    return tensors, left_out
 
 
-def _checked(
-    path: Path, found: Contents, tensors: Mapping[str, StoredTensor]
-) -> tuple[ModelDimensions, dict[str, StoredTensor]]:
-    """Return the dimensions, and ``tensors`` in Whisper's order: all of a Whisper's tensors, and no others."""
-    dims = infer_dims({name: tensor.shape for name, tensor in tensors.items()}, found.dims, str(path))
+def _equal(left: Tensor, right: Tensor) -> bool:
+    if left is right:
+        return True
+    return (left.shape, left.dtype) == (right.shape, right.dtype) and torch.equal(left, right)
+
+
+def _checked(path: Path, dims: ModelDimensions, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Return ``tensors`` in Whisper's order if they are all of a Whisper's and no others; ``size`` is their file's."""
     shapes = whisper_shapes(dims)
     if missing := [name for name in shapes if name not in tensors]:
         raise UserError(
@@ -176,21 +357,20 @@ def _checked(
         )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            raise UserError(f"{path}: {name} has the shape {tensors[name].shape}, and this Whisper needs {shape}")
+            raise UserError(
+                f"{path}: {name} has the shape {tuple(tensors[name].shape)}, and this Whisper needs {shape}"
+            )
         if tensors[name].dtype not in PRECISIONS:
             raise UserError(f"{path} is quantised ({name} is {tensors[name].dtype}): give the weights it was made from")
-    if sum(tensor.nbytes for tensor in tensors.values()) > found.nbytes:
+    if sum(tensor.nbytes for tensor in tensors.values()) > size:
         raise damaged(path, "its tensors are larger than the file")
-    return dims, {name: tensors[name] for name in shapes}
-
-
-def _check_tied(path: Path, name: str, output: StoredTensor, embedding: StoredTensor) -> None:
-    """Check that a stored output layer (of Hugging Face) equals the token embedding; Whisper stores only the latter."""
-    if output == embedding:
-        return
-    same_kind = (output.shape, output.dtype) == (embedding.shape, embedding.dtype)
-    if not (same_kind and torch.equal(output.read(), embedding.read())):
-        raise UserError(f"{path}: {name} is no copy of the token embedding; openai-whisper has no place for it")
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise UserError(
+                f"{path}: {name} holds values that are not finite numbers (NaN or infinity): its training diverged; "
+                "give a checkpoint from before"
+            )
+    return {name: tensors[name] for name in shapes}
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, check_outputs, lock_folder, make_folder, storage_error
 from . import huggingface
-from .checkpoint import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .dims import size_name
 from .model_card import model_card
 
@@ -47,7 +47,7 @@ def convert(
     _check_dest(checkpoint.source, dest, to, force)
     make_folder(dest.parent)
     if to == "openai":
-        write_checkpoint(dest, checkpoint.dims, read_tensors(checkpoint), DTYPES[dtype])
+        write_checkpoint(dest, checkpoint.dims, checkpoint.tensors, DTYPES[dtype])
     else:
         _write_folder(dest, checkpoint, to, dtype, language)
     return _report(checkpoint, dest, f"{to}, {dtype}")
@@ -77,9 +77,9 @@ def _write_folder(dest: Path, checkpoint: Checkpoint, to: str, dtype: str, langu
             for name in ("hf", "ct2"):  # of a conversion that was killed
                 shutil.rmtree(work / name, ignore_errors=True)
             (work / "hf").mkdir()
-            huggingface.write(work / "hf", checkpoint.dims, read_tensors(checkpoint), DTYPES[dtype], language)
+            huggingface.write(work / "hf", checkpoint.dims, checkpoint.tensors, DTYPES[dtype], language)
             if to == "hf":
-                with atomic_write(work / "hf" / huggingface.CARD) as file:
+                with atomic_write(work / "hf" / "README.md") as file:
                     file.write(model_card(checkpoint, language))
             else:
                 converter = _import_converter()(str(work / "hf"), copy_files=list(COPIED))
@@ -133,7 +133,7 @@ def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:
         f"no named size ({dims.n_audio_layer} + {dims.n_text_layer} layers of {dims.n_text_state}, "
         f"{dims.n_mels} mels, {dims.n_vocab} tokens)"
     )
-    lines = [f"read {checkpoint.source}: {checkpoint.kind}, {size}, {len(checkpoint.tensors)} tensors"]
+    lines = [f"read {checkpoint.source}: {size}, {len(checkpoint.tensors)} tensors"]
     if checkpoint.left_out:
         lines.append(f"left out {len(checkpoint.left_out)} that are not Whisper's: {', '.join(checkpoint.left_out)}")
     files = list(dest.iterdir()) if dest.is_dir() else [dest]

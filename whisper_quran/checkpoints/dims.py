@@ -151,7 +151,7 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
         n_text_layer=layers("decoder"),
     )
     for field, found in asdict(dims).items():
-        if stated.get(field, found) != found:
+        if field in stated and (type(stated[field]) is not int or stated[field] != found):
             raise UserError(
                 f"{where} contradicts itself: {field} is {found} in its tensors and not in what it says of them"
             )

@@ -1,16 +1,18 @@
-"""Hugging Face's Whisper: a folder, `model.safetensors` or `pytorch_model.bin`.
+"""Hugging Face's Whisper, written as a folder for transformers; its tokenizer is made from openai-whisper's files.
 
-The tensors have other names than openai-whisper's (:mod:`tensor_names`), and JSON files hold what it keeps in code.
+openai-whisper keeps its vocabulary as tiktoken does: byte strings in the order in which byte-pair encoding learnt them.
+Hugging Face needs the pairs that were merged, and writes bytes as printable characters. The pair of a byte string is
+found by encoding it with the strings learnt before it, which leaves two pieces.
 """
 
+import json
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, SAMPLE_RATE
@@ -18,137 +20,40 @@ from whisper.model import ModelDimensions
 from whisper.tokenizer import Tokenizer
 
 from ..runtime.errors import UserError
-from ..runtime.files import sync
-from . import huggingface_tokenizer, torch_zip
+from ..runtime.files import atomic_write, sync
+from .checkpoint import CONFIG_NAMES, at_precision, huggingface_name
 from .dims import ENGLISH_VOCAB, alignment_head_pairs, tokenizer_for
-from .huggingface_tokenizer import write_json, write_tokenizer
-from .stored_tensor import MAX_HEADER, Contents, StoredTensor, at_precision, check_name, damaged, read_json
-from .tensor_names import huggingface_name
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-GENERATION, FEATURES, CARD = "generation_config.json", "preprocessor_config.json", "README.md"
-# All files that a folder may hold.
-FILES = frozenset({WEIGHTS, CONFIG, GENERATION, FEATURES, CARD, *huggingface_tokenizer.FILES})
-# The possible names of a folder's weights, in order of preference.
-READ_NAMES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# openai-whisper's dimensions and the entries of Hugging Face's config.json that state them.
-DIMS = {
-    "n_mels": "num_mel_bins",
-    "n_audio_ctx": "max_source_positions",
-    "n_audio_state": "d_model",
-    "n_audio_head": "encoder_attention_heads",
-    "n_audio_layer": "encoder_layers",
-    "n_vocab": "vocab_size",
-    "n_text_ctx": "max_target_positions",
-    "n_text_state": "d_model",
-    "n_text_head": "decoder_attention_heads",
-    "n_text_layer": "decoder_layers",
-}
+WEIGHTS = "model.safetensors"
+# All files that a folder may hold; the model card is README.md.
+FILES = {WEIGHTS, "README.md", "config.json", "generation_config.json", "preprocessor_config.json"}
+FILES |= {"tokenizer.json", "tokenizer_config.json"}
+# Written by versions before 0.2, and so also replaced by a conversion with --force.
+FILES |= {"added_tokens.json", "merges.txt", "normalizer.json", "special_tokens_map.json", "vocab.json"}
+EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 
 
-@dataclass(frozen=True)
-class _SafetensorsTensor(StoredTensor):
-    key: str  # its name in the file
-    file: Any = field(compare=False, repr=False)  # the open file
+def write(folder: Path, dims: ModelDimensions, tensors: dict[str, Tensor], dtype: torch.dtype, language: str) -> None:
+    """Write a Whisper's ``tensors`` into ``folder`` in the format of transformers.
 
-    def _load(self) -> Tensor:
-        tensor = self.file.get_tensor(self.key)
-        # A copy if the file does not align its elements.
-        return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
-
-
-def recognises(path: Path) -> bool:
-    """Return True if ``path`` is a folder with weights under Hugging Face's names, or a safetensors file."""
-    if path.is_dir():
-        return any((path / name).exists() for name in READ_NAMES)
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def read(path: Path) -> Contents:
-    """Find the tensors of a folder or of a safetensors file.
-
-    Raises:
-        UserError: a file is damaged, or ``config.json`` describes another model.
-    """
-    if not path.is_dir():
-        return _read_safetensors(path)
-    config = path / CONFIG
-    dims = _stated_dims(config, read_json(config)) if config.exists() else {}
-    weights = next(path / name for name in READ_NAMES if (path / name).exists())
-    files = _shards(weights, read_json(weights)) if weights.suffix == ".json" else [weights]
-    parts = [torch_zip.read(file) if torch_zip.recognises(file) else _read_safetensors(file) for file in files]
-    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    return Contents("Hugging Face", tensors, dims, sum(part.nbytes for part in parts))
-
-
-def _read_safetensors(path: Path) -> Contents:
-    nbytes = path.stat().st_size  # raises the system's own error if it does not exist
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if MAX_HEADER < header < nbytes:
-        raise UserError(f"{path} has a header of {header:,} bytes, more than any checkpoint needs: do not trust it")
-    tensors: dict[str, StoredTensor] = {}
-    try:
-        opened = safe_open(path, framework="pt")
-        for name in opened.keys():  # noqa: SIM118 (it is no dict)
-            check_name(path, name)
-            entry = opened.get_slice(name)
-            dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
-            tensors[name] = _SafetensorsTensor(path, name, SAFETENSORS_DTYPES.get(dtype, dtype), shape, name, opened)
-    except SafetensorError as error:
-        raise damaged(path, "its header is not that of a safetensors file of this length") from error
-    return Contents("safetensors", tensors, {}, nbytes)
-
-
-def _stated_dims(path: Path, config: Mapping[str, object]) -> dict[str, object]:
-    model_type = config.get("model_type", "whisper")
-    if model_type != "whisper":
-        raise UserError(f"{path} describes another model ({str(model_type)[:40]!r}): give a Whisper")
-    return {field: config[name] for field, name in DIMS.items() if name in config}
-
-
-def _shards(path: Path, index: Mapping[str, object]) -> list[Path]:
-    """Return the files of the shards in ``index``, which must be in the folder of ``path``."""
-    weight_map = index.get("weight_map")
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
-        raise UserError(f"{path} does not name files beside it: download the whole folder again")
-    return [path.parent / name for name in sorted(set(names))]
-
-
-def write(
-    path: str | Path,
-    dims: ModelDimensions,
-    tensors: Iterable[tuple[str, Tensor]],
-    dtype: torch.dtype,
-    language: str | None = None,
-) -> None:
-    """Write openai-whisper's ``tensors`` into the folder ``path`` in the format of transformers.
-
-    At most one copy of them is in memory: 3.1 GB for a large Whisper in half precision. ``language`` (Arabic if None)
-    is the default language of a multilingual model.
+    At most one copy of them is in memory: 3.1 GB for a large Whisper in half precision. ``language`` is the default
+    language of a multilingual model.
 
     Raises:
         UserError: there is no such language, a weight is beyond ``dtype``'s range, or the disk is full.
     """
-    folder = Path(path)
-    multilingual = dims.n_vocab > ENGLISH_VOCAB
-    tokenizer = tokenizer_for(dims, (language or "ar") if multilingual else "en")
-    write_json(folder / CONFIG, _model_config(dims, dtype, tokenizer))
-    write_json(folder / FEATURES, _feature_config(dims))
-    write_json(folder / GENERATION, _generation_config(dims, tokenizer))
+    tokenizer = tokenizer_for(dims, language if dims.n_vocab > ENGLISH_VOCAB else "en")
+    _write_json(folder / "config.json", _model_config(dims, dtype, tokenizer))
+    _write_json(folder / "preprocessor_config.json", _feature_config(dims))
+    _write_json(folder / "generation_config.json", _generation_config(dims, tokenizer))
     write_tokenizer(folder, tokenizer)
-    state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors}
+    state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors.items()}
     try:
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read it
-        sync(folder / WEIGHTS)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder / WEIGHTS} ({error}): free disk space or choose another DEST") from error
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets nobody else read it
+    sync(folder / WEIGHTS)
 
 
 def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, object]:
@@ -156,7 +61,7 @@ def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenize
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
-        **{name: getattr(dims, field) for field, name in DIMS.items()},
+        **{name: getattr(dims, field) for field, name in CONFIG_NAMES.items()},
         "encoder_ffn_dim": 4 * dims.n_audio_state,
         "decoder_ffn_dim": 4 * dims.n_text_state,
         "num_hidden_layers": dims.n_audio_layer,
@@ -220,3 +125,99 @@ def _feature_config(dims: ModelDimensions) -> dict[str, object]:
         "padding_value": 0.0,
         "return_attention_mask": False,
     }
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write ``tokenizer.json``, which tokenizers and faster-whisper read too, and transformers' settings for it."""
+    fast = _fast_tokenizer(tokenizer)
+    _write_json(folder / "tokenizer.json", fast)
+    settings: dict[str, object] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
+    settings |= {
+        "additional_special_tokens": [token["content"] for token in fast["added_tokens"] if token["special"]],
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": 1024,
+        "processor_class": "WhisperProcessor",
+        "return_attention_mask": False,
+        "tokenizer_class": "WhisperTokenizer",
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return ``tokenizer.json``, the only file that the library tokenizers (used by faster-whisper) needs."""
+    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
+    characters = byte_characters()
+    written = ["".join(characters[byte] for byte in token) for token in tokens]
+    # Ordered by id. Hugging Face treats timestamps as text, and finds the first of them after the last special token.
+    added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, **flags, "special": index < tokenizer.timestamp_begin}
+            for token, index in added.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": _template(added),
+        "decoder": byte_level,
+        "model": {
+            **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+            **{"continuing_subword_prefix": "", "end_of_word_suffix": ""},
+            "vocab": {token: index for index, token in enumerate(written)},
+            "merges": [[written[left], written[right]] for left, right in merged_pairs(tokens)],
+        },
+    }
+
+
+def _template(ids: dict[str, int]) -> dict[str, object]:
+    """Return the template of special tokens around a text: its start, no timestamps, and its end."""
+
+    def piece(kind: str, id: str, type_id: int = 0) -> dict[str, object]:
+        return {kind: {"id": id, "type_id": type_id}}
+
+    start = [piece("SpecialToken", SOT), piece("SpecialToken", NO_TIMESTAMPS), piece("Sequence", "A")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*start, piece("SpecialToken", EOT)],
+        "pair": [*start, piece("Sequence", "B", 1), piece("SpecialToken", EOT, 1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (SOT, NO_TIMESTAMPS, EOT)
+        },
+    }
+
+
+def byte_characters() -> list[str]:
+    """Return GPT-2's printable character for each byte: itself if it is printable, else the next from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
+
+
+def merged_pairs(tokens: list[bytes]) -> list[tuple[int, int]]:
+    """Return the ids of the two tokens that each of ``tokens`` was merged from, in the order of learning.
+
+    Single bytes, and tokens that no text is encoded to (multilingual Whisper's last is empty), come from no pair.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    pairs = []
+    for rank, token in enumerate(tokens):
+        pieces = [token[i : i + 1] for i in range(len(token))]
+        while len(pieces) > 2:
+            learnt = [ranks.get(left + right, rank) for left, right in pairwise(pieces)]
+            first = learnt.index(min(learnt))
+            pieces[first : first + 2] = [pieces[first] + pieces[first + 1]]
+        if len(pieces) == 2:
+            pairs.append((ranks[pieces[0]], ranks[pieces[1]]))
+    return pairs
+
+
+def _write_json(path: Path, value: object) -> None:
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")

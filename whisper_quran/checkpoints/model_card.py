@@ -18,11 +18,10 @@ from ..config import TrainingConfig
 from ..runtime.console import markdown_table, percent, printable
 from ..runtime.errors import UserError
 from ..runtime.version import __version__
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, read_json
 from .dims import ENGLISH_VOCAB, size_name, tokenizer_for
 from .names import WHISPER_NAMES
 from .results import Row, best_epoch, read_rows, results_table, valid_rows
-from .stored_tensor import read_json
 
 _OF_A_RUN = re.compile(r"(best|epoch-(\d{3,}))\.pt")
 _MOST_BYTES = 1 << 30  # of a metrics.jsonl

@@ -11,9 +11,6 @@ from ..runtime.errors import UserError, did_you_mean
 WHISPER_NAMES = (
     "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3 large large-v3-turbo turbo"
 ).split()
-# Every format that is read: its name, and its module here, which has two functions:
-#   recognises(path) -> bool and read(path) -> Contents.
-FORMATS = {"openai": "torch_zip", "hf": "huggingface"}
 READABLE = "a Whisper .pt, a PyTorch Lightning .ckpt, a Hugging Face folder, model.safetensors or pytorch_model.bin"
 MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pretrained()) and give the result"
 

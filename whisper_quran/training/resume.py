@@ -26,7 +26,7 @@ import torch
 import whisper
 from torch import Tensor
 
-from ..checkpoints.torch_zip import write_torch_file
+from ..checkpoints.torch_file import write_torch_file
 from ..config import TrainingConfig
 from ..data.corpus import Skipped
 from ..runtime.command_line import to_json
