@@ -25,8 +25,9 @@ from torch import Tensor
 from whisper.model import Whisper
 
 import evaluate as decoding_speed  # benchmarks/evaluate.py
-from train import (  # benchmarks/train.py
+from train import (
     Clips,
+    Setup,  # benchmarks/train.py
     epoch_losses,
     gradient_of_step,
     make_model,
@@ -48,7 +49,6 @@ from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.evaluation.evaluate import evaluate
 from whisper_quran.runtime.device import DTYPES, Precision, choose_device, choose_precision
 from whisper_quran.training import loss as training_loss
-from whisper_quran.training.setup import Setup
 from whisper_quran.training.trainer import Trainer, is_finite
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -126,7 +126,7 @@ class MicroBatch:
             add_adapters(model, way.lora, way.train_encoder, seed=0)
         if not way.train_encoder:  # the trainer has a copy on the GPU, and the weights it is made from on the CPU
             cast_weights(model.encoder)
-        optimizer = build_optimizer(self.objective, 1e-5, 0.0, 1e-8)
+        optimizer = build_optimizer(self.objective, 1e-5, 0.0)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)

@@ -38,7 +38,7 @@ from isolated import Outcome, Report, run_isolated  # benchmarks/isolated.py
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from train import Clips, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
+from train import Clips, Setup, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.batches import epoch_order
@@ -47,7 +47,6 @@ from whisper_quran.data.text import normalize
 from whisper_quran.data.windows import Example
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
-from whisper_quran.training.setup import Setup
 
 LR = 5e-5
 EOT = 50257
@@ -147,7 +146,7 @@ def ours(job: Job, encoder_cache: str = "off") -> list[Epoch]:
         for loss in epoch_losses(trainer):
             clock.step(torch.tensor(loss))
         trainer.objective.eval()
-        clock.validated(trainer.measure(job.valid).errors.wer)
+        clock.validated(trainer.measure(job.valid)["wer"])
     return clock.epochs
 
 

@@ -1,4 +1,4 @@
-"""What saving costs: how long a save holds up training, how long it goes on in the background, and how much it writes.
+"""What saving costs: how long a save holds up training, and how much it writes.
 
 python benchmarks/saving.py                       Whisper small's dimensions, decoder trained
 python benchmarks/saving.py --size tiny --train-encoder
@@ -16,7 +16,7 @@ from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.runtime.device import choose_device
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.optimizer import build_optimizer
-from whisper_quran.training.resume import StateWriter
+from whisper_quran.training.resume import save_state
 
 
 def main() -> None:
@@ -28,26 +28,23 @@ def main() -> None:
     device, reason = choose_device(args.device)
     model = make_model(args.size).to(device)
     objective = Objective(model, args.train_encoder)
-    optimizer = build_optimizer(objective, 1e-5, 0.01, 1e-8)
+    optimizer = build_optimizer(objective, 1e-5, 0.01)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     print(f"{args.size}, {device}: {reason}\n")
-    print("| save | training held up | written in the background | state.pt | checkpoint |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
+    print("| save | training held up | state.pt | checkpoint |")
+    print("| ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
-        writer = StateWriter(Path(folder))
         for number in range(3):
             start = time.perf_counter()
-            writer.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-            held = time.perf_counter() - start
-            writer.finish()
-            whole = time.perf_counter() - start
+            save_state(Path(folder), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            seconds = time.perf_counter() - start
             save_checkpoint(Path(folder) / "best.pt", model)
             state, best = ((Path(folder) / name).stat().st_size / 1e6 for name in ("state.pt", "best.pt"))
-            print(f"| {number + 1} | {1000 * held:.0f} ms | {whole - held:.1f} s | {state:.0f} MB | {best:.0f} MB |")
+            print(f"| {number + 1} | {seconds:.1f} s | {state:.0f} MB | {best:.0f} MB |")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # after this folder: there is a train.py there, too
 
@@ -38,8 +38,7 @@ from whisper_quran.data.batches import Batch, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.prepare import TrainingData
 from whisper_quran.data.windows import Example, build_examples
-from whisper_quran.runtime.device import choose_device, choose_precision
-from whisper_quran.training.setup import Setup
+from whisper_quran.runtime.device import Precision, choose_device, choose_precision
 from whisper_quran.training.trainer import Step, Trainer
 
 SIZES = {
@@ -51,6 +50,13 @@ SIZES = {
     "large-v3": (1280, 20, 32),
 }
 WARM_UP = 3  # steps
+
+
+class Setup(NamedTuple):
+    """Where and in what precision a trainer computes."""
+
+    device: torch.device
+    precision: Precision = Precision("fp32", "as asked")
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,8 @@ def open_clips(data: Path, cache: Path, limit: int | None = None, reciters: Sequ
 
 def make_trainer(model: Whisper, clips: Clips, setup: Setup, **options: Any) -> Trainer:
     """The trainer of a run on all ``clips``, without validation."""
-    config = TrainingConfig(**{"lr": 1e-5, **options})
-    return Trainer(config, TrainingData(clips.examples, {}, clips.recordings, []), model, setup)
+    config = TrainingConfig(**{"lr": 1e-5, "warmup_steps": 2, **options})
+    return Trainer(config, TrainingData(clips.examples, {}, clips.recordings, []), model, *setup)
 
 
 def step_flops(model: Whisper, batch: Batch, train_encoder: bool) -> float:
@@ -199,9 +205,8 @@ def measure(trainer: Trainer, steps: int, rate: float) -> Throughput:
 
 
 def whole_step(batches: list[Batch]) -> Step:
-    """The step that ``batches`` are all of; the seconds of audio are for the log alone, and left out."""
-    clips = sum(map(len, batches))
-    return Step(batches, clips, ayat=clips, audio_seconds=0.0, target_tokens=sum(b.target_tokens for b in batches))
+    """The step that ``batches`` are all of."""
+    return Step(batches, sum(map(len, batches)), sum(batch.target_tokens for batch in batches))
 
 
 def gradient_of_step(trainer: Trainer, batches: list[Batch]) -> tuple[float, Tensor]:

@@ -296,7 +296,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def results_of(folder: Path) -> tuple[list[dict], dict[str, str]]:
     """All that a run's options decide: what it measured (but for timings), and a digest of each tensor of its state."""
-    timing = {"clips_per_s", "ayat_per_s", "times_real_time", "data_wait", "seconds"}
+    timing = {"clips_per_s", "data_wait", "seconds"}
     rows = [{key: value for key, value in row.items() if key not in timing} for row in rows_of(folder)]
     digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in state_of(folder).items()}
     return rows, digests

@@ -7,9 +7,9 @@ from conftest import RUN, make_whisper, results_of
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.prepare import TrainingData
+from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.adapters import add_adapters
-from whisper_quran.training.setup import Setup
 from whisper_quran.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_nothing_but_the_adapters_is_trained():
     model = make_whisper(layers=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = TrainingConfig(lora=4, lr=1e-2, warmup_steps=0)
-    trainer = Trainer(config, TrainingData([None], {}, None, []), model, Setup(CPU))
+    trainer = Trainer(config, TrainingData([None], {}, None, []), model, CPU, Precision("fp32", ""))
     optimised = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in optimised}
     # 2 blocks of the decoder, 10 matrices each, two factors each

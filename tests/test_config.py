@@ -13,13 +13,8 @@ from whisper_quran.runtime.errors import UserError
 def test_no_option_is_experiment_2a():
     config = parse(TrainingConfig, "", [])
     assert config == TrainingConfig()
-    assert (config.model, config.batch_size, config.lr, config.epochs, config.warmup_steps) == (
-        "small",
-        16,
-        5e-4,
-        10,
-        2,
-    )
+    assert (config.model, config.batch_size, config.epochs) == ("small", 16, 10)
+    assert config.lr is None and config.warmup_steps is None  # by the hours: 5e-4 and 2 at Experiment 2A's
     assert config.train_reciters is None and config.valid_reciters is None
     assert not config.train_encoder
 

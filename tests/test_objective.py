@@ -20,7 +20,6 @@ from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.loss import Objective, attend_to_audio
 from whisper_quran.training.optimizer import parameter_groups, schedule
-from whisper_quran.training.setup import Setup
 from whisper_quran.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -50,7 +49,7 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
 def trainer_of(model: Whisper, train_encoder: bool = False) -> Trainer:
     """A trainer of ``model`` in fp32, in one process, at its full learning rate, whose data no test here reads."""
     config = TrainingConfig(lr=1e-3, warmup_steps=0, train_encoder=train_encoder)
-    return Trainer(config, TrainingData([None], {}, None, []), model, Setup(CPU))
+    return Trainer(config, TrainingData([None], {}, None, []), model, CPU, Precision("fp32", ""))
 
 
 def step(trainer: Trainer, batches: list[Batch]) -> tuple[float, float]:
@@ -182,8 +181,8 @@ def test_a_steps_micro_batches_have_texts_of_one_length(tmp_path):
             return np.zeros(8000, np.int16)
 
     model = make_whisper()
-    config = TrainingConfig(batch_size=8, accumulate=2)
-    trainer = Trainer(config, TrainingData(examples, {}, Silence(), []), model, Setup(CPU))
+    config = TrainingConfig(batch_size=8, accumulate=2, lr=1e-3, warmup_steps=0)
+    trainer = Trainer(config, TrainingData(examples, {}, Silence(), []), model, CPU, Precision("fp32", ""))
     (taken,) = trainer.steps()
     assert [batch.tokens.shape for batch in taken.batches] == [(4, 5), (4, 9), (4, 13), (4, 17)]
     assert taken.clips == 16

@@ -74,10 +74,15 @@ class TrainingConfig:
     epochs: int = _training(10, "passes over the training ayat", at_least=1, at_most=10_000, fixed=True)
     batch_size: int = _training(16, "clips a micro-batch, on each process", at_least=1, at_most=10_000)
     accumulate: int = _training(1, "micro-batches an optimiser step", at_least=1, at_most=10_000)
-    lr: float = _training(5e-4, "peak learning rate", above=0, at_most=1, fixed=True)
+    lr: float | None = _training(
+        None, "peak learning rate (default: by the hours of audio, 1e-4 up to 3 to 5e-4 from 100)", above=0, at_most=1,
+        fixed=True,
+    )  # fmt: skip
     weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", at_least=0, at_most=10, fixed=True)
-    adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, at_most=1, fixed=True)
-    warmup_steps: int = _training(2, "optimiser steps of linear warmup, before the decay", at_least=0, fixed=True)
+    warmup_steps: int | None = _training(
+        None, "optimiser steps of linear warmup, before the decay (default: by the hours, 2 from 100)", at_least=0,
+        fixed=True,
+    )  # fmt: skip
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", at_least=0, fixed=True)
     seed: int = _training(
         0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, at_most=2**64 - 1, fixed=True

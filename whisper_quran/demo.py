@@ -7,11 +7,11 @@ ayat.
 """
 
 import csv
+import wave
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from whisper.model import ModelDimensions, Whisper
 
@@ -100,7 +100,9 @@ def _make_reciters(data: Path, names: list[str]) -> None:
         cycles = _glottal_cycles(pitch, tract)
         for (surah, ayah), text in _TEXT.items():
             samples = _recite(text, cycles, pitch, tempo, rng)
-            soundfile.write(folder / f"{surah:03}{ayah:03}.flac", samples, _SAMPLE_RATE, subtype="PCM_16")
+            with wave.open(str(folder / f"{surah:03}{ayah:03}.wav"), "wb") as file:
+                file.setparams((1, 2, _SAMPLE_RATE, 0, "NONE", ""))  # one channel of 16 bits
+                file.writeframes(np.rint(32768 * samples).astype("<i2").tobytes())
 
 
 def _glottal_cycles(pitch: float, tract: float, size: int = 512) -> np.ndarray:

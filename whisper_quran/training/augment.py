@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
 from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
-from ..data.batches import Clip, generator
+from ..data.batches import Batch, Clip, generator
+from ..data.features import log_mel
 
 _UNCHANGED = 0.5  # the share of clips that are not augmented
 _SPEEDS = (9, 10, 11)  # tenths; speed and pitch change together, as on a tape
@@ -47,6 +47,12 @@ class Augmentation:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
+
+    def log_mel(self, batch: Batch, epoch: int, n_mels: int) -> Tensor:
+        """Compute the augmented log-mels of a batch's clips: float32 (batch, n_mels, 3000)."""
+        changes = self.changes(epoch, batch.clips)
+        audio, lengths = self.sound(batch.audio, batch.clips, changes)
+        return self.mask(log_mel(audio, n_mels), changes, lengths)
 
     def changes(self, epoch: int, clips: Sequence[Clip]) -> list[Change]:
         """Draw the changes to ``clips`` in ``epoch``; the speed stays for clips with timestamps or too long for it."""
@@ -87,6 +93,8 @@ class Augmentation:
     def _sound(self, clip: Tensor, change: Change) -> Tensor:
         x = clip.float() / 32768
         if change.speed != 10:
+            from torchaudio.functional import resample  # here, so that other runs do without torchaudio
+
             x = resample(x, change.speed, 10)
         x = self._filter(x, change)
         if change.snr is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..checkpoints.names import check_model_source
 from ..config import DEMO, TrainingConfig
-from ..data.corpus import select_ayat
+from ..data.corpus import Ayah, Skipped, select_ayat
 from ..runtime.command_line import parse
+from ..runtime.console import Log, no_log
 from ..runtime.errors import UserError
 
 STATES = ("state.pt", "state-previous.pt")
@@ -40,15 +41,18 @@ def saved_options(out: Path) -> dict[str, Any]:
     return options
 
 
-def check_inputs(config: TrainingConfig) -> None:
-    """Check paths, reciters, surahs and the model's name.
+def check_inputs(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], list[Ayah], list[Skipped]]:
+    """Check all that can be checked without opening audio; return what :func:`..data.corpus.select_ayat` does.
 
     Raises:
-        UserError: see :func:`..data.corpus.select_ayat` and :func:`..checkpoints.names.check_model_source`.
+        UserError: there is no such model, reciter, path or surah, or nothing to validate on for --patience.
     """
     if not (config.resume and has_state(config.out)):
         check_model_source(config.model)
-    select_ayat(config)
+    train, valid, skipped = select_ayat(config, log)
+    if config.patience is not None and not valid:
+        raise UserError("--patience waits for a lower validation WER, and no reciter validates: add --valid-reciters")
+    return train, valid, skipped
 
 
 def has_state(out: Path) -> bool:

@@ -2,9 +2,7 @@
 
 Two generations of the state are kept, ``state.pt`` and ``state-previous.pt``. A new one is written to a temporary file,
 flushed and renamed, so that a valid one remains after a SIGKILL or on a full disk. If the newest is damaged all the
-same (each tensor has a checksum in the file), the previous one is used.
-
-Saving delays the training by a copy of the tensors to memory; a thread writes that copy while training continues.
+same, the previous one is used.
 """
 
 import csv
@@ -13,92 +11,69 @@ import os
 import platform
 import re
 import shutil
-import time
 import zipfile
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import fields
+from contextlib import ExitStack, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import whisper
-from torch import Tensor
+from torch import nn
 
 from ..checkpoints.torch_file import write_torch_file
 from ..config import TrainingConfig
 from ..data.corpus import Skipped
 from ..runtime.command_line import to_json
-from ..runtime.console import Log
+from ..runtime.console import Log, format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, check_folder, sync
+from ..runtime.files import atomic_write, check_outputs, lock_folder, sync
 from ..runtime.version import __version__
 from .inputs import STATES, has_state
 
 State = dict[str, Any]
 _KEYS = {"step", "epoch", "bad_steps", "precision", "config", "clips_per_step", "dims", "data", "model"}
 _KEYS |= {"optimizer", "scaler"}
-# Temporary files of atomic_write, left behind if a run is killed.
-_LEFTOVER = re.compile(
-    r"\.(state\.pt|best\.pt|epoch-\d{3,}\.pt|config\.json|metrics\.jsonl|results\.md|loss\.png|skipped\.csv)"
-    r"\.[0-9a-f]{8}\.tmp"
-)
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # of atomic_write, if a run is killed
+# By its beginning a file of an earlier run is distinguished from one that is not ours.
+_BEGINNINGS = {"config.json": b'"config"', "metrics.jsonl": b'"event"', "results.md": b"| epoch |"}
+_BEGINNINGS |= {"skipped.csv": b"file,reason"}
+_FIXED = {field.name for field in fields(TrainingConfig) if field.metadata.get("fixed")}
+# The defaults of options that runs may have been begun with and that are gone.
+_GONE = {"adam_eps": 1e-8, "allow_overlap": False, "average": None, "dry_run": False, "prompt": 0.0}
+_CHECKPOINTS_KEPT = {"last": 4, "best": 2}  # at most, with the one being written; "all" depends on the epochs
 
 
-class StateWriter:
-    """Writes the states of one run, one at a time, in the background."""
+def enter_folder(config: TrainingConfig, lock: ExitStack, log: Log) -> Path | None:
+    """Lock the folder of a run until ``lock`` is closed; return the state to resume from, None for a new run.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.seconds = 0.0  # duration of the last save, from the copy to memory until it was on disk
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+    Temporary files of a killed run are removed.
 
-    def save(self, state: State) -> None:
-        """Copy ``state`` and start writing the copy; wait first for a write that is still in progress.
-
-        Raises:
-            UserError: the previous write failed: the disk is full, or the folder can no longer be written.
-        """
-        self.finish()
-        start = time.monotonic()
-        self._pending = self._thread.submit(self._write, to_memory(state), start)
-
-    def finish(self) -> None:
-        """Wait until the last save is on disk.
-
-        Raises:
-            UserError: see :meth:`save`.
-        """
-        if self._pending is not None:
-            wait([self._pending])  # a signal may interrupt this: then finish() can be called again
-            written, self._pending = self._pending, None
-            written.result()
-
-    def _write(self, state: State, start: float) -> None:
-        newest, previous = (self.folder / name for name in STATES)
-        with atomic_write(newest, "wb") as file:
-            write_torch_file(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # before the one on disk becomes the previous one
-            sync(self.folder / "metrics.jsonl")  # the rows that this state relies on,
-            sync(self.folder)  # and the names of its checkpoints
-            if newest.exists():
-                newest.replace(previous)
-        self.seconds = time.monotonic() - start
-
-
-def to_memory(value: Any) -> Any:
-    """Copy nested dicts and lists, with every tensor copied into main memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_memory(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_memory(item) for item in value)
-    return value
+    Raises:
+        UserError: the folder holds a run that is not to be resumed, or has no state that can be, or a file that is not
+            a run's has the name of one that is to be written.
+    """
+    out = config.out
+    lock.enter_context(lock_folder(out, "training"))
+    checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
+    if not config.resume and (checkpoints or has_state(out)):
+        raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
+    if checkpoints and not has_state(out):
+        raise UserError(
+            f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
+            f"--model {checkpoints[0]} and another --out"
+        )
+    state = find_state(out, log) if has_state(out) else None
+    if state is None:
+        inputs = [path for path in (config.manifest, config.text, config.model) if path is not None]
+        for name, beginning in _BEGINNINGS.items():
+            check_outputs([out / name], inputs, mark=beginning)
+    for path in out.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
+    return state
 
 
 def find_state(folder: Path, log: Log) -> Path:
@@ -110,11 +85,11 @@ def find_state(folder: Path, log: Log) -> Path:
         UserError: none is valid.
     """
     newest, previous = (folder / name for name in STATES)
-    problem = _damage(newest)
+    problem = _problem(newest)
     if problem is None:
         return newest
     log(f"warning    {newest} cannot be used ({problem}); the one before it is")
-    problem = _damage(previous)
+    problem = _problem(previous)
     if problem is not None:
         log(f"warning    {previous} cannot be used ({problem})")
         raise UserError(
@@ -125,14 +100,14 @@ def find_state(folder: Path, log: Log) -> Path:
     return previous
 
 
-def _damage(path: Path) -> str | None:
+def _problem(path: Path) -> str | None:
     """Return what is wrong with a state file; None if its checksums match and it holds a whole state."""
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            broken = archive.testzip()  # torch.load does not compare the checksums
         if broken:
             return f"{broken} is damaged"
-        state = load_state(path)
+        state = read_state(path)
         missing = _KEYS - state.keys()
         if not missing and not (isinstance(state["config"], dict) and state["precision"] in DTYPES):
             return "it was edited"
@@ -141,63 +116,28 @@ def _damage(path: Path) -> str | None:
     return f"it lacks {', '.join(sorted(missing))}" if missing else None
 
 
-def load_state(path: Path) -> State:
-    """Read a state that :func:`find_state` found, memory-mapped: its tensors take no memory until they are copied.
-
-    Raises:
-        UserError: it is missing, as on a machine that does not share the run's folder.
-    """
-    if not path.exists():
-        raise UserError(f"{path} is not on this machine: all machines of a run must share its --out folder")
+def read_state(path: Path) -> State:
+    """Read a state, memory-mapped: its tensors take no memory until they are copied."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def enter_folder(out: Path, resume: bool, restarts: int) -> bool:
-    """Prepare the locked folder of a run; return True if there is a saved state to resume from.
-
-    A run that torchrun has restarted (``restarts`` > 0) resumes what it began itself even without --resume.
-    Temporary files of a killed run are removed.
+def load_state(path: Path, config: TrainingConfig, world_size: int) -> tuple[State, TrainingConfig]:
+    """Read a state that :func:`enter_folder` found; return it, and ``config`` with the rate and warmup of its run.
 
     Raises:
-        UserError: see :func:`can_resume`.
+        UserError: the file is not on this machine, or the state is of a run with other options.
     """
-    torchrun = f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
-    mark = out / ".lock"
-    resume = resume or (restarts > 0 and mark.read_text(errors="replace") == torchrun)
-    mark.write_text("")  # if this attempt is refused, so is torchrun's next one
-    resuming = can_resume(out, resume)
-    mark.write_text(torchrun)
-    for path in out.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink()
-    return resuming
-
-
-def can_resume(out: Path, resume: bool) -> bool:
-    """Return True if there is a saved state in ``out`` to resume from.
-
-    Raises:
-        UserError: ``out`` holds a run and ``resume`` is False, or it holds checkpoints without a state.
-    """
-    checkpoints = [path for path in (out / "best.pt", *sorted(out.glob("epoch-*.pt"))) if path.exists()]
-    if not resume and (checkpoints or has_state(out)):
-        raise UserError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-    if checkpoints and not has_state(out):
-        raise UserError(
-            f"{out} holds checkpoints, but no state.pt to continue from: start from a checkpoint, with "
-            f"--model {checkpoints[0]} and another --out"
-        )
-    return has_state(out)
-
-
-def check_options(config: TrainingConfig, state: State, world_size: int) -> None:
-    """Raise a :class:`UserError` if a fixed option or the clips per step differ from those of the run in ``state``."""
-    saved, given = state["config"], to_json(config)
-    changed = [
-        f"--{field.name.replace('_', '-')} was {saved.get(field.name)}, is {given[field.name]}"
-        for field in fields(config)
-        if field.metadata.get("fixed") and saved.get(field.name) != given[field.name]
-    ]
+    if not path.exists():
+        raise UserError(f"{path} is not on this machine: all machines of a run must share its --out folder")
+    state = read_state(path)
+    saved, defaults = state["config"], {field.name: field.default for field in fields(TrainingConfig)}
+    chosen = {name: saved.get(name) for name in ("lr", "warmup_steps") if getattr(config, name) is None}
+    config = replace(config, **chosen)
+    changed = []
+    for name, given in to_json(config).items():
+        before = saved.get(name, defaults[name])  # an option that the run did not know has its default
+        if name in _FIXED and before != given:
+            changed.append(f"--{name.replace('_', '-')} was {before}, is {given}")
     clips = clips_per_step(config, world_size)
     if state["clips_per_step"] != clips:
         changed.append(f"clips a step were {state['clips_per_step']}, are {clips}")
@@ -205,6 +145,30 @@ def check_options(config: TrainingConfig, state: State, world_size: int) -> None
         raise UserError(
             f"{config.out} cannot be resumed as another run ({'; '.join(changed)}): use what it had, or leave it out"
         )
+    for name, default in _GONE.items():
+        if saved.get(name, default) != default:
+            raise UserError(
+                f"{config.out} was begun with --{name.replace('_', '-')} {saved[name]}, which is gone: resume it with "
+                "the version that began it, or start again with another --out"
+            )
+    return state, config
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write ``state`` as the newest one, and keep the one before it.
+
+    Raises:
+        UserError: the disk is full, or the folder can no longer be written.
+    """
+    newest, previous = (folder / name for name in STATES)
+    with atomic_write(newest, "wb") as file:
+        write_torch_file(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # before the one on disk becomes the previous one
+        sync(folder / "metrics.jsonl")  # the rows that this state relies on,
+        sync(folder)  # and the names of its checkpoints
+        if newest.exists():
+            newest.replace(previous)
 
 
 def clips_per_step(config: TrainingConfig, world_size: int) -> int:
@@ -212,45 +176,45 @@ def clips_per_step(config: TrainingConfig, world_size: int) -> int:
     return config.batch_size * config.accumulate * world_size
 
 
-def write_config(config: TrainingConfig, world_size: int, found: dict[str, Any]) -> None:
-    """Write ``config.json``: the options, ``found`` (what ``auto`` resolved to, the data), and the versions."""
-    content = {
-        "config": to_json(config),
-        "global_batch": clips_per_step(config, world_size),
-        **found,
-        "versions": {
-            "whisper_quran": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "whisper": whisper.__version__,
-        },
-    }
-    with atomic_write(config.out / "config.json") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-
-
-def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
-    """Write ``skipped.csv``: each file that is left out, and why."""
-    with atomic_write(folder / "skipped.csv") as file:
+def write_description(config: TrainingConfig, skipped: Iterable[Skipped], found: dict[str, Any]) -> None:
+    """Write ``skipped.csv``, the files left out and why, and ``config.json``: the options, ``found`` and versions."""
+    with atomic_write(config.out / "skipped.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "reason"])
         writer.writerows((item.file, item.reason) for item in skipped)
+    versions = {
+        "whisper_quran": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "whisper": whisper.__version__,
+    }
+    with atomic_write(config.out / "config.json") as file:
+        json.dump({"config": to_json(config), **found, "versions": versions}, file, indent=2, ensure_ascii=False)
 
 
-def check_space(folder: Path, state_bytes: int, checkpoint_bytes: int, checkpoints: int) -> int:
-    """Return the bytes a run needs at most: three states (two kept, one being written) and its checkpoints.
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters, and of those that are trained."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def check_space(config: TrainingConfig, model: nn.Module, epochs: int, log: Log) -> None:
+    """Log the disk space that a run needs at most: three states (two kept, one being written) and its checkpoints.
 
     Files that the run has written already are subtracted from what must be free.
 
     Raises:
         UserError: there is less free.
     """
-    needed = 3 * state_bytes + checkpoints * checkpoint_bytes
-    written = sum(path.stat().st_size for path in folder.glob("*.pt"))
-    free = shutil.disk_usage(check_folder(folder)).free
+    parameters, trained = count_parameters(model)
+    checkpoints = _CHECKPOINTS_KEPT.get(config.keep, epochs + 2)
+    # fp32 weights and two moments for each trained one; checkpoints are fp16.
+    needed = 3 * (4 * parameters + 8 * trained) + checkpoints * 2 * parameters
+    written = sum(path.stat().st_size for path in config.out.glob("*.pt"))
+    free = shutil.disk_usage(config.out).free
     if needed - written > free:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, and this run needs {(needed - written) / 1e9:.1f} GB: "
+            f"{config.out} has {free / 1e9:.1f} GB free, and this run needs {(needed - written) / 1e9:.1f} GB: "
             "free some, choose another --out, or --keep best"
         )
-    return needed
+    log(f"disk       at most {format_size(needed)} in {config.out}, where {format_size(free)} are free")

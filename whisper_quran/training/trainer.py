@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from signal import SIGTERM
 from statistics import median
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
-from ..checkpoints.results import best_epoch
+from ..checkpoints.results import Row, best_epoch
 from ..config import TrainingConfig
 from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -27,20 +28,22 @@ from ..data.features import log_mel
 from ..data.prepare import TrainingData
 from ..data.windows import Example
 from ..runtime.command_line import to_json
-from ..runtime.console import format_duration, percent, progress_bar
-from ..runtime.distributed import ProcessLost
+from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
+from ..runtime.device import Precision
+from ..runtime.distributed import ProcessLost, World
 from ..runtime.errors import Interrupted, UserError
+from ..runtime.interrupts import Interrupts
 from .adapters import add_adapters
 from .augment import Augmentation
 from .loss import Objective
-from .metrics_log import History, write_results
-from .optimizer import build_optimizer, schedule
-from .resume import State, StateWriter, clips_per_step, to_memory
-from .setup import Setup
-from .validation import Validation, validate
+from .metrics_log import History
+from .optimizer import build_optimizer, count_steps, schedule
+from .resume import State, clips_per_step, save_state
+from .validation import validate
 
 SAVE_SECONDS = 600.0  # between two saves, without --save-every
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
+ONE_PROCESS = World()
 CPU_BATCH = 4  # clips at a time: on a CPU more are no faster, and small batches have less padding
 
 
@@ -50,83 +53,88 @@ class Step:
 
     batches: list[Batch]
     clips: int
-    ayat: int
-    audio_seconds: float
     target_tokens: int
 
 
 class Trainer:
-    """A training run: the model, the optimiser, and the current step and epoch."""
+    """A training run: the model, the optimiser, and the current step and epoch.
 
-    def __init__(self, config: TrainingConfig, data: TrainingData, model: Whisper, setup: Setup):
-        self.config, self.data, self.model, self.setup = config, data, model, setup
-        self.device, self.precision, self.world = setup.device, setup.precision, setup.world
-        self.interrupts, self.log = setup.interrupts, setup.log
+    ``deadline`` (--max-time) is a value of ``time.monotonic()``.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        data: TrainingData,
+        model: Whisper,
+        device: torch.device,
+        precision: Precision,
+        world: World = ONE_PROCESS,
+        interrupts: Interrupts | None = None,
+        log: Log = no_log,
+        deadline: float = math.inf,
+    ):
+        self.config, self.data, self.model = config, data, model
+        self.device, self.precision, self.world = device, precision, world
+        self.interrupts, self.log, self.deadline = interrupts or Interrupts(), log, deadline
+        assert config.lr is not None and config.warmup_steps is not None  # see .optimizer.choose_rate
+        self.lr, self.warmup_steps = config.lr, config.warmup_steps
         self.objective = Objective(model, config.train_encoder, config.grad_checkpoint)
         if config.lora:
             add_adapters(model, config.lora, config.train_encoder, config.seed)
-        self.optimizer = build_optimizer(self.objective, config.lr, config.weight_decay, config.adam_eps)
+        self.optimizer = build_optimizer(self.objective, self.lr, config.weight_decay)
         # Without a scaler, small fp16 gradients would underflow; it does nothing for the other precisions.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
         if not config.train_encoder:
             # The device only needs a copy in the run's precision, and none once all outputs are in the cache.
             model.encoder.to("cpu")
-            self.encoder = FrozenEncoder(model, self.precision.dtype, config.compile)
-        self.augmentation = Augmentation(config.seed, self.device) if config.augment else None
+            self.encoder = FrozenEncoder(model, precision.dtype, config.compile)
+        self.augmentation = Augmentation(config.seed, device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
-        self.history = History(config.out / "metrics.jsonl", self.world.is_main, config.tensorboard)
-        self.writer = StateWriter(config.out)
+        self.history = History(config.out / "metrics.jsonl", world.is_main, config.tensorboard)
 
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
         # Clips at a time in training and in validation; halved when a GPU runs out of memory.
         self.micro_batch = self.valid_batch = config.batch_size
-        if self.device.type == "cpu":
+        if device.type == "cpu":
             self.micro_batch = min(config.batch_size, CPU_BATCH)
-        self.last_save = time.monotonic()
+        self.last_save, self.save_seconds = time.monotonic(), 0.0
 
-        self.clips_per_step = clips_per_step(config, self.world.size)
-        self.steps_per_epoch = math.ceil(len(data.train) / self.clips_per_step)
-        self.total_steps = min(config.epochs * self.steps_per_epoch, config.max_steps or 10**12)
+        self.clips_per_step = clips_per_step(config, world.size)
+        self.steps_per_epoch, self.total_steps = count_steps(config, len(data.train), world.size)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
 
     def train(self) -> bool:
-        """Train from the current step to the last one; return False if --max-time ended the run before.
+        """Train, validate and save, epoch by epoch; return False if --max-time ended the run before its end.
 
         Raises:
             Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after saving.
         """
         try:
-            return self.train_epochs()
+            if self.step == 0 and not self.config.no_vanilla and -1 not in self.history.valid():
+                self.validate(epoch=-1)
+                self.save()
+            while self.epoch < self.epochs and not self.out_of_patience():
+                if not (self.train_epoch() and self.time_for_validation()):
+                    return False
+                self.validate(self.epoch)
+                if self.encoder:
+                    self.encoder.free_memory()
+                self.save_checkpoints()
+                self.epoch += 1
+                self.save()
+            return True
         except (Interrupted, ProcessLost):
-            with self.interrupts.shielded():
-                self.writer.finish()
-                self.log(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
+            self.log(f"\nstopped at step {self.step} of {self.total_steps}: what is saved goes on with --resume")
             raise
         finally:
             with self.interrupts.shielded():
-                self.writer.finish()
                 self.history.close()
                 if self.encoder:
                     self.encoder.close()
-
-    def train_epochs(self) -> bool:
-        """Train, validate and save, epoch by epoch; return False if --max-time ended the run before."""
-        if self.step == 0 and not self.config.no_vanilla:
-            self.validate(epoch=-1)
-            self.save()
-        while self.epoch < self.epochs and not self.out_of_patience():
-            if not (self.train_epoch() and self.time_for_validation()):
-                return False
-            self.validate(self.epoch)
-            if self.encoder:
-                self.encoder.free_memory()
-            self.save_checkpoints()
-            self.epoch += 1
-            self.save()
-        return True
 
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
@@ -136,7 +144,7 @@ class Trainer:
         the weights nor the optimiser change.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * schedule(self.step, self.config.warmup_steps, self.total_steps)
+            group["lr"] = self.lr * schedule(self.step, self.warmup_steps, self.total_steps)
 
         loss = torch.zeros((), device=self.device)
         self.scaler.scale(loss)  # initialises the scale, even if there is no micro-batch
@@ -165,15 +173,11 @@ class Trainer:
 
     def audio(self, batch: Batch) -> Tensor:
         """Return the input of the objective: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
-        if not self.augmentation:
-            return self.encoder(batch.audio, batch.cached) if self.encoder else self.log_mel(batch.audio)
-        changes = self.augmentation.changes(self.epoch, batch.clips)
-        audio, lengths = self.augmentation.sound(batch.audio, batch.clips, changes)
-        mel = self.augmentation.mask(self.log_mel(audio), changes, lengths)
-        return self.encoder.encode(mel) if self.encoder else mel
-
-    def log_mel(self, audio: Tensor) -> Tensor:
-        return log_mel(audio, self.model.dims.n_mels)
+        n_mels = self.model.dims.n_mels
+        if self.augmentation:
+            mel = self.augmentation.log_mel(batch, self.epoch, n_mels)
+            return self.encoder.encode(mel) if self.encoder else mel
+        return self.encoder(batch.audio, batch.cached) if self.encoder else log_mel(batch.audio, n_mels)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
         """Take the step; if a GPU runs out of memory, repeat it with smaller micro-batches, with the same result."""
@@ -206,22 +210,15 @@ class Trainer:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
-            batches = [make_batch(each, self.data.cache, pin, self.encoder) for each in shards]
-            yield Step(
-                batches,
-                clips=len(examples),
-                ayat=sum(len(example.parts) for example in examples),
-                audio_seconds=sum(example.seconds for example in examples),
-                target_tokens=sum(example.target_tokens for example in examples),
-            )
+            augmented = self.augmentation is not None
+            batches = [make_batch(each, self.data.cache, pin, self.encoder, augmented) for each in shards]
+            yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:
         """Train to the end of the epoch or to --max-steps; return False if --max-time ended the run before."""
         self.objective.train()
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
-        label = f"epoch {self.epoch + 1}/{self.epochs} (epoch-{self.epoch:03})"
-        validations = (self.epochs - self.epoch) * self.validation_seconds()
-        unit = "window" if self.config.pack else "clip"
+        label, unit = f"epoch {self.epoch} (last: {self.epochs - 1})", "window" if self.config.pack else "clip"
         with (
             self.interrupts.deferred(),
             closing(prefetch(self.steps())) as feed,  # type: ignore[type-var]
@@ -249,17 +246,11 @@ class Trainer:
                         "skipped": not is_finite(loss, norm),
                         "target_tokens": step.target_tokens,
                         "clips_per_s": step.clips / seconds,
-                        "ayat_per_s": step.ayat / seconds,
-                        "times_real_time": step.audio_seconds / seconds,
                         "data_wait": waited / seconds,
                     }
                 )
-                time_left = format_duration(self.training_seconds() + validations)
-                postfix = {"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "run_ends_in": time_left}
-                if self.config.pack:
-                    postfix["ayat/s"] = f"{self.recent('ayat_per_s'):.2f}"
-                    postfix["real time"] = f"{self.recent('times_real_time'):.1f}x"
-                bar.set_postfix(postfix, refresh=False)
+                time_left = format_duration(self.seconds_left())
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", run_ends_in=time_left, refresh=False)
                 bar.update(step.clips)
                 if self.should_stop(seconds):
                     self.save()
@@ -292,7 +283,7 @@ class Trainer:
         """
         now = time.monotonic()
         signal = self.interrupts.requested or 0
-        out_of_time = now + 2 * step_seconds + self.writer.seconds > self.setup.deadline
+        out_of_time = now + 2 * step_seconds + self.save_seconds > self.deadline
         signals, late = self.world.sum([float(signal > 0), float(out_of_time)], self.device)
         if signals:
             self.save()
@@ -307,13 +298,11 @@ class Trainer:
             self.save()
         return False
 
-    def training_seconds(self) -> float:
-        """Estimate the seconds that the remaining steps take."""
-        return (self.total_steps - self.step) * self.clips_per_step / self.recent("clips_per_s")
-
-    def recent(self, speed: str) -> float:
-        """Return the median of the column ``speed`` over the last steps."""
-        return median(row[speed] for row in self.history.rows[-50:] if row["event"] == "train")
+    def seconds_left(self) -> float:
+        """Estimate the seconds that the remaining steps and validations take, by the speed of the last steps."""
+        clips_per_s = median(row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train")
+        training = (self.total_steps - self.step) * self.clips_per_step / clips_per_s
+        return training + (self.epochs - self.epoch) * self.validation_seconds()
 
     def validation_seconds(self) -> float:
         """Return the seconds that the last validation took; 0 before the first."""
@@ -323,8 +312,8 @@ class Trainer:
     def time_for_validation(self) -> bool:
         """Return True if validation fits before the deadline, judging by the last one."""
         took = self.validation_seconds()
-        left = self.setup.deadline - time.monotonic()
-        (late,) = self.world.sum([float(1.2 * took + self.writer.seconds > left)], self.device)
+        left = self.deadline - time.monotonic()
+        (late,) = self.world.sum([float(1.2 * took + self.save_seconds > left)], self.device)
         if late:
             self.log(
                 f"validation took {format_duration(took)} the last time, and {format_duration(max(left, 0))} are left"
@@ -342,50 +331,36 @@ class Trainer:
     def validate(self, epoch: int) -> None:
         """Validate on every reciter and add a row for each; ``epoch`` is -1 for the untouched model."""
         self.objective.eval()
-        done = self.history.valid().get(epoch, {})
         for reciter, examples in self.data.valid.items():
-            if reciter in done:
-                continue  # measured before the run was resumed
             start = time.perf_counter()
-            result = self.measure(examples)
-            seconds = time.perf_counter() - start
-            errors = result.errors
-            self.history.append(
-                {
-                    "event": "valid",
-                    "epoch": epoch,
-                    "step": self.step,
-                    "reciter": reciter,
-                    "loss": result.loss,
-                    "wer": errors.wer,
-                    "cer": errors.cer,
-                    "ayat": len(examples),
-                    "words": errors.words,
-                    "word_errors": errors.substitutions + errors.deletions + errors.insertions,
-                    "characters": errors.characters,
-                    "character_errors": errors.character_errors,
-                    "der": errors.der,
-                    "letters": errors.letters,
-                    "diacritic_errors": errors.diacritic_errors,
-                    "seconds": seconds,
-                }
-            )
+            row = {"event": "valid", "epoch": epoch, "step": self.step, "reciter": reciter, **self.measure(examples)}
+            row["seconds"] = time.perf_counter() - start
+            self.history.append(row)
             name = "vanilla" if epoch < 0 else f"epoch {epoch}"
-            rates = f"WER {percent(errors.wer)}, CER {percent(errors.cer)}"
-            if errors.letters:
-                rates += f", DER {percent(errors.der)}"
-            took = f"({len(examples)} ayat in {seconds:.0f} s)"
-            self.log(f"{name:<10} {reciter}: loss {result.loss:.4f}, {rates} {took}")
-        if self.world.is_main:
-            write_results(self.history, self.config.out)
+            rates = f"WER {percent(row['wer'])}, CER {percent(row['cer'])}"
+            if row["letters"]:
+                rates += f", DER {percent(row['der'])}"
+            took = f"({row['ayat']} ayat in {row['seconds']:.0f} s)"
+            self.log(f"{name:<10} {reciter}: loss {row['loss']:.4f}, {rates} {took}")
+        heard = {example.reciter for example in self.data.train}
+        self.history.write_results(in_training=[reciter for reciter in self.data.valid if reciter in heard])
 
-    def measure(self, examples: list[Example]) -> Validation:
-        """Validate on ``examples``, with fewer clips at a time if a GPU runs out of memory."""
+    def measure(self, examples: list[Example]) -> Row:
+        """Call :func:`.validation.validate`, with fewer clips at a time if a GPU runs out of memory."""
         encoder = self.encoder or FrozenEncoder(self.model, self.precision.dtype)
         while True:
-            options = replace(self.config, batch_size=self.valid_batch)
             try:
-                return validate(self.objective, encoder, examples, self.data.cache, self.setup, options)
+                return validate(
+                    self.objective,
+                    encoder,
+                    examples,
+                    self.data.cache,
+                    self.config.language,
+                    self.valid_batch,
+                    self.device,
+                    self.precision,
+                    self.world,
+                )
             except torch.OutOfMemoryError:
                 pass
             self.valid_batch = self.fewer_clips(self.valid_batch)
@@ -397,7 +372,6 @@ class Trainer:
         """
         if not self.world.is_main:
             return
-        self.writer.finish()  # a checkpoint without any state could not be resumed from
         out, keep = self.config.out, self.config.keep
         if keep != "best":
             save_checkpoint(out / f"epoch-{self.epoch:03}.pt", self.model)
@@ -408,11 +382,13 @@ class Trainer:
                 (out / f"epoch-{epoch:03}.pt").unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Save the state: the main process copies it, and writes the copy while training continues."""
+        """Save the state, from the main process."""
+        start = time.monotonic()
         if self.world.is_main:
             with self.interrupts.shielded():
-                self.writer.save(self.state_dict())
+                save_state(self.config.out, self.state_dict())
         self.last_save = time.monotonic()
+        self.save_seconds = self.last_save - start
 
     def state_dict(self) -> State:
         """Return everything that :meth:`load_state_dict` needs; the tensors are not copied."""
@@ -442,11 +418,10 @@ class Trainer:
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"
             )
         try:
-            self.step, self.epoch = int(state["step"]), int(state["epoch"])
-            self.bad_steps = int(state["bad_steps"])
+            self.step, self.epoch, self.bad_steps = (int(state[name]) for name in ("step", "epoch", "bad_steps"))
             self.model.load_state_dict(state["model"])
             # A copy: otherwise the optimiser would update the memory-mapped file.
-            self.optimizer.load_state_dict(to_memory(state["optimizer"]))
+            self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

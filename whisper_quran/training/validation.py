@@ -5,12 +5,12 @@ model. Here each ayah is decoded from its audio alone; one encoder pass serves b
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
 
-from ..config import TrainingConfig
+from ..checkpoints.results import Row
 from ..data.audio_cache import AudioCache
 from ..data.batches import make_batch, prefetch, split
 from ..data.encoder_cache import FrozenEncoder
@@ -19,16 +19,9 @@ from ..data.windows import Example
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_diacritic_errors, count_errors
 from ..runtime.console import progress_bar
+from ..runtime.device import Precision
+from ..runtime.distributed import World
 from .loss import Objective
-from .setup import Setup
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The result on one reciter's ayat; ``loss`` is the mean over target tokens, in nats."""
-
-    loss: float
-    errors: ErrorCounts
 
 
 @torch.no_grad()
@@ -37,18 +30,22 @@ def validate(
     encoder: FrozenEncoder,
     examples: Sequence[Example],
     cache: AudioCache,
-    setup: Setup,
-    config: TrainingConfig,
-) -> Validation:
-    """Measure loss, WER and CER of ``objective.whisper`` on ``examples``; ``encoder`` holds its current encoder.
+    language: str,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    world: World,
+) -> Row:
+    """Measure ``objective.whisper`` on the ayat of one reciter; ``encoder`` holds its current encoder.
+
+    Return the loss (the mean over target tokens, in nats), error rates and counts: the columns of metrics.jsonl.
 
     Each process takes a shard of the ayat, and all processes return the totals. Texts are compared without diacritics,
     as in Experiment 2A; for vocalised texts diacritic errors are counted too. Ayat are sorted by length, so that the
     texts of a batch end at about the same step.
     """
-    model, device, world, precision = objective.whisper, setup.device, setup.world, setup.precision
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
-    groups, pin = split(ordered, config.batch_size), device.type == "cuda"
+    groups, pin = split(ordered, batch_size), device.type == "cuda"
     batches = prefetch(make_batch(group, cache, pin, encoder) for group in groups)
     loss, target_tokens, errors = 0.0, 0.0, ErrorCounts()
 
@@ -63,9 +60,7 @@ def validate(
             yield features
 
     # Twice the slots of a batch: the next batch is added as soon as half of the clips have ended.
-    decoder = BatchDecoder(
-        model, 2 * config.batch_size, language=config.language, dtype=precision.dtype, stop_loops=True
-    )
+    decoder = BatchDecoder(objective.whisper, 2 * batch_size, language=language, dtype=precision.dtype, stop_loops=True)
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for clip in decoder.decode(encoded()):
             reference, text = ordered[clip.index].text, clip.result.text
@@ -75,4 +70,17 @@ def validate(
             bar.update()
             bar.set_postfix(wer=f"{100 * errors.wer:.1f}%", refresh=False)
     loss, target_tokens, *counts = world.sum([loss, target_tokens, *astuple(errors)], device)
-    return Validation(loss / target_tokens, ErrorCounts(*map(int, counts)))
+    errors = ErrorCounts(*map(int, counts))
+    return {
+        "loss": loss / target_tokens,
+        "wer": errors.wer,
+        "cer": errors.cer,
+        "ayat": len(examples),
+        "words": errors.words,
+        "word_errors": errors.substitutions + errors.deletions + errors.insertions,
+        "characters": errors.characters,
+        "character_errors": errors.character_errors,
+        "der": errors.der,
+        "letters": errors.letters,
+        "diacritic_errors": errors.diacritic_errors,
+    }
