@@ -10,7 +10,7 @@ interruption, with the same --out, it goes on from the predictions that are ther
 
 import sys
 
-from whisper_quran.evaluation.inputs import parse_command_line
+from whisper_quran.evaluation import parse_command_line
 from whisper_quran.runtime.errors import run_command
 
 

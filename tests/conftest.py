@@ -145,7 +145,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert complaints == []
-    expected = (*(path.as_uri() for path in paths), "data:audio/mpeg;", (tmp_path / "audio").as_uri())
+    expected = (*(path.as_uri() for path in paths), "data:audio/webm;", (tmp_path / "audio").as_uri())
     assert [url for url in requests if not url.startswith(expected)] == []
 
 

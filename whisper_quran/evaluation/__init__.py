@@ -1,0 +1,68 @@
+"""Evaluation of checkpoints. Here: its command line and the checks of its options, without torch, which takes seconds
+to import."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints.names import WHISPER_NAMES, check_model_source
+from ..config import EvaluationConfig
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text
+from ..runtime.command_line import parse
+from ..runtime.console import Log, no_log, printable
+from ..runtime.errors import UserError
+from ..runtime.files import check_outputs
+
+# The files that are written, with what is in each of ours and in no other.
+OUTPUTS = {
+    "predictions.csv": b"hypothesis",
+    "results.json": b'"rows"',
+    "results.md": b"| model |",
+    "report.html": b'content="whisper_quran"',
+}
+
+
+def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
+    """Read the command line and check its values.
+
+    Raises:
+        UserError: an option, a model, a reciter or the data must be changed.
+    """
+    try:
+        config = parse(EvaluationConfig, doc, argv)
+    except UserError as error:
+        if "required: MODEL" not in str(error):
+            raise
+        # An option with several values takes a model after it for one of them.
+        model = next((arg for arg in argv if arg in WHISPER_NAMES or Path(arg).suffix in (".pt", ".ckpt")), "small")
+        raise UserError(f"no MODEL given: models come first, as in evaluate.py {model} --reciters NAME") from None
+    check_inputs(config)
+    return config
+
+
+def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, list[str]]:
+    """Check every path, and return the corpus and the reciters to evaluate on; no audio is opened, nothing written.
+
+    Raises:
+        UserError: a model, a reciter, the data or an output must be changed.
+    """
+    for source in config.models:
+        check_model_source(source)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
+    if config.constrain:
+        read_text(text_of(config))
+    chosen = config.reciters
+    if chosen is None:
+        chosen = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
+    if not chosen:
+        raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
+    reciters = list(dict.fromkeys(map(printable, chosen)))
+    corpus.select(reciters)
+    inputs = [*map(Path, config.models), corpus.source, text_of(config)]
+    for name, mark in OUTPUTS.items():
+        check_outputs([config.out / name], inputs, mark)
+    return corpus, reciters
+
+
+def text_of(config: EvaluationConfig) -> Path:
+    """Return the path of the Qur'an's text."""
+    return config.text or default_text(config.data)

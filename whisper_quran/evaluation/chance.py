@@ -1,136 +1,127 @@
-"""Bootstrap over recordings: 95 % intervals of error rates, and of the difference between two models.
+"""Chance: 95 % intervals of error rates and shares, and of the difference between two models.
 
-Recordings are drawn with replacement, as many as there are, 2000 times; an interval holds the middle 95 % of the
-rates. The draws depend on the number of recordings alone. So they are the same each time, and the same for two models
-that heard the same recordings: the comparison is paired, and an ayah that is hard for both favours neither.
+The unit is the recording: another sample would have other recordings, and errors crowd in some of them. Two models are
+compared on the recordings that both heard, each with itself, so that an ayah that is hard for both favours neither.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from math import erfc, sqrt
 from typing import Any
 
 import numpy as np
 
 from .predictions import Prediction
 
-DRAWS = 2000
-WORD_BINS = (1, 4, 7, 11, 16, 21, 31, 51)  # lower bounds of the groups of lengths
-SECOND_BINS = (0, 5, 10, 15, 20, 30, 60, 120)
-
-
-def resample(counts: np.ndarray) -> np.ndarray:
-    """Return sums (DRAWS, k) of ``counts`` (n, k) over n recordings drawn with replacement."""
-    generator = np.random.default_rng(0)
-    n, k = counts.shape
-    chunk = max(1, 1_000_000 // (n * k))  # draws in a chunk: one of the whole Qur'an by two models has 50,000 numbers
-    sizes = [min(chunk, DRAWS - start) for start in range(0, DRAWS, chunk)]
-    return np.concatenate([counts[generator.integers(n, size=(size, n))].sum(axis=1) for size in sizes])
+Z = 1.96  # standard errors from the middle of an interval of 95 % to its ends
 
 
 def rates_of(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """Return WER and CER of ``rows`` with their intervals: fractions, None if there are no words, or no two rows."""
-    counts = _counts(rows)
-    errors, words, character_errors, characters = counts.sum(axis=0).tolist()
-    drawn = resample(counts)
-    return {
-        "wer": errors / words if words else None,
-        "wer_interval": _interval(drawn[:, 0], drawn[:, 1]) if len(rows) > 1 else None,
-        "cer": character_errors / characters if characters else None,
-        "cer_interval": _interval(drawn[:, 2], drawn[:, 3]) if len(rows) > 1 else None,
+    """Return WER, CER and DER of ``rows`` with their intervals: fractions, None where nothing was counted."""
+    errors = [row.errors for row in rows]
+    counts = {
+        "wer": [(e.word_errors, e.words) for e in errors],
+        "cer": [(e.character_errors, e.characters) for e in errors],
+        "der": [(e.diacritic_errors, e.letters) for e in errors],
     }
+    rates: dict[str, Any] = {}
+    for name, pairs in counts.items():
+        wrong, of = np.array(pairs, np.float64).reshape(-1, 2).T
+        rates[name] = float(wrong.sum() / of.sum()) if of.sum() else None
+        rates[f"{name}_interval"] = rate_interval(wrong, of)
+    return rates
 
 
-def plus_minus(rate: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
-    """Return a rate in percent with half the width of its interval: ``"52.4 ± 3.1 %"``; a dash if it is unknown."""
+def rate_interval(errors: np.ndarray, words: np.ndarray) -> list[float] | None:
+    """Return the score interval of sum(errors) / sum(words) over recordings; None if it is unknown.
+
+    Where a variance proportional to the rate r is c r / Z², it is r + c/2 ± sqrt(c r + c²/4): near zero it is lopsided,
+    and without an error it is 0 to c. The variance is that of a ratio estimator, with how much the recordings differ,
+    and at least that of words which are wrong independently of each other.
+    """
+    total = words.sum()
+    if not total or (len(errors) < 2 and errors.any()):
+        return None
+    rate = errors.sum() / total
+    variance = max(_variance(errors, words), rate / total)
+    c = Z**2 * (variance / rate if rate else 1 / total)
+    half = sqrt(c * rate + c**2 / 4)
+    return [max(0.0, rate + c / 2 - half), rate + c / 2 + half]
+
+
+def share(part: int, whole: int) -> str:
+    """Write a share of recordings, or the like, with Wilson's score interval: ``"98.4 % (91.7 to 99.7 %)"``."""
+    rate, c = part / whole, Z**2 / whole
+    middle, half = rate + c / 2, sqrt(c * rate * (1 - rate) + c**2 / 4)
+    low, high = max(0.0, (middle - half) / (1 + c)), min(1.0, (middle + half) / (1 + c))
+    return f"{100 * rate:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
+
+
+def plus_minus(rate: float | None, interval: Sequence[float] | None, unit: str = "%") -> str:
+    """Write a rate in percent with half the width of its interval: ``"52.4 ± 3.1 %"``; a dash if it is unknown.
+
+    Of no errors the upper bound is given. With the unit "points", for a difference, it has a sign.
+    """
     if rate is None:
         return "–"
-    half = 50 * (interval[1] - interval[0]) if interval else 0
-    return f"{100 * rate:{sign}.1f}" + (f" ± {half:.1f} %" if half else " %")
+    number = f"{100 * rate:{'+' if unit == 'points' else ''}.1f}"
+    if interval is None:
+        return f"{number} {unit}"
+    if unit == "%" and rate == 0:
+        return f"{number} % (at most {100 * interval[1]:.1f} %)"
+    return f"{number} ± {50 * (interval[1] - interval[0]):.1f} {unit}"
 
 
 def overall(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-    """Return the rates of each model over all reciters, and by surah, words and seconds (``by`` and ``group``)."""
-    found = []
-    for model, rows in _grouped(predictions, lambda row: row.model).items():
-        groups: list[tuple[str | None, int | None, list[Prediction]]] = [(None, None, rows)]
-        for name, group_of in GROUPS.items():
-            groups += [(name, group, members) for group, members in sorted(_grouped(rows, group_of).items())]
-        for by, group, members in groups:
-            found.append({"model": model, "by": by, "group": group, "recordings": len(members), **rates_of(members)})
-    return found
+    """Return the rates of each model over all reciters."""
+    models: dict[str, list[Prediction]] = {}
+    for row in predictions:
+        models.setdefault(row.model, []).append(row)
+    return [{"model": model, "recordings": len(rows), **rates_of(rows)} for model, rows in models.items()]
 
 
 def differences(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
     """Compare every two models on each reciter, and on all (``reciter`` None), by the recordings that both heard.
 
-    ``wer`` is the first model's rate minus the second's, and ``p`` the two-sided p-value of the difference, which is at
-    least 2 / (DRAWS + 1).
+    ``wer`` is the first model's rate minus the second's, ``interval`` the normal interval around it, and ``p`` the
+    two-sided p-value of the score test: if there is no difference, each recording's has either sign. It is therefore
+    never small for a few recordings.
     """
-    by_model = {
-        model: {row.key[1:]: row for row in rows}
-        for model, rows in _grouped(predictions, lambda row: row.model).items()
-    }
+    models: dict[str, dict[tuple[str, ...], Prediction]] = {}
+    for row in predictions:
+        models.setdefault(row.model, {})[row.key[1:]] = row
     found = []
-    for first, second in combinations(by_model, 2):
-        both = [key for key in by_model[first] if key in by_model[second]]
+    for first, second in combinations(models, 2):
+        both = [key for key in models[first] if key in models[second]]
         reciters = list(dict.fromkeys(key[0] for key in both))
         for reciter in [*reciters, None] if len(reciters) > 1 else reciters:
-            keys = [key for key in both if reciter in (key[0], None)]
-            pair = [_counts([by_model[model][key] for key in keys]) for model in (first, second)]
-            if len(keys) > 1 and (compared := _compare(*pair)):
-                found.append({"models": [first, second], "reciter": reciter, "recordings": len(keys), **compared})
+            pairs = [(models[first][key], models[second][key]) for key in both if reciter in (key[0], None)]
+            more = np.array([a.errors.word_errors - b.errors.word_errors for a, b in pairs], np.float64)
+            words = np.array([a.errors.words for a, _ in pairs], np.float64)
+            if len(pairs) < 2 or not words.any():
+                continue
+            wer = float(more.sum() / words.sum())
+            half = Z * sqrt(_variance(more, words)) if more.any() else Z**2 / words.sum()
+            p = erfc(abs(more.sum()) / sqrt(2 * (more**2).sum())) if more.any() else 1.0
+            compared = {"wer": wer, "interval": [wer - half, wer + half], "p": p}
+            found.append({"models": [first, second], "reciter": reciter, "recordings": len(pairs), **compared})
     return found
 
 
-def differences_table(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+def differences_table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Arrange :func:`differences` as a table, its header first: pairs of models down, reciters across."""
     reciters = list(dict.fromkeys(each["reciter"] for each in found))
     lines: dict[str, dict[str | None, str]] = {}
     for each in found:
-        cell = f"{plus_minus(each['wer'], each['interval'], '+')} (p = {each['p']:.3f})"
+        p = f"p = {each['p']:.3f}" if each["p"] >= 0.0005 else "p < 0.001"
+        cell = f"{plus_minus(each['wer'], each['interval'], 'points')} ({p})"
         lines.setdefault(" − ".join(each["models"]), {})[each["reciter"]] = cell
     header = ["difference in WER", *(name or "all reciters" for name in reciters)]
     return [header, *([pair, *(cells.get(name, "–") for name in reciters)] for pair, cells in lines.items())]
 
 
-def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:
-    counts = np.column_stack([first[:, 0] - second[:, 0], first[:, 1]])  # both read the same words
-    more, words = counts.sum(axis=0).tolist()
-    drawn = resample(counts)
-    interval = _interval(drawn[:, 0], drawn[:, 1])
-    if interval is None:
-        return None
-    other_side = min(np.count_nonzero(drawn[:, 0] <= 0), np.count_nonzero(drawn[:, 0] >= 0))
-    return {"wer": more / words, "interval": interval, "p": min(1.0, 2 * (1 + int(other_side)) / (1 + DRAWS))}
-
-
-def _counts(rows: Sequence[Prediction]) -> np.ndarray:
-    """Return int64 (n, 4): word errors, words, character errors, characters."""
-    errors = [row.alignment.errors for row in rows]
-    counts = [(e.substitutions + e.deletions + e.insertions, e.words, e.character_errors, e.characters) for e in errors]
-    return np.array(counts, np.int64)
-
-
-def _interval(errors: np.ndarray, words: np.ndarray) -> list[float] | None:
-    """Return the bounds of the middle 95 % of the rates; None if some draws have no words."""
-    return np.quantile(errors / words, (0.025, 0.975)).tolist() if words.all() else None
-
-
-def _grouped(rows: Iterable[Prediction], key: Callable[[Prediction], Any]) -> dict[Any, list[Prediction]]:
-    groups: dict[Any, list[Prediction]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-def _bin_of(bins: Sequence[int], length: float) -> int:
-    """Return the lower bound of the bin that ``length`` is in."""
-    return bins[max(0, bisect_right(bins, length) - 1)]
-
-
-GROUPS: dict[str, Callable[[Prediction], int]] = {
-    "surah": lambda row: int(row.sorah or 0),
-    "words": lambda row: _bin_of(WORD_BINS, row.alignment.errors.words),
-    "seconds": lambda row: _bin_of(SECOND_BINS, row.duration),
-}
+def _variance(errors: np.ndarray, words: np.ndarray) -> float:
+    """Estimate the variance of sum(errors) / sum(words) from how the recordings differ."""
+    n, total = len(errors), words.sum()
+    spread = ((errors - errors.sum() / total * words) ** 2).sum()
+    return float(spread * n / max(1, n - 1) / total**2)

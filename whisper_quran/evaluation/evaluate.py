@@ -1,13 +1,14 @@
 """Evaluation of checkpoints: decode every ayah, count its errors, and write a table and a report of them."""
 
+import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import AudioCache
-from ..data.corpus import Corpus, Skipped, default_text, read_text, summary
+from ..data.corpus import Ayah, Corpus, Skipped, read_text, summary
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.prepare import decode_ayat
 from ..data.text import count_diacritics, normalize
@@ -34,7 +34,6 @@ from ..runtime.console import (
     format_size,
     markdown_table,
     no_log,
-    percent,
     printable,
     progress_bar,
 )
@@ -42,16 +41,15 @@ from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from ..runtime.interrupts import Interrupts
-from .chance import differences, differences_table, overall, plus_minus, rates_of
+from . import check_inputs, text_of
+from .chance import differences, differences_table, overall, plus_minus, rates_of, share
 from .error_kinds import count_kinds
-from .inputs import QURAN, check_inputs
-from .listening import Recording, embed, embedded_size, link
+from .pages import data_address, embedded_size, relative_address, write_report
 from .predictions import Key, Prediction, Predictions, key_of
-from .report import write_report
 from .word_errors import ErrorCounts, count_diacritic_errors
 
 TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
-CONSTRAINED = " (constrained)"  # after the name of a model whose texts are runs of --constrain
+CONSTRAINED = " (constrained)"  # after the name of a model whose texts are words of the Qur'an
 BOUNDARY_SECONDS = 0.5  # at most, from a boundary between ayat to the timestamp that finds it
 
 Row = dict[str, Any]
@@ -72,9 +70,11 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     corpus, reciters = check_inputs(config, log)
     sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
     dims = _check_models(sources, config.language)
+    if config.embed_audio:
+        data_address(np.zeros(SAMPLE_RATE, np.int16))  # raises at once if it cannot be done
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}
-    with Interrupts(), closing(Predictions(config.out, options)) as predictions:
-        evaluation = Evaluation(config, _prepare(config, corpus, reciters, log), predictions, log)
+    with Interrupts(), closing(Predictions(config.out, options, log)) as predictions:
+        evaluation = Evaluation(config, corpus, reciters, predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
             same_size = list(dims.values()).count(dims[source]) > 1
@@ -82,40 +82,10 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         return evaluation.finish()
 
 
-@dataclass(frozen=True)
-class EvaluationData:
-    """The data of every model's evaluation: passages by reciter, their recordings, and what was left out."""
-
-    passages: dict[str, list[Passage]]
-    cache: AudioCache
-    undecodable: dict[str, int]
-    skipped: list[Skipped]
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model under evaluation, and whether it decodes with timestamps; ``name`` is its name in the files.
-
-    With a ``recognizer`` it has a second name there, for the runs of the closed text found in what it hears.
-    """
-
-    name: str
-    whisper: Whisper
-    precision: Precision
-    encoder: FrozenEncoder
-    timestamps: bool = False
-    recognizer: Recognizer | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The names of its rows in the table."""
-        return [self.name, self.name + CONSTRAINED] if self.recognizer else [self.name]
-
-
 class _Clips(Sequence[np.ndarray]):
     """The recordings of ``passages`` by number, each read on access."""
 
-    def __init__(self, passages: Sequence[Passage], cache: AudioCache):
+    def __init__(self, passages: Sequence[Passage], cache: Any):
         self.passages, self.cache = passages, cache
 
     def __len__(self) -> int:
@@ -126,21 +96,58 @@ class _Clips(Sequence[np.ndarray]):
 
 
 class Evaluation:
-    """An evaluation in progress: the settings and data common to its models, and the ``results`` so far."""
+    """An evaluation in progress: the data common to its models, and the ``results`` so far.
 
-    def __init__(self, config: EvaluationConfig, data: EvaluationData, predictions: Predictions, log: Log):
-        self.config, self.data, self.predictions, self.log = config, data, predictions, log
+    Attributes:
+        passages: of each reciter.
+        undecodable: how many recordings of each reciter cannot be decoded.
+    """
+
+    def __init__(
+        self, config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], predictions: Predictions, log: Log
+    ):
+        """Decode the recordings of ``reciters``, and leave out those that are too long.
+
+        Raises:
+            UserError: nothing is left of a reciter, or the cache cannot be written.
+        """
+        self.config, self.predictions, self.log = config, predictions, log
         self.started = time.perf_counter()
-        self.recognizer: Recognizer | None = None  # made for the first model
+        selected, left_out = corpus.select(reciters)
+        self.cache, undecoded = decode_ayat(selected, config, log)
+        skipped = [*corpus.skipped, *left_out, *undecoded]
+        longest = (config.max_duration or float("inf")) * SAMPLE_RATE
+        self.undecodable = dict.fromkeys(reciters, 0)
+        ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
+        for ayah in selected:
+            if ayah.audio not in self.cache:
+                self.undecodable[ayah.reciter] += 1
+            elif self.cache.length(ayah.audio) > longest:
+                skipped.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
+            else:
+                ayat[ayah.reciter].append(ayah)
+        self.passages = {reciter: join(its_ayat, self.cache, config.join or 1) for reciter, its_ayat in ayat.items()}
+        for reciter, passages in self.passages.items():
+            if not passages:
+                raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(skipped)}")
+            seconds = sum(passage.seconds for passage in passages)
+            log(f"{reciter}: {len(ayat[reciter])} ayat, {format_duration(seconds)} of audio")
+        if self.cache.damaged:
+            log(f"damaged: {len(self.cache.damaged)} files have damaged frames; they are used")
+        if self.cache.mended:
+            log(f"mended: {len(self.cache.mended)} files had channels that cancelled out, or samples of another scale")
+        log(f"left out: {summary(skipped)}")
+        environment = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "whisper": whisper.__version__,
+        }
         self.results: dict[str, Any] = {
             "rows": [],
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "whisper": whisper.__version__,
-            },
+            "environment": environment,
             "normalization": config.normalize,
-            "skipped": [asdict(item) for item in data.skipped],
+            # A reciter of a few surahs lacks audio for most texts: these are counted above, but not listed.
+            "skipped": [asdict(item) for item in skipped if item.reason != "text without audio"],
         }
 
     def evaluate_model(self, source: str, device: torch.device, same_size: bool = False) -> None:
@@ -151,42 +158,32 @@ class Evaluation:
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
         """
-        name = printable(source)
+        config, name = self.config, printable(source)
         files = _identity(source)  # before the weights are read: a training run may replace them meanwhile
-        whisper_model = load_checkpoint(source, device)
+        model = load_checkpoint(source, device)
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
-        precision = resume_precision(self.config.precision, before, device, whisper_model)
+        precision = resume_precision(config.precision, before, device, model)
         self.results["environment"]["precision"] = precision.name
-        parameters = sum(parameter.numel() for parameter in whisper_model.parameters())
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
-        encoder = self._encoder(whisper_model, precision, device, same_size)
-        models = [LoadedModel(name, whisper_model, precision, encoder, recognizer=self._recognizer(whisper_model))]
-        if self.config.timestamps:
-            models.append(LoadedModel(name + TIMESTAMPS, whisper_model, precision, encoder, timestamps=True))
-        with closing(encoder):
-            for model in models:
-                self._evaluate(model, parameters, {"files": files, "precision": precision.name})
-
-    def _evaluate(self, model: LoadedModel, parameters: int, identity: dict[str, Any]) -> None:
-        for name in model.names:
-            text = {"text": _identity_of_text(self.config)} if name != model.name else {}
-            if kept := self.predictions.start(name, identity | text):
-                self.log(f"{name}: {kept} predictions are there already")
-        # From here on results.json records how the predictions are made, even if they are interrupted.
-        self._write_results()
-        for reciter in self.data.passages:
-            try:
-                self._predict(model, reciter)
-            finally:
-                self._write_results()
-            self.results["rows"] += [self._row(name, model, parameters, reciter) for name in model.names]
-
-    def _recognizer(self, model: Whisper) -> Recognizer | None:
-        """Index the text of ``--constrain``, once for all models."""
-        if self.config.constrain and not self.recognizer:
-            self.recognizer = Recognizer(Quran(read_text(_closed_text(self.config))[0]), model.device)
-        return self.recognizer
+        identity = {"files": files, "precision": precision.name}
+        identities = {name: identity}
+        recognizer = None
+        if config.constrain:
+            text = text_of(config)
+            recognizer = Recognizer(Quran(read_text(text)[0]), device)
+            identities[name + CONSTRAINED] = identity | {"text": hashlib.sha256(text.read_bytes()).hexdigest()}
+        with closing(self._encoder(model, precision, device, same_size)) as encoder:
+            transcribe = partial(
+                transcribe_clips, encoder, batch_size=config.batch_size or _default_batch(model), log=self.log,
+                language=config.language, dtype=precision.dtype,
+                fallback=not config.no_fallback, stop_loops=not config.no_fallback,
+            )  # fmt: skip
+            facts = {"parameters": parameters, "precision": precision.name}
+            self._evaluate(identities, partial(transcribe, recognizer=recognizer), recognizer, facts)
+            if config.timestamps:
+                self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), None, facts)
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, same_size: bool) -> FrozenEncoder:
         """Make the model's encoder, with a cache if that is requested, or useful.
@@ -200,11 +197,135 @@ class Evaluation:
             encoder.cache = cache
         return encoder
 
+    def _evaluate(
+        self, identities: Mapping[str, Any], transcribe: partial, recognizer: Recognizer | None, facts: Row
+    ) -> None:
+        """Predict under the names and ``identities``, those of the free and, with a recognizer, the constrained texts.
+
+        ``facts`` are added to the rows of the table.
+        """
+        for name, identity in identities.items():
+            self.predictions.start(name, identity)
+            present = [each for each in self._all_passages() if key_of(name, each) in self.predictions.rows]
+            current = sum(self._is_current([name], passage) for passage in present)
+            if current:
+                self.log(f"{name}: {current} predictions are there already")
+            if stale := len(present) - current:
+                self.log(f"{name}: {stale} predictions are of other audio or another text: they are made again")
+        # From here on results.json records how the predictions are made, even if they are interrupted.
+        self._write_results()
+        names = list(identities)
+        for reciter in self.passages:
+            try:
+                self._predict(names, transcribe, recognizer, reciter)
+            finally:
+                self._write_results()
+            self.results["rows"] += [self._row(name, reciter) | facts for name in names]
+
+    def _all_passages(self) -> list[Passage]:
+        return [passage for each in self.passages.values() for passage in each]
+
+    def _is_current(self, names: Iterable[str], passage: Passage) -> bool:
+        return all(self.predictions.is_current(key_of(name, passage), self._about(passage)) for name in names)
+
+    def _about(self, passage: Passage) -> dict[str, Any]:
+        """Return what a prediction of ``passage`` holds that does not depend on the model."""
+        digests = [self.cache.digest(ayah.audio) for ayah in passage.parts]
+        return {
+            "duration": round(passage.seconds, 3),
+            "reference": self._normalized(passage.text),
+            "boundaries": len(passage.parts) - 1,
+            "diacritics": count_diacritics(passage.text),
+            "audio": digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()[:16],
+        }
+
+    def _normalized(self, text: str) -> str:
+        return normalize(text, self.config.normalize)  # type: ignore[arg-type]
+
+    def _predict(self, names: Sequence[str], transcribe: partial, recognizer: Recognizer | None, reciter: str) -> None:
+        """Predict the passages of ``reciter`` that have no current prediction."""
+        waiting, errors = [], ErrorCounts()
+        for passage in self.passages[reciter]:
+            if self._is_current(names, passage):
+                errors += self.predictions.rows[key_of(names[0], passage)].alignment.errors
+            else:
+                waiting.append(passage)
+        if not waiting:
+            return
+        decoded = transcribe(_Clips(waiting, self.cache))
+        start, audio = time.perf_counter(), 0.0
+        total, unit = len(self.passages[reciter]), "passage" if self.config.join else "ayah"
+        with progress_bar(total, unit, reciter, initial=total - len(waiting), disable=self.config.quiet) as bar:
+            try:
+                for transcript in decoded:
+                    passage = waiting[transcript.clip]
+                    row = self._prediction(names[0], passage, transcript)
+                    self.predictions.append(row)
+                    if recognizer:
+                        self.predictions.append(self._constrained(names[1], passage, transcript, recognizer))
+                    audio += row.duration
+                    errors += row.alignment.errors
+                    bar.update()
+                    bar.set_postfix(wer=f"{100 * errors.wer:.2f}%", refresh=False)
+            finally:
+                for name in names:
+                    self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
+
+    def _prediction(self, name: str, passage: Passage, transcript: Transcript) -> Prediction:
+        """Make a row of a transcript: its texts, the boundaries between ayat that it found, its diacritics."""
+        about, marks = self._about(passage), ErrorCounts()
+        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
+        if about["diacritics"]:
+            marks = count_diacritic_errors(passage.text, transcript.text)
+        return Prediction(
+            *key_of(name, passage),
+            hypothesis=self._normalized(transcript.text),
+            fallback=transcript.temperature,
+            boundaries_found=count_found(passage.joints(self.cache), times),
+            segments=len(transcript.segments),
+            letters=marks.letters,
+            diacritic_errors=marks.diacritic_errors,
+            **about,
+        )
+
+    def _constrained(self, name: str, passage: Passage, transcript: Transcript, recognizer: Recognizer) -> Prediction:
+        """Make a row of the words of the Qur'an found in a transcript."""
+        found, quran = transcript.found, recognizer.quran
+        row = self._prediction(name, passage, replace(transcript, text=recognizer.join_words(found), temperature=0.0))
+        place = "; ".join(quran.describe(span) for span in joined(each.span for each in found))
+        return replace(row, place=place, located=int(_is_located(passage, found, quran)))
+
+    def _row(self, name: str, reciter: str) -> Row:
+        """Make a row of the table: sums over the ayat, and rates of those sums."""
+        passages = self.passages[reciter]
+        rows = [self.predictions.rows[key_of(name, passage)] for passage in passages]
+        errors = sum((row.errors for row in rows), ErrorCounts())
+        wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
+        is_locatable = name.endswith(CONSTRAINED) and passages[0].parts[0].surah is not None
+        counts = ("words", "hits", "substitutions", "deletions", "insertions", "letters", "diacritic_errors")
+        return {
+            "model": name,
+            "reciter": reciter,
+            "ayat": sum(len(passage.parts) for passage in passages),
+            "passages": len(passages),
+            "skipped": self.undecodable[reciter],
+            **{count: getattr(errors, count) for count in counts},
+            **rates_of(rows),
+            "fallback": sum(row.fallback > 0 for row in rows),
+            "boundaries": sum(row.boundaries for row in rows),
+            "boundaries_found": sum(row.boundaries_found for row in rows),
+            "segments": sum(row.segments for row in rows),
+            "located": sum(row.located for row in rows) if is_locatable else None,
+            "audio_s": sum(row.duration for row in rows),
+            "wall_s": wall,
+            "rtf": wall / audio if audio else None,
+        }
+
     def finish(self) -> list[Row]:
         """Write the table and the report, and return the rows of the table."""
         self.predictions.finish()
         rows, out = self.results["rows"], self.config.out
-        requested = {key_of(row["model"], each) for row in rows for each in self.data.passages[row["reciter"]]}
+        requested = {key_of(row["model"], each) for row in rows for each in self.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in requested]
         self.results |= {"overall": overall(reported), "differences": differences(reported), **count_kinds(reported)}
         self._write_results()
@@ -219,146 +340,25 @@ class Evaluation:
         self.log(f"\n{table}\ndone in {took}; every error, word by word: {out / 'report.html'}")
         return rows
 
-    def _recordings(self) -> dict[Key, Recording]:
+    def _recordings(self) -> dict[Key, tuple[list[str], bool]]:
         """Link the recordings for the report, or embed them; by their key without the model."""
-        passages = [passage for each in self.data.passages.values() for passage in each]
-        cache, out = self.data.cache, self.config.out
-        if self.config.embed_audio:
-            size = format_size(embedded_size(each.seconds for each in passages))
-            self.log(f"putting the audio into {out / 'report.html'}: {size}")
-            return {key_of("", passage): embed(passage, cache) for passage in passages}
-        return {key_of("", passage): link(passage, cache, out) for passage in passages}
-
-    def _predict(self, model: LoadedModel, reciter: str) -> None:
-        """Predict the passages of ``reciter`` that have no current prediction."""
-        passages, errors = [], ErrorCounts()
-        for passage in self.data.passages[reciter]:
-            expected = passage.seconds, self._normalized(passage.text), count_diacritics(passage.text)
-            keys = [key_of(name, passage) for name in model.names]
-            if all(self.predictions.is_current(key, *expected) for key in keys):
-                errors += self.predictions.rows[keys[0]].alignment.errors
+        passages = self._all_passages()
+        config, damaged, found = self.config, set(self.cache.damaged), {}
+        if config.embed_audio:
+            size = format_size(embedded_size(sum(each.seconds for each in passages)))
+            self.log(f"putting the audio into {config.out / 'report.html'}: {size}")
+        for passage in passages:
+            if config.embed_audio:
+                addresses = [data_address(passage.audio(self.cache))]
             else:
-                passages.append(passage)
-        if not passages:
-            return
-        decoded = transcribe_clips(
-            model.encoder,
-            _Clips(passages, self.data.cache),
-            batch_size=self.config.batch_size or _default_batch(model.whisper),
-            language=self.config.language,
-            dtype=model.precision.dtype,
-            log=self.log,
-            fallback=not self.config.no_fallback,
-            timestamps=model.timestamps,
-            recognizer=model.recognizer,
-            stop_loops=not self.config.no_fallback,
-        )
-        start, audio = time.perf_counter(), 0.0
-        total, unit = len(self.data.passages[reciter]), "passage" if self.config.join else "ayah"
-        with progress_bar(total, unit, reciter, initial=total - len(passages), disable=self.config.quiet) as bar:
-            try:
-                for transcript in decoded:
-                    rows = self._predictions(model, passages[transcript.clip], transcript)
-                    for row in rows:
-                        self.predictions.append(row)
-                    audio += rows[0].duration
-                    errors += rows[0].alignment.errors
-                    bar.update()
-                    bar.set_postfix(wer=f"{100 * errors.wer:.2f}%", refresh=False)
-            finally:
-                for name in model.names:
-                    self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
-
-    def _predictions(self, model: LoadedModel, passage: Passage, transcript: Transcript) -> list[Prediction]:
-        """Make a row of what ``model`` heard, and if it has a recognizer, one of the runs found in that."""
-        rows = [self._prediction(model.name, passage, transcript)]
-        if model.recognizer:
-            found = transcript.found
-            text = model.recognizer.join_words(found)
-            row = self._prediction(model.name + CONSTRAINED, passage, replace(transcript, text=text))
-            place = "; ".join(model.recognizer.quran.describe(span) for span in joined(each.span for each in found))
-            located = int(_is_located(passage, found, model.recognizer.quran))
-            rows.append(replace(row, fallback=0.0, place=place, located=located))
-        return rows
-
-    def _prediction(self, model: str, passage: Passage, transcript: Transcript) -> Prediction:
-        """Make a row of a transcript: its texts, the boundaries between ayat that it found, its diacritics."""
-        texts = self._normalized(passage.text), self._normalized(transcript.text)
-        joints = passage.joints(self.data.cache)
-        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
-        found = count_found(joints, times)
-        diacritics, marks = count_diacritics(passage.text), ErrorCounts()
-        if diacritics:
-            marks = count_diacritic_errors(passage.text, transcript.text)
-        counts = (len(joints), found, len(transcript.segments), diacritics, marks.letters, marks.diacritic_errors)
-        seconds = round(passage.seconds, 3)
-        return Prediction(*key_of(model, passage), seconds, *texts, transcript.temperature, *counts)
-
-    def _normalized(self, text: str) -> str:
-        return normalize(text, self.config.normalize)  # type: ignore[arg-type]
-
-    def _row(self, name: str, model: LoadedModel, parameters: int, reciter: str) -> Row:
-        """Make a row of the table: sums over the ayat, and rates of those sums."""
-        passages = self.data.passages[reciter]
-        rows = [self.predictions.rows[key_of(name, passage)] for passage in passages]
-        errors = sum((row.errors for row in rows), ErrorCounts())
-        wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
-        counts = ("words", "hits", "substitutions", "deletions", "insertions")
-        is_locatable = name != model.name and self.config.constrain == QURAN and passages[0].parts[0].surah is not None
-        return {
-            "model": name,
-            "parameters": parameters,
-            "reciter": reciter,
-            "ayat": sum(len(passage.parts) for passage in passages),
-            "passages": len(passages),
-            "skipped": self.data.undecodable[reciter],
-            **{count: getattr(errors, count) for count in counts},
-            **rates_of(rows),
-            "der": errors.der if errors.letters else None,
-            "fallback": sum(row.fallback > 0 for row in rows),
-            "boundaries": sum(row.boundaries for row in rows),
-            "boundaries_found": sum(row.boundaries_found for row in rows),
-            "segments": sum(row.segments for row in rows),
-            "located": sum(row.located for row in rows) if is_locatable else None,
-            "letters": errors.letters,
-            "diacritic_errors": errors.diacritic_errors,
-            "audio_s": sum(row.duration for row in rows),
-            "wall_s": wall,
-            "rtf": wall / audio if audio else None,
-            "precision": model.precision.name,
-        }
+                addresses = [relative_address(ayah.audio, config.out) for ayah in passage.parts]
+            found[key_of("", passage)] = addresses, any(ayah.audio in damaged for ayah in passage.parts)
+        return found
 
     def _write_results(self) -> None:
         results = self.results | {"made_with": self.predictions.made}
         with atomic_write(self.config.out / "results.json") as file:
             json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _prepare(config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], log: Log) -> EvaluationData:
-    """Decode the recordings of ``reciters``, and leave out those that are too long."""
-    selected, skipped = corpus.select(reciters)
-    cache, undecoded = decode_ayat(selected, config, log)
-    skipped = [*corpus.skipped, *skipped, *undecoded]
-    undecodable = {r: sum(a.reciter == r and a.audio not in cache for a in selected) for r in reciters}
-    longest = (config.max_duration or float("inf")) * SAMPLE_RATE
-    decoded = [ayah for ayah in selected if ayah.audio in cache]
-    ayat = {r: [a for a in decoded if a.reciter == r and cache.length(a.audio) <= longest] for r in reciters}
-    too_long = [ayah for ayah in decoded if cache.length(ayah.audio) > longest]
-    skipped += [Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s") for ayah in too_long]
-    for reciter, its_ayat in ayat.items():
-        if not its_ayat:
-            raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(skipped)}")
-        hours = sum(cache.length(ayah.audio) for ayah in its_ayat) / SAMPLE_RATE / 3600
-        log(f"{reciter}: {len(its_ayat)} ayat, {hours:.2f} h")
-    if cache.damaged:
-        log(f"damaged: {len(cache.damaged)} files have damaged frames; they are used")
-    if cache.mended:
-        log(f"mended: {len(cache.mended)} files had channels that cancelled out, or samples of another scale")
-    log(f"left out: {summary(skipped)}")
-    # A reciter of a few surahs lacks audio for most texts: these are counted above, but not listed.
-    listed = [item for item in skipped if item.reason != "text without audio"]
-    passages = {reciter: join(its_ayat, cache, config.join or 1) for reciter, its_ayat in ayat.items()}
-    return EvaluationData(passages, cache, undecodable, listed)
 
 
 def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensions]:
@@ -392,41 +392,34 @@ def results_table(rows: Sequence[Row]) -> str:
     Reciters whose text is vocalised have the diacritic error rate (DER) too.
     """
     reciters = list(dict.fromkeys(row["reciter"] for row in rows))
-    vocalised = {row["reciter"] for row in rows if row["der"] is not None}
-    columns = [f"{r} WER (CER{', DER' if r in vocalised else ''})".replace("|", "\\|") for r in reciters]
-    header = ["model", "parameters", *columns, "real-time factor"]
-    lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        by_reciter = {row["reciter"]: row for row in rows if row["model"] == model}
-        parameters = by_reciter[reciters[0]]["parameters"]
-        rates = []
-        for reciter in reciters:
-            row = by_reciter[reciter]
-            wer, cer = (plus_minus(row[name], row[f"{name}_interval"]) for name in ("wer", "cer"))
-            der = f", {percent(row['der'])}" if reciter in vocalised else ""
-            rates.append(f"{wer} ({cer}{der})")
+    models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
+    rates = {r: ["wer", "cer"] + ["der"] * any(row["der"] is not None for row in rows if row["reciter"] == r)
+             for r in reciters}  # fmt: skip
+    columns = [f"{r} WER ({', '.join(rates[r][1:]).upper()})".replace("|", "\\|") for r in reciters]
+    lines, notes = [], ""
+    for model, its_rows in models.items():
+        texts = [[plus_minus(row[rate], row[f"{rate}_interval"]) for rate in rates[row["reciter"]]] for row in its_rows]
         # wall_s / rtf is the audio that was timed: after an interruption it may be less than all.
-        timed = [row for row in by_reciter.values() if row["rtf"]]
+        timed = [row for row in its_rows if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
         speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
-        lines.append([model.replace("|", "\\|"), f"{parameters / 1e6:.0f} M", *rates, speed])
-    table = markdown_table(header, lines)
+        cells = [f"{wer} ({', '.join(others)})" for wer, *others in texts]
+        lines.append([model.replace("|", "\\|"), f"{its_rows[0]['parameters'] / 1e6:.0f} M", *cells, speed])
+        boundaries, found, segments, ayat, passages = (
+            sum(row[name] for row in its_rows)
+            for name in ("boundaries", "boundaries_found", "segments", "ayat", "passages")
+        )
+        if model.endswith(TIMESTAMPS) and boundaries:
+            which = f"{share(found, boundaries)} of {boundaries} within {BOUNDARY_SECONDS} s"
+            notes += f"\nboundaries: {model} found {which}, with {segments / ayat:.2f} segments an ayah\n"
+        if its_rows[0]["located"] is not None:
+            which = f"{share(sum(row['located'] for row in its_rows), passages)} of {passages} recordings"
+            notes += f"\nlocated: {model} names the ayat that were recited in {which}\n"
+    table = markdown_table(["model", "parameters", *columns, "real-time factor"], lines)
     if fallbacks := sum(row["fallback"] for row in rows):
         recordings = sum(row["passages"] for row in rows if not row["model"].endswith(CONSTRAINED))
         table += f"\nfallback: {fallbacks} of {recordings} recordings were decoded again at higher temperatures\n"
-    for model in dict.fromkeys(row["model"] for row in rows):
-        names = ("boundaries_found", "boundaries", "segments", "ayat")
-        counts = [tuple(row[name] for name in names) for row in rows if row["model"] == model]
-        found, boundaries, segments, ayat = map(sum, zip(*counts, strict=True))
-        if model.endswith(TIMESTAMPS) and boundaries:
-            share = f"{percent(found / boundaries)} of {boundaries} within {BOUNDARY_SECONDS} s"
-            table += f"\nboundaries: {model} found {share}, with {segments / ayat:.2f} segments an ayah\n"
-        located = [row for row in rows if row["model"] == model and row["located"] is not None]
-        if located:
-            passages = sum(row["passages"] for row in located)
-            share = percent(sum(row["located"] for row in located) / passages)
-            table += f"\nlocated: {model} names the ayat that were recited in {share} of {passages} recordings\n"
-    return table
+    return table + notes
 
 
 def count_found(joints: Sequence[float], times: Sequence[float]) -> int:
@@ -440,17 +433,6 @@ def _is_located(passage: Passage, found: Sequence[Candidate], quran: Quran) -> b
     if len(found) == 1:
         return any(set(quran.ayat(span)) == recited for span in quran.locate(quran.words(found[0].span)))
     return {ayah for each in found for ayah in quran.ayat(each.span)} == recited
-
-
-def _closed_text(config: EvaluationConfig) -> Path:
-    """Return the file of ``--constrain``."""
-    return config.text or default_text(config.data)
-
-
-def _identity_of_text(config: EvaluationConfig) -> list[Any]:
-    """Identify the text of ``--constrain`` by its name, size and modification time."""
-    path = _closed_text(config)
-    return [str(config.constrain), path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _identity(source: str) -> list[list[Any]]:

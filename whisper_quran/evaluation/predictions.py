@@ -1,21 +1,22 @@
 """``predictions.csv``: what each model heard, ayah by ayah, saved as it is decoded.
 
 A row is appended when its ayah is decoded, so that an interrupted evaluation continues where it stopped. A row is
-current as long as its model, the precision it ran in, its text and the length of its audio are unchanged.
+current as long as its model, the precision it ran in, its text and the bytes of its audio are unchanged.
 """
 
 import csv
 import json
-import os
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..config import EvaluationConfig
 from ..data.windows import Passage
-from ..runtime.console import printable
+from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, storage_error
 from .word_errors import Alignment, ErrorCounts, align
@@ -23,7 +24,7 @@ from .word_errors import Alignment, ErrorCounts, align
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
     *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
-    *("segments", "diacritics", "letters", "diacritic_errors", "place", "located"),
+    *("segments", "diacritics", "letters", "diacritic_errors", "place", "located", "audio"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
 
@@ -49,8 +50,9 @@ class Prediction:
     diacritics: int = 0  # of the reference before it was normalised: 0 if it is not vocalised
     letters: int = 0  # whose diacritics were compared
     diacritic_errors: int = 0
-    place: str = ""  # of the runs of a closed text that were said, in order, separated by "; "
+    place: str = ""  # of the runs of the Qur'an that were said, in order, separated by "; "
     located: int = 0  # 1 if these are the ayat that were recited
+    audio: str = ""  # digest of the bytes of its files
 
     @property
     def key(self) -> Key:
@@ -69,12 +71,20 @@ class Prediction:
     def cells(self) -> list[Any]:
         """Return the values of the row's columns."""
         errors = self.alignment.errors
-        counts = (errors.hits, errors.substitutions, errors.deletions, errors.insertions)
-        texts = map(_to_cell, (self.reference, self.hypothesis))
-        found = (self.fallback, self.boundaries, self.boundaries_found, self.segments)
-        marks = (self.diacritics, self.letters, self.diacritic_errors)
-        row = [*map(_to_cell, self.key), self.duration, *texts, *counts, errors.wer, *found, *marks]
-        return [*row, self.place, self.located]
+        values = [getattr(self, name) if hasattr(self, name) else getattr(errors, name) for name in COLUMNS]
+        return [_to_cell(value) if isinstance(value, str) else value for value in values]
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the numbers that cannot be derived again from the texts are within their bounds."""
+        return (
+            0 < self.duration < math.inf
+            and 0 <= self.fallback <= 1
+            and 0 <= self.boundaries_found <= self.boundaries < 10_000
+            and 0 <= self.segments <= 1 + 50 * self.duration  # a timestamp is a multiple of 20 ms
+            and 0 <= self.diacritic_errors <= self.letters < 10**6
+            and self.located in (0, 1)
+        )
 
 
 def key_of(model: str, passage: Passage) -> Key:
@@ -86,33 +96,52 @@ def key_of(model: str, passage: Passage) -> Key:
     return model, passage.reciter, str(first.surah), numbers
 
 
-def read_predictions(path: Path) -> Iterator[Prediction]:
-    """Yield the rows of a predictions.csv.
+def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
+    """Yield the rows of a predictions.csv, also of one that a spreadsheet saved.
 
-    A row that was cut short or edited is left out: one is whole if writing it again gives the same cells.
+    A row that was cut short or edited is left out, and their number is logged: a row is whole if its counts are those
+    of its texts, and its other numbers are possible.
 
     Raises:
         UserError: it cannot be read, or is another kind of file.
     """
     try:
-        header, *lines = path.read_bytes().split(b"\n")
+        header, *lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from error
     if not header and not lines:
         return
-    if header.rstrip(b"\r") != ",".join(COLUMNS).encode():
-        raise UserError(f"{path} is not what evaluate.py writes: move it away, or choose another --out")
+    names = (tuple(header.decode(errors="replace").replace('"', "").strip().split(mark)) for mark in ",;\t")
+    separator = dict(zip(names, ",;\t", strict=True)).get(COLUMNS)
+    if separator is None:
+        raise UserError(f"{path} is not what this evaluate.py writes: move it away, or choose another --out")
     # No cell has a line end in it. The last piece is empty, or a row that was cut short.
+    left_out = int(len(lines[-1]) > 0)
     for line in lines[:-1]:
         try:
-            cells = next(csv.reader([line.decode()]))
-            model, reciter, sorah, ayah, duration, reference, hypothesis = map(_from_cell, cells[:7])
-            counts: list[Any] = [float(cells[12]), *map(int, cells[13:-2]), cells[-2], int(cells[-1])]
-            row = Prediction(model, reciter, sorah, ayah, float(duration), reference, hypothesis, *counts)
+            yield _read_row(next(csv.reader([line.decode().rstrip("\r")], delimiter=separator)))
         except (ValueError, StopIteration, csv.Error):
-            continue
-        if [str(cell) for cell in row.cells()] == cells:
-            yield row
+            left_out += 1
+    if left_out:
+        log(f"{path}: {left_out} rows were cut short or edited: they are left out")
+
+
+def _number(cell: str) -> float:
+    return float(cell.replace(",", "."))  # as spreadsheets write it in some languages
+
+
+def _read_row(cells: list[str]) -> Prediction:
+    """Read the cells of a row; raise ValueError if they are not what was written."""
+    cell = dict(zip(COLUMNS, cells, strict=True))
+    readers: dict[Any, Callable[[str], Any]] = {str: _from_cell, int: int, float: _number}
+    row = Prediction(**{field.name: readers[field.type](cell[field.name]) for field in fields(Prediction)})
+    errors = row.alignment.errors
+    counts = all(int(cell[name]) == getattr(errors, name) for name in COLUMNS[7:11])
+    wer = _number(cell["wer"])
+    # A spreadsheet saves as many digits as it shows.
+    if counts and (math.isclose(wer, errors.wer, abs_tol=1e-4) or not errors.words) and row.is_possible:
+        return row
+    raise ValueError
 
 
 # What a spreadsheet runs as a formula: at the start, and after the semicolon that it may take for the end of a cell.
@@ -135,17 +164,16 @@ class Predictions:
     the ``seconds`` [wall, audio] that decoding each reciter took.
     """
 
-    def __init__(self, folder: Path, options: dict[str, Any]):
-        """Read the predictions that are there.
+    def __init__(self, folder: Path, options: dict[str, Any], log: Log = no_log):
+        """Read the predictions that are there, and log how many rows of the file cannot be used.
 
         Raises:
             UserError: it was made with other ``options``, or nothing records how it was made; another evaluation is
                 writing there; or the folder cannot be written.
         """
         self.path = folder / "predictions.csv"
-        _check_names(folder)
         self._lock = lock_folder(folder, "evaluation")
-        self.rows = {row.key: row for row in read_predictions(self.path)} if self.path.exists() else {}
+        self.rows = {row.key: row for row in read_predictions(self.path, log)} if self.path.exists() else {}
         self.made: dict[str, Any] = {"options": options, "models": {}}
         if not self.rows:
             return  # nothing to keep, whatever was recorded
@@ -155,20 +183,20 @@ class Predictions:
                 f"{folder / 'results.json'} does not say how the predictions beside it were made: "
                 "choose another --out, or delete predictions.csv"
             )
-        before = made["options"]
+        # An option that did not exist yet had the value that is now its default.
+        before = {field.name: field.default for field in fields(EvaluationConfig)} | made["options"]
         changed = [f"--{k.replace('_', '-')} {before.get(k)}" for k in options if before.get(k) != options[k]]
         if changed:
             raise UserError(f"{folder} holds predictions made with {', '.join(changed)}: choose another --out")
         self.made["models"] = made["models"]
         self.rows = {key: row for key, row in self.rows.items() if row.model in made["models"]}
 
-    def start(self, model: str, identity: dict[str, Any]) -> int:
-        """Begin with ``model``; return how many predictions of it are kept: none if its checkpoint has changed."""
+    def start(self, model: str, identity: dict[str, Any]) -> None:
+        """Begin with ``model``; if its checkpoint has changed, its predictions are dropped."""
         if self.made["models"].get(model, {}).get("identity") != identity:
             self.rows = {key: row for key, row in self.rows.items() if row.model != model}
             self.made["models"][model] = {"identity": identity, "seconds": {}}
         self._rewrite()  # without rows that are no longer current, and without a last row that was cut short
-        return sum(row.model == model for row in self.rows.values())
 
     def close(self) -> None:
         """Release the folder: another evaluation may write there."""
@@ -178,11 +206,10 @@ class Predictions:
         """Return the precision of the predictions of ``model`` that are there."""
         return self.made["models"].get(model, {}).get("identity", {}).get("precision")
 
-    def is_current(self, key: Key, seconds: float, reference: str, diacritics: int) -> bool:
-        """Return whether the prediction ``key`` was made from this audio, against this text with so many diacritics."""
+    def is_current(self, key: Key, expected: Mapping[str, Any]) -> bool:
+        """Return whether there is a prediction ``key`` with the values ``expected`` of its audio and its text."""
         row = self.rows.get(key)
-        expected = (round(seconds, 3), reference, diacritics)
-        return row is not None and (row.duration, row.reference, row.diacritics) == expected
+        return row is not None and all(getattr(row, name) == value for name, value in expected.items())
 
     def append(self, row: Prediction) -> None:
         self.rows[row.key] = row
@@ -216,14 +243,6 @@ class Predictions:
             writer.writerows(row.cells() for row in self.rows.values())
 
 
-def _check_names(folder: Path) -> None:
-    """Refuse folders and the like in place of the files that an evaluation writes."""
-    for name in ("predictions.csv", "results.json", "results.md", "report.html", ".lock"):
-        # os.path's functions do not raise if the folder cannot be read: taking its lock does.
-        if os.path.exists(folder / name) and not os.path.isfile(folder / name):
-            raise UserError(f"{folder / name} is not a file: move it away, or choose another --out")
-
-
 def _made_with(path: Path) -> dict[str, Any] | None:
     """Read from results.json how the predictions beside it were made; None if it does not say."""
     try:
@@ -232,6 +251,6 @@ def _made_with(path: Path) -> dict[str, Any] | None:
         records = list(made["models"].values())
         times = [time for record in records for time in record["seconds"].values()]
         valid = isinstance(made["options"], dict) and all(isinstance(r["identity"], dict) for r in records)
-        return made if valid and all(type(x) is float for time in times for x in (time[0], time[1])) else None
+        return made if valid and all(type(x) is float and 0 <= x < 1e9 for time in times for x in time) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -1,6 +1,7 @@
 // A model is a colour and a shape, so that it is known without the colour: circle, square, triangles, diamond, plus.
 const SHAPES = ["M5 0a5 5 0 1 0 .01 0z", "M.8 .8h8.4v8.4h-8.4z", "M5 0l5 9.4h-10z", "M5-.6l5.6 5.6-5.6 5.6-5.6-5.6z",
   "M0 .6h10l-5 9.4z", "M3 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z"];
+const LENGTHS = [1, 4, 7, 11, 16, 21, 31, 51]; // words: the least of each column of a chart
 const COMMONEST = 60; // errors listed of each kind
 const FIRST = 20, MORE = 100; // recordings listed at first, and added when asked for
 
@@ -197,12 +198,10 @@ function drawCharts(heard, inSurah, models) {
   const refocus = document.activeElement.matches(".plot");
   const surahs = tallied(heard, ({ayah}) => ayah.surah)
     .map(column => ({...column, tick: `${column.key}`, label: `Surah ${column.key} \u2068${surahName(column.key)}\u2069`}));
-  const words = binned(inSurah, data.bins.words, "words", recording => recording.words, 1);
-  const seconds = binned(inSurah, data.bins.seconds, "s", recording => recording.seconds, 0);
+  const words = binned(inSurah, LENGTHS, "words", recording => recording.words, 1);
   $("charts").replaceChildren(...[
     quran && chart("WER by surah", surahs, models, {wide: true, pick, picked: +state.surah}),
-    chart(`${length}, words`, words, models, {}),
-    chart(`${length}, seconds`, seconds, models, {})].filter(Boolean));
+    chart(length, words, models, {})].filter(Boolean));
   redraw();
   if (refocus) $("charts").querySelector(".plot").focus();
 }
@@ -219,12 +218,14 @@ function tallied(list, keyOf) {
   return [...columns.values()].sort((a, b) => a.key - b.key);
 }
 
-/** A model's rate, and half its 95 % interval, from how its recordings spread: what the bootstrap comes to. */
+/** A model's rate, and half of its 95 % interval: rate_interval of chance.py. */
 function rateOf(recordings, model) {
   const heard = recordings.filter(({runs}) => runs[model]), words = sum(heard.map(({words}) => words));
   const rate = sum(heard.map(({runs}) => runs[model].errors)) / words;
   const spread = sum(heard.map(({runs, words}) => (runs[model].errors - rate * words) ** 2));
-  return {rate, half: 1.96 * Math.sqrt(spread * heard.length / (heard.length - 1)) / words};
+  const variance = Math.max(spread * heard.length / (heard.length - 1) / words ** 2, rate / words);
+  const c = 1.96 ** 2 * (rate > 0 ? variance / rate : 1 / words);
+  return {rate, half: Math.sqrt(c * rate + c ** 2 / 4)};
 }
 
 /** Columns by length. `step` is 1 where lengths are whole: the bin from 4 to below 7 is then named 4–6. */

@@ -4,9 +4,9 @@ Rates over a corpus are sums over sums (errors of all ayat, divided by words of 
 a mean would let a three-word ayah weigh as much as Ayat al-Kursi.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import jiwer
 from rapidfuzz.distance import Levenshtein
@@ -35,10 +35,13 @@ class ErrorCounts:
         return ErrorCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     @property
+    def word_errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
     def wer(self) -> float:
         """Word error rate as a fraction; NaN without reference words. Can exceed 1 (insertions)."""
-        errors = self.substitutions + self.deletions + self.insertions
-        return errors / self.words if self.words else float("nan")
+        return self.word_errors / self.words if self.words else float("nan")
 
     @property
     def cer(self) -> float:
@@ -69,10 +72,13 @@ def align(reference: str, hypothesis: str) -> Alignment:
 
     An empty hypothesis is all deletions. An empty reference makes every hypothesis word an insertion.
     """
-    errors = count_errors(reference, hypothesis)
-    if not reference:
-        return Alignment(errors, " ".join("+" + word for word in hypothesis.split()))
-    return Alignment(errors, _edits(reference.split(), hypothesis.split(), errors))
+    tokens: list[str] = []
+    for kind, group in groupby(_steps(reference.split(), hypothesis.split()), key=lambda step: step[0]):
+        words = [word for _, word in group]
+        tokens += [f"{kind}{len(words)}"] if kind in "=-" else [kind + word for word in words]
+    if tokens and tokens[-1].startswith("="):
+        tokens.pop()
+    return Alignment(count_errors(reference, hypothesis), " ".join(tokens))
 
 
 def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
@@ -98,10 +104,10 @@ def count_diacritic_errors(reference: str, hypothesis: str) -> ErrorCounts:
     Neither text is normalised. Words are aligned by their letters alone; a word that was heard as another, or not at
     all, is a word error and is not counted here. A missing diacritic is an error like a wrong one.
     """
-    expected, heard = ([letters_of(word) for word in text.split()] for text in (reference, hypothesis))
-    words, heard_words = ([letters for letters, _ in each] for each in (expected, heard))
+    pairs = ([letters_of(word) for word in text.split()] for text in (reference, hypothesis))
+    expected, heard = ([pair for pair in each if pair[0]] for each in pairs)  # a mark alone is no word
     compared, errors, i, j = 0, 0, 0, 0
-    for kind, _ in _nearest(words, heard_words, count_errors(" ".join(words), " ".join(heard_words))):
+    for kind, _ in _steps([letters for letters, _ in expected], [letters for letters, _ in heard]):
         if kind == "=":
             marks, heard_marks = expected[i][1], heard[j][1]
             compared += len(marks)
@@ -111,73 +117,47 @@ def count_diacritic_errors(reference: str, hypothesis: str) -> ErrorCounts:
     return ErrorCounts(letters=compared, diacritic_errors=errors)
 
 
-def _edits(reference: list[str], heard: list[str], counts: ErrorCounts) -> str:
-    """Return the edits of :func:`_nearest`, as :class:`Alignment` writes them."""
-    tokens: list[str] = []
-    for kind, group in groupby(_nearest(reference, heard, counts), key=lambda step: step[0]):
-        words = [word for _, word in group]
-        tokens += [f"{kind}{len(words)}"] if kind in "=-" else [kind + word for word in words]
-    if tokens and tokens[-1].startswith("="):
-        tokens.pop()
-    return " ".join(tokens)
+def _steps(reference: list[str], heard: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the steps (kind, word heard) of jiwer's alignment, with adjacent errors paired by :func:`_pair`."""
+    at = heard_at = 0
+    if reference:
+        (chunks,) = jiwer.process_words(" ".join(reference), " ".join(heard)).alignments
+        for chunk in chunks:
+            if chunk.type == "equal":
+                yield from _pair(reference[at : chunk.ref_start_idx], heard[heard_at : chunk.hyp_start_idx])
+                yield from (("=", "") for _ in range(chunk.ref_start_idx, chunk.ref_end_idx))
+                at, heard_at = chunk.ref_end_idx, chunk.hyp_end_idx
+    yield from _pair(reference[at:], heard[heard_at:])
 
 
-_MOST_CELLS = 100_000  # of the dynamic program in _nearest: about a second
-
-_Path = tuple[int, Any, tuple[str, str]]  # cost so far, the path before the last step, the last step
-_Cell = dict[int, _Path]  # the cheapest path to a place in both texts, for each number of right words
+_MOST_CELLS = 300_000  # of the table in _pair: less than a second
 
 
-def _nearest(reference: list[str], heard: list[str], counts: ErrorCounts) -> list[tuple[str, str]]:
-    """Return, of the alignments with these ``counts``, that of the nearest substitutes: steps (kind, word heard).
+def _pair(expected: list[str], heard: list[str]) -> list[tuple[str, str]]:
+    """Return the steps between two texts without a common word: of the fewest errors, those of the nearest letters.
 
-    jiwer returns any of them. This one has the smallest letter distance between words and their substitutes; for very
-    long texts, such as a hundred ayat joined, it is jiwer's.
+    Every word of the shorter text is paired with one of the longer, and the longer's other words are left alone. (If
+    the table were too large, these are its last words.)
     """
-    if len(reference) * (counts.deletions + counts.insertions + 1) > _MOST_CELLS:
-        return _jiwer_steps(reference, heard)
-    error = 1 + sum(map(len, reference)) + sum(map(len, heard))  # more than all letters cost together
-    cells: dict[tuple[int, int], _Cell] = {}
-    for i in range(len(reference) + 1):
-        # Other cells need more deletions, or insertions, than were counted.
-        for j in range(max(0, i - counts.deletions), min(len(heard), i + counts.insertions) + 1):
-            cell: _Cell = {} if i or j else {0: (0, None, ("", ""))}
-            if i and j and reference[i - 1] == heard[j - 1]:
-                _extend(cell, cells[i - 1, j - 1], ("=", ""), 0)
-            elif i and j:
-                letters = Levenshtein.distance(reference[i - 1], heard[j - 1])
-                _extend(cell, cells[i - 1, j - 1], ("~", heard[j - 1]), error + letters)
-            _extend(cell, cells.get((i - 1, j), {}), ("-", ""), error)
-            if j:
-                _extend(cell, cells.get((i, j - 1), {}), ("+", heard[j - 1]), error)
-            # A path with more errors than another to the same place is part of no best alignment.
-            fewest = min(path[0] for path in cell.values()) // error
-            cells[i, j] = {hits: path for hits, path in cell.items() if path[0] // error == fewest}
-    steps = []
-    path = cells[len(reference), len(heard)][counts.hits]
-    while path[1] is not None:
-        steps.append(path[2])
-        path = path[1]
-    return steps[::-1]
-
-
-def _jiwer_steps(reference: list[str], heard: list[str]) -> list[tuple[str, str]]:
-    """Return the steps of jiwer's alignment."""
-    (parts,) = jiwer.process_words(" ".join(reference), " ".join(heard)).alignments
-    steps: list[tuple[str, str]] = []
-    for part in parts:
-        words = heard[part.hyp_start_idx : part.hyp_end_idx]
-        if part.type in ("substitute", "insert"):
-            steps += [("~" if part.type == "substitute" else "+", word) for word in words]
+    shorter, longer, alone = (expected, heard, "+") if len(expected) <= len(heard) else (heard, expected, "-")
+    spare = len(longer) - len(shorter)
+    single = [(alone, word if alone == "+" else "") for word in longer]
+    if len(shorter) * spare > _MOST_CELLS:
+        return [("~", word) for word in heard[: len(shorter)]] + single[len(shorter) :]
+    # cost[i][k] is the distance in letters when i words of the shorter are paired and k of the longer left alone.
+    cost = [[0] * (spare + 1)]
+    for i, word in enumerate(shorter):
+        row: list[int] = []
+        for k in range(spare + 1):
+            paired = cost[i][k] + Levenshtein.distance(word, longer[i + k])
+            row.append(min(paired, row[-1]) if row else paired)
+        cost.append(row)
+    steps, i, k = [], len(shorter), spare
+    while i or k:
+        if k and cost[i][k] == cost[i][k - 1]:
+            k -= 1
+            steps.append(single[i + k])
         else:
-            kind = "=" if part.type == "equal" else "-"
-            steps += [(kind, "")] * (part.ref_end_idx - part.ref_start_idx)
-    return steps
-
-
-def _extend(cell: _Cell, before: _Cell, step: tuple[str, str], cost: int) -> None:
-    """Extend the paths of the cell ``before`` by ``step`` into ``cell``, if they are cheaper."""
-    for hits, path in before.items():
-        total = hits + (step[0] == "=")
-        if total not in cell or path[0] + cost < cell[total][0]:
-            cell[total] = (path[0] + cost, path, step)
+            i -= 1
+            steps.append(("~", heard[i + k] if alone == "+" else heard[i]))
+    return steps[::-1]

@@ -1,6 +1,6 @@
 """The page of recognised recordings: each with its ayat; it plays them and marks the word being recited.
 
-It is built like the report of an evaluation (:mod:`..evaluation.page`), with ``page.html``, ``page.css`` and
+It is built like the report of an evaluation (:mod:`..evaluation.pages`), with ``page.html``, ``page.css`` and
 ``page.js`` beside this file.
 """
 
@@ -16,9 +16,7 @@ from ..data.audio import AudioError, decode_file
 from ..data.corpus import SURAHS
 from ..data.text import normalize
 from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
-from ..evaluation.listening import Recording, data_address, embedded_size, relative_address
-from ..evaluation.page import write_page
-from ..evaluation.page_data import short_names, short_parts
+from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts, write_page
 from ..runtime.console import Log, format_duration, format_size, percent, printable
 from ..runtime.files import make_folder
 from ..runtime.version import __version__
@@ -37,13 +35,12 @@ def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], l
     assert config.html is not None
     folder = make_folder(config.html.parent)
     if config.embed_audio:
-        size = format_size(embedded_size(each.seconds for each in found))
+        size = format_size(embedded_size(sum(each.seconds for each in found)))
         log(f"putting the audio into {config.html}: {size}")
         addresses = [_embedded(each.file) for each in found]
     else:
         addresses = [[relative_address(Path(each.file), folder)] for each in found]
-    recordings = [Recording(urls, each.damaged) for urls, each in zip(addresses, found, strict=True)]
-    write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, recordings), recordings)
+    write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, addresses))
     log(f"to look into, and to listen to: {config.html}")
 
 
@@ -54,7 +51,7 @@ def _embedded(file: str) -> list[str]:
         return []
 
 
-def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: Sequence[Recording]) -> dict[str, Any]:
+def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Sequence[list[str]]) -> dict[str, Any]:
     """Arrange the recordings for the page: a recitation has lines of [surah:ayah, words, parts (:func:`.short_parts`)],
     the first without a number if it is the preface."""
     names = [printable(each.file) for each in found]
@@ -68,8 +65,8 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
                 "name": short,
                 "duration": format_duration(each.seconds),
                 "heard": each.heard,
-                "addresses": recording.addresses,
-                "damaged": recording.damaged,
+                "addresses": urls,
+                "damaged": each.damaged,
                 "others": [[other.start, other.heard] for other in each.others],
                 "recitations": [
                     {
@@ -82,7 +79,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], recordings: S
                     for recitation in each.recitations
                 ],
             }
-            for name, short, each, recording in zip(names, short_names(names), found, recordings, strict=True)
+            for name, short, each, urls in zip(names, short_names(names), found, addresses, strict=True)
         ],
         "kinds": list(KINDS.items()),
         "facts": {
