@@ -347,7 +347,7 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(tmp_path):
     files = [tmp_path / f"001{ayah:03}.wav" for ayah in range(20)]
     expected = [write_wav(file, seed, samples=55_000) for seed, file in enumerate(files)]
     with mounted(tmp_path / "cache", "size=2m") as cache:  # 2.2 MB are wanted, which may be an error of the estimate.
-        with pytest.raises(UserError, match=r"no space left .*\(--cache\)"):
+        with pytest.raises(UserError, match=r"No space left .*\(--cache\)"):
             prepare_audio({"R": files}, cache, workers=2, log=no_log)
         kept = entries(cache)
         assert 0 < len(kept) < 20

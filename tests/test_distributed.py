@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -130,7 +130,7 @@ def start_ranks(quran, workshop) -> Callable[..., list[subprocess.Popen]]:
     """Start `train.py` as two processes without torchrun, each with options of its own, and no one who stops them."""
     started = []
 
-    def start_ranks(*options_of_ranks: tuple) -> list[subprocess.Popen]:
+    def start_ranks(*options_of_ranks: tuple, program: Sequence[str] = ()) -> list[subprocess.Popen]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         for rank, options in enumerate(options_of_ranks):
@@ -143,15 +143,46 @@ def start_ranks(quran, workshop) -> Callable[..., list[subprocess.Popen]]:
                 "MASTER_PORT": port,
             }
             environment = os.environ | {name: str(value) for name, value in ours.items()} | {"OMP_NUM_THREADS": "1"}
-            command = [sys.executable, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
+            training = [str(ROOT / "train.py"), *training_options(quran, workshop, options)]
+            command = [sys.executable, *(program or training)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(command, env=environment, **pipes))
+            started.append(subprocess.Popen(command, env=environment, cwd=ROOT, **pipes))
         return started
 
     yield start_ranks
     for process in started:
         process.kill()
         process.communicate()
+
+
+SLOW_MACHINE = """
+import datetime, sys, time, torch
+import torch.distributed.distributed_c10d as c10d
+from whisper_quran.runtime import distributed
+from whisper_quran.runtime.errors import run_command
+
+c10d.default_pg_timeout = datetime.timedelta(seconds=1)  # torch's own limit, of half an hour, and for NCCL ten minutes
+if sys.argv[1] == "hangs":
+    distributed._TIMEOUT = datetime.timedelta(seconds=1)
+
+def main():
+    world = distributed.join_world()
+    distributed.connect(world, torch.device("cpu"))
+    print(world.on_main(lambda: time.sleep(4) or "decoded"))
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["is slow", "hangs"])
+def test_a_machine_that_decodes_for_long_is_waited_for_and_one_that_hangs_is_one_line(start_ranks, how):
+    first, second = start_ranks((), (), program=["-c", SLOW_MACHINE, how.split()[-1]])
+    if how == "hangs":
+        (line,) = errors_of(first)
+        assert "or did not come for a day" in line and first.returncode == 2
+    else:
+        assert errors_of(first) == errors_of(second) == []
+        assert first.returncode == second.returncode == 0
 
 
 def errors_of(process: subprocess.Popen) -> list[str]:

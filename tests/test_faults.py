@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
     monkeypatch.setattr(Trainer, "training_step", spoil)
     code, _, err = run(*RUN, "--out", small_disk / "run", "--keep", "best")
     assert code == 2, err
-    assert ("no space left" if trouble == "full" else "cannot write") in err
+    assert ("No space left" if trouble == "full" else "cannot write") in err
     assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
     monkeypatch.setattr(Trainer, "training_step", step)
     if trouble == "full":

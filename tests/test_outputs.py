@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from whisper_quran.runtime.errors import UserError
-from whisper_quran.runtime.files import check_outputs
+from whisper_quran.runtime.files import atomic_write, check_folder, check_outputs, lock_folder, make_folder
 
 MARK = b"our mark"
 
@@ -54,6 +54,28 @@ def test_only_our_own_earlier_output_is_replaced(recording, tmp_path):
 
 
 def test_an_output_whose_folder_cannot_be_made_is_refused(recording):
-    with pytest.raises(UserError, match="cannot be a folder"):
+    with pytest.raises(UserError, match="mp3 is not a folder"):
         check_outputs([recording / "page.html"], [])
     check_outputs([recording.parent / "new" / "folder" / "page.html"], [])
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("n" * 255, "ن" * 127, "\U0001f54b" * 63):
+        with atomic_write(tmp_path / name) as file:
+            file.write("text")
+        assert (tmp_path / name).read_text() == "text"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("place", ["/dev/full/page.html", "{file}/page.html"])
+def test_what_cannot_be_written_is_one_line_that_names_it(recording, place):
+    path = Path(place.format(file=recording))
+    for write in (
+        check_folder,
+        make_folder,
+        lambda path: lock_folder(path, "run"),
+        lambda path: atomic_write(path).__enter__(),
+    ):
+        with pytest.raises(UserError, match=f"^cannot write {path}") as caught:
+            write(path)
+        assert "\n" not in str(caught.value)

@@ -16,8 +16,7 @@ from conftest import ROOT, RUN, results_of, rows_of, training_options, wait_for_
 
 import train
 from whisper_quran.runtime import files
-from whisper_quran.runtime.errors import Interrupted, run_command
-from whisper_quran.runtime.interrupts import Interrupts
+from whisper_quran.runtime.errors import Interrupted, Interrupts, run_command
 from whisper_quran.training import trainer
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.metrics_log import History

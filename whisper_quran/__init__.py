@@ -35,7 +35,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
     sys.stderr.write("error: this is Python " + version + ", and 3.10 or newer is needed: install one and use it\n")
     sys.exit(2)
 
-from .runtime.version import __version__
+from .runtime import __version__
 
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_checkpoint, save_checkpoint

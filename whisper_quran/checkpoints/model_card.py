@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainingConfig
+from ..runtime import __version__
 from ..runtime.console import markdown_table, percent, printable
 from ..runtime.errors import UserError
-from ..runtime.version import __version__
 from .checkpoint import Checkpoint, read_json
 from .dims import ENGLISH_VOCAB, size_name, tokenizer_for
 from .names import WHISPER_NAMES

@@ -38,9 +38,8 @@ from ..runtime.console import (
     progress_bar,
 )
 from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
-from ..runtime.errors import UserError
+from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import atomic_write
-from ..runtime.interrupts import Interrupts
 from . import check_inputs, text_of
 from .chance import differences, differences_table, overall, plus_minus, rates_of, share
 from .error_kinds import count_kinds

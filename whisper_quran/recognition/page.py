@@ -17,9 +17,9 @@ from ..data.corpus import SURAHS
 from ..data.text import normalize
 from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
 from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts, write_page
+from ..runtime import __version__
 from ..runtime.console import Log, format_duration, format_size, percent, printable
 from ..runtime.files import make_folder
-from ..runtime.version import __version__
 from .recitations import Recitation, RecitedWord, Recognition
 from .written import ayah_numbers
 

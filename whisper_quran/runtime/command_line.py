@@ -74,7 +74,7 @@ def parse(
         heading = field.metadata.get("group")
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading) if heading else parser
-        _add_option(groups[heading], field, hints[field.name])
+        _add_option(groups[heading], field, _without_none(hints[field.name]))
     argv = sys.argv[1:] if argv is None else argv
     values = vars(parser.parse_args(argv))
     for flag, defaults in (presets or {}).items():
@@ -84,28 +84,22 @@ def parse(
     return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _add_option(parser: Any, field: dataclasses.Field, hint: Any) -> None:
+def _add_option(parser: Any, field: dataclasses.Field, kind: Any) -> None:
     metadata = field.metadata
-    help = metadata["help"].replace("%", "%%")
+    help, metavar = metadata["help"].replace("%", "%%"), metadata.get("metavar")
     name = "--" + field.name.replace("_", "-")
-    kind = _without_none(hint)
-    if kind is bool:
-        parser.add_argument(name, action="store_true", help=help)
-        return
     if field.default is dataclasses.MISSING:
-        parser.add_argument(field.name, nargs="+", help=help, metavar=metadata.get("metavar"))
-        return
-    if field.default is not None and "default" not in help:
-        help += f" (default: {field.default})"
-    keywords: dict[str, Any] = {"default": field.default, "help": help, "metavar": metadata.get("metavar")}
-    if typing.get_origin(kind) is tuple:
-        keywords["nargs"] = "*"
-    elif metadata.get("choices"):
-        keywords["choices"] = metadata["choices"]
+        parser.add_argument(field.name, nargs="+", help=help, metavar=metavar)
+    elif kind is bool:
+        parser.add_argument(name, action="store_true", help=help)
     else:
-        keywords["type"] = str if kind is Path else kind  # check() makes it a Path, after it has looked for a URL
-        keywords["metavar"] = metadata.get("metavar") or {int: "N", float: "X", Path: "PATH"}.get(kind)
-    parser.add_argument(name, **keywords)
+        if field.default is not None and "default" not in help:
+            help += f" (default: {field.default})"
+        metavar = metavar or {int: "N", float: "X", Path: "PATH"}.get(kind)
+        # check() makes a string a Path, after it has looked for a URL.
+        values = {"nargs": "*"} if typing.get_origin(kind) is tuple else {"type": str if kind is Path else kind}
+        choices = metadata.get("choices")
+        parser.add_argument(name, default=field.default, help=help, metavar=metavar, choices=choices, **values)
 
 
 def _without_none(hint: Any) -> Any:

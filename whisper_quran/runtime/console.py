@@ -2,11 +2,8 @@
 
 import math
 import sys
-import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -20,42 +17,22 @@ def no_log(message: str) -> None:
 
 def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, disable: bool = False) -> tqdm:
     """Make a progress bar on stderr; if that is not a terminal, it prints a line every 30 seconds instead."""
-    interactive = sys.stderr is not None and sys.stderr.isatty()
-    kind = tqdm if interactive else _LogLines
-    return kind(total=total, unit=unit, desc=description, initial=initial, disable=disable, dynamic_ncols=interactive)
+    options = {"total": total, "unit": unit, "desc": description, "initial": initial, "disable": disable}
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm(**options, dynamic_ncols=True)
+    interval = {"mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": math.inf, "delay": _SECONDS_BETWEEN_LINES}
+    return tqdm(**options, **interval, file=_Lines(), leave=False)
 
 
-class _LogLines(tqdm):
-    """A progress bar for log files: occasional whole lines without carriage returns."""
+class _Lines:
+    """A file for a progress bar that prints what is drawn as lines on stderr, without carriage returns."""
 
-    disable: bool
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
 
-    def __init__(self, **options: Any):
-        super().__init__(**options, mininterval=_SECONDS_BETWEEN_LINES, maxinterval=math.inf, leave=False)
-
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        started = time.monotonic()
-
-        def write(line: str) -> None:
-            # tqdm draws an empty bar at the start and clears it at the end; neither belongs in a file.
-            if line.strip() and time.monotonic() - started > 1:
-                file.write(line.strip() + "\n")
-                file.flush()
-
-        return write
-
-    @classmethod
-    @contextmanager
-    def external_write_mode(cls, file: Any = None, nolock: bool = False) -> Iterator[None]:
-        """Let ``write`` print its line directly, as there is no bar to clear and redraw around it."""
-        yield
-
-    def close(self) -> None:
-        """Close the bar without a carriage return."""
-        if not self.disable:
-            self.disable = True
-            self._decr_instances(self)
+    def flush(self) -> None:
+        pass
 
 
 def printable(name: str) -> str:

@@ -1,6 +1,7 @@
 """Choice of device and precision, with the reasons that a run prints before it starts."""
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,22 +39,16 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cpu":
-        return device, f"{torch.get_num_threads()} threads of {os.cpu_count()}"
-    if device.type != "cuda":
+    if name == "cpu":
+        return torch.device(name), f"{torch.get_num_threads()} threads of {os.cpu_count()}"
+    if not re.fullmatch("cuda(:[0-9]{1,3})?", name):
         raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise UserError(f"--device {name}: this PyTorch sees no CUDA GPU; choose --device cpu or auto")
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
-    if device.index is None:
-        device = torch.device("cuda", local_rank)
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"process {local_rank} has no GPU, there are {torch.cuda.device_count()}: start fewer")
+    index = int(name.partition(":")[2] or local_rank)
+    if index >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there is no cuda:{index}, as {torch.cuda.device_count()} GPUs are there")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)  # CUDA graphs are captured on the current device
     properties = torch.cuda.get_device_properties(device)
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from .errors import UserError
 T = TypeVar("T")
 _BUCKET = 2**25  # elements per all-reduce of gradients: few calls, and little extra memory
 _GRACE_SECONDS = 3.0
+_TIMEOUT = timedelta(days=1)  # others wait while one machine decodes recordings or loads a model for the first time
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class World:
         except RuntimeError as error:
             # torchrun soon stops the other processes by SIGTERM, which then ends this one.
             time.sleep(_GRACE_SECONDS)
-            lost = ProcessLost("another process of this run has ended: see what it, or torchrun, says of the reason")
+            lost = ProcessLost(
+                "another process of this run has ended, or did not come for a day: see what it, or torchrun, says"
+            )
             lost.already_reported = not self.is_main
             raise lost from error
 
@@ -127,6 +131,7 @@ def join_world() -> World:
 def connect(world: World, device: torch.device) -> bool:
     """Initialise the process group, with NCCL for GPUs and gloo for CPUs. Every process must call this.
 
+    A collective call waits for the other processes for a day: the first decoding of recordings takes hours.
     Return True if :func:`disconnect` is to be called at the end: not if the caller had initialised the process group.
     """
     if world.size == 1 or dist.is_initialized():
@@ -134,10 +139,8 @@ def connect(world: World, device: torch.device) -> bool:
     store, rank, size = next(dist.rendezvous("env://"))
     # After a restart torchrun's store still holds the addresses of the old processes, so use a new prefix.
     store = dist.PrefixStore(f"attempt_{world.restarts}", store)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, device_id=device)
-    else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, None, _TIMEOUT, size, rank, store, device_id=device_id)
     return True
 
 

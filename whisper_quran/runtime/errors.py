@@ -1,11 +1,14 @@
-"""Errors that are not bugs, and the function that turns them into exit codes."""
+"""Errors that are not bugs, interruptions, and the function that turns both into exit codes."""
 
 import difflib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import IO, Any, NoReturn
 
 
@@ -47,6 +50,68 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return ""
 
 
+class Interrupts:
+    """Catches these signals inside a ``with`` block, and restores the handlers that were there before.
+
+    By default a signal raises :class:`Interrupted` at once. Inside :meth:`deferred` the first one is only
+    recorded in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a second Ctrl-C
+    raises at once. Inside :meth:`shielded` none raises.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferring = False
+        self._shielded = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        # Only the main thread may set handlers, and only it receives signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run is to survive its terminal
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # SIGTERM may come twice, from torchrun and from whoever stopped it; only a second Ctrl-C raises at once.
+        at_once = not self._deferring or (self.requested is not None and number == signal.SIGINT)
+        if self.requested is None:
+            self.requested = number
+        if at_once and not self._shielded:
+            raise Interrupted(number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Defer the first signal: it is recorded, for the loop inside the block to act on."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        self.raise_requested()
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Block signals; one that arrives raises at the end of the block, unless that is inside :meth:`deferred`."""
+        outside, self._shielded = self._shielded, True
+        try:
+            yield
+        finally:
+            self._shielded = outside
+        if not self._deferring:
+            self.raise_requested()
+
+    def raise_requested(self) -> None:
+        """Raise :class:`Interrupted` if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command line and exit.
 
@@ -54,36 +119,33 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     line on stderr; and 128 + the signal's number after Ctrl-C, SIGTERM or SIGHUP. Any other exception is a bug and
     keeps its traceback. Output that can no longer be written is discarded.
     """
-    _open_standard_files()
+    for number in range(3):  # a closed one would be opened as a file of the run, which printed output would end up in
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_LenientStream(stream) for stream in streams)  # type: ignore[assignment]
+    code = 0
     try:
-        code = _exit_code(main)
+        main()
+    except UserError as error:
+        code = 2
+        if not error.already_reported:
+            print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        code = 2
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+    except (KeyboardInterrupt, Interrupted) as error:
+        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        code = 128 + number
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would change the exit code
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = streams
     sys.exit(code)
-
-
-def _exit_code(main: Callable[[], None]) -> int:
-    try:
-        main()
-    except UserError as error:
-        if not error.already_reported:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would change the exit code
-        return 130
-    except Interrupted as error:
-        signal.signal(error.signal, signal.SIG_IGN)
-        return 128 + error.signal
-    return 0
 
 
 class _LenientStream:
@@ -95,35 +157,22 @@ class _LenientStream:
             self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError):  # ValueError: the file object is closed
-            self._discard()
-            return len(text)
+        with self._discarding():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._discarding():
             self._stream.flush()
-        except (OSError, ValueError):
-            self._discard()
 
-    def _discard(self) -> None:
-        """Redirect the stream to /dev/null, so that Python's own flush at exit does not fail either."""
+    @contextmanager
+    def _discarding(self) -> Iterator[None]:
+        """After an error, redirect the stream to /dev/null, so that Python's own flush at exit does not fail either."""
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
-        except (OSError, ValueError):
-            pass
+            yield
+        except (OSError, ValueError):  # ValueError: the file object is closed
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _open_standard_files() -> None:
-    """Open file descriptors 0, 1 and 2 if closed, or a file of the run could get the number and the printed output."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)

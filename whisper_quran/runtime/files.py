@@ -1,4 +1,7 @@
-"""Atomic file writes, locks and folders. A reader sees the old or the new content of a file, even after a crash."""
+"""Atomic file writes, folders and locks, and the rule for what a command may write.
+
+A reader sees the old or the new content of a file, even after a crash.
+"""
 
 import errno
 import fcntl
@@ -11,8 +14,14 @@ from typing import IO, Any
 
 from .errors import UserError
 
-# Errors that another folder would not have.
-_MENDABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOENT ENAMETOOLONG EIO EISDIR ENOTDIR ELOOP".split()}
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError of the block, which writes ``path``, into a :class:`UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -22,13 +31,96 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
+    with writing(path), replacing(path, mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+    """Open a temporary file beside ``path``; if the block succeeds, rename it to ``path``.
+
+    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is unchanged and the temporary file is removed.
+    A power cut may truncate the renamed file: :func:`atomic_write` prevents that, but is slower.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    # The end of a long name, as the whole might exceed what a file system takes (255 bytes) with what is added.
+    temporary = path.with_name(f".{path.name[-60:]}.{secrets.token_hex(4)}.tmp")
+    # backslashreplace, because text files here may hold file names, which need not be UTF-8.
+    text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     try:
-        with replacing(path, mode) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise storage_error(error, path) from error
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # it is gone or cannot be removed: the first error matters more
+            temporary.unlink()
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Flush a file's content, or a folder's entries, to disk; do nothing if it does not exist."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Create the folder ``path`` (and its parents) unless it exists, and return it.
+
+    Raises:
+        UserError: it cannot be created, or a file has its name.
+    """
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Raise the errors of :func:`make_folder`, but create nothing; return the nearest folder that exists."""
+    absolute = Path(os.path.abspath(path))
+    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise UserError(f"cannot write {path}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {existing} is not writable")
+    return existing
+
+
+def lock_folder(folder: Path, writer: str) -> IO[str]:
+    """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
+
+    On a file system without locks it stays unlocked.
+
+    Raises:
+        UserError: another ``writer`` holds the lock, or the folder cannot be written.
+    """
+    path = make_folder(folder) / ".lock"
+    with writing(folder):
+        path.touch()
+        file = open(path)  # noqa: SIM115 (the caller closes it)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another {writer} is writing {folder}: wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+    return file
 
 
 def check_outputs(
@@ -85,131 +177,9 @@ def _holds(path: Path, mark: bytes) -> bool:
     return not head or mark in head
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file beside ``path``; if the block succeeds, rename it to ``path``.
-
-    Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is unchanged and the temporary file is removed.
-    A power cut may truncate the renamed file: :func:`atomic_write` prevents that, but is slower.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # backslashreplace, because text files here may hold file names, which need not be UTF-8.
-    text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
-    try:
-        with open(temporary, mode, **({} if "b" in mode else text)) as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):  # it is gone or cannot be removed: the first error matters more
-            temporary.unlink()
+def storage_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
+    """Return the error for ``error`` while writing ``path``; :func:`writing` is the same for a block."""
+    return UserError(f"cannot write {path}: {error.strerror or error}")
 
 
-def sync(path: str | os.PathLike[str]) -> None:
-    """Flush a file's content, or a folder's entries, to disk; do nothing if it does not exist."""
-    try:
-        number = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def lock_folder(folder: Path, writer: str) -> IO[str]:
-    """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
-
-    On a file system without locks it stays unlocked.
-
-    Raises:
-        UserError: another ``writer`` holds the lock, or the folder cannot be written.
-    """
-    path = make_folder(folder) / ".lock"
-    try:
-        path.touch()
-        file = open(path)  # noqa: SIM115 (the caller closes it)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _locked(folder, writer) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise storage_error(error, folder) from error
-    return file
-
-
-def check_lock(folder: Path, writer: str) -> None:
-    """Raise the errors of :func:`lock_folder`, but create nothing and hold no lock."""
-    check_folder(folder)
-    try:
-        with open(folder / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _locked(folder, writer) from None
-    except OSError:
-        pass  # it does not exist, or the file system has no locks
-
-
-def _locked(folder: Path, writer: str) -> UserError:
-    return UserError(f"another {writer} is writing {folder}: wait for it, or choose another --out")
-
-
-def storage_error(error: OSError, path: str | os.PathLike[str]) -> Exception:
-    """Return the exception for ``error`` while writing ``path``: a :class:`UserError` if the user can fix it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left to write {path}: free some disk space or choose another folder")
-    if error.errno in _MENDABLE:
-        return UserError(f"cannot write {path} ({error.strerror}): choose a folder that can be written")
-    return error
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create the folder ``path`` (and its parents) unless it exists, and return it.
-
-    Raises:
-        UserError: it cannot be created, or a file has its name.
-    """
-    path = Path(path)
-    with _folder_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def check_folder(path: Path) -> Path:
-    """Return :func:`nearest_folder`, raising the errors of :func:`make_folder`; create nothing."""
-    with _folder_errors(path):
-        return nearest_folder(path)
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return ``path`` or, if it does not exist, the nearest existing folder above it.
-
-    Raises:
-        OSError: that is no folder, or cannot be written.
-    """
-    absolute = Path(os.path.abspath(path))
-    existing = next(folder for folder in (absolute, *absolute.parents) if os.path.lexists(folder))
-    if not existing.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    return existing
-
-
-@contextmanager
-def _folder_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path} cannot be a folder: a file stands in the way; choose another name") from None
-    except OSError as error:
-        raise storage_error(error, path) from error
+nearest_folder = check_folder

@@ -25,12 +25,12 @@ from torch import nn
 from ..checkpoints.torch_file import write_torch_file
 from ..config import TrainingConfig
 from ..data.corpus import Skipped
+from ..runtime import __version__
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, check_outputs, lock_folder, sync
-from ..runtime.version import __version__
 from .inputs import STATES, has_state
 
 State = dict[str, Any]

@@ -24,8 +24,7 @@ from ..data.prepare import TrainingData, prepare_data
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
-from ..runtime.errors import UserError
-from ..runtime.interrupts import Interrupts
+from ..runtime.errors import Interrupts, UserError
 from .inputs import check_inputs, saved_options
 from .metrics_log import History, require_tensorboard
 from .optimizer import choose_rate, count_steps

@@ -31,8 +31,7 @@ from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
 from ..runtime.device import Precision
 from ..runtime.distributed import ProcessLost, World
-from ..runtime.errors import Interrupted, UserError
-from ..runtime.interrupts import Interrupts
+from ..runtime.errors import Interrupted, Interrupts, UserError
 from .adapters import add_adapters
 from .augment import Augmentation
 from .loss import Objective
