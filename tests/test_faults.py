@@ -273,7 +273,7 @@ def test_a_run_that_ended_before_its_first_save_begins_anew(run, undisturbed, tm
     out = tmp_path / "run"
     out.mkdir()
     (out / "metrics.jsonl").write_text('{"event": "train", "epoch": 0, "step": 1, "loss": 1.0}\n')
-    (out / "config.json").write_text("{}")
+    (out / "config.json").write_text('{"config": {}}')
     (out / ".state.pt.0123abcd.tmp").write_bytes(b"half a state")
     code, _, err = run(*RUN, "--out", out, "--resume")
     assert code == 0, err

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from conftest import results_of, rows_of
 from tqdm import tqdm
 
 from whisper_quran.config import EvaluationConfig, TrainingConfig
+from whisper_quran.runtime import console
 from whisper_quran.runtime.command_line import parse
 from whisper_quran.training import trainer
 from whisper_quran.training.optimizer import LR, WARMUP_STEPS, choose_rate, suited
@@ -245,6 +247,17 @@ def test_the_bar_counts_epochs_as_the_table_does_and_the_time_that_the_run_takes
     assert seconds[0] >= seconds[-1]
     assert run("--out", tmp_path / "packed", "--epochs", 1, "--no-vanilla", "--pack", 1)[0] == 0
     assert units == ["clip", "clip", "window"]
+
+
+def test_a_bar_in_a_log_is_whole_lines_and_none_if_it_is_short(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.01)
+    for clips in (4, 1):
+        with console.progress_bar(clips, "clip", f"{clips} clips") as bar:
+            for _ in range(clips):
+                time.sleep(0.02 if clips > 1 else 0)
+                bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1 and "\r" not in "".join(lines) and all(line.startswith("4 clips: ") for line in lines)
 
 
 def test_a_run_that_gets_no_better_ends_when_patience_does(run, tmp_path):

@@ -16,7 +16,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
-from ..checkpoints.results import best_epoch, corpus_wer
+from ..checkpoints.results import best_epoch, corpus_wer, results_table
 from ..config import EvaluationConfig, TrainingConfig
 from ..data.corpus import summary
 from ..data.encoder_cache import open_encoder_cache
@@ -219,7 +219,7 @@ def log_results(trainer: Trainer, seconds: float, log: Log) -> None:
     skipped = sum(row["skipped"] for row in history.rows if row["event"] == "train")
     if skipped:
         log(f"{skipped} of {trainer.step} steps were skipped: their loss or gradient was not finite")
-    log(f"\n{(out / 'results.md').read_text(encoding='utf-8')}")
+    log(f"\n{results_table(history.rows)}")
     log(f"done in    {format_duration(seconds)}")
     log(f"table      {out / 'results.md'}")
     if (out / "loss.png").exists():

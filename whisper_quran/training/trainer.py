@@ -56,10 +56,7 @@ class Step:
 
 
 class Trainer:
-    """A training run: the model, the optimiser, and the current step and epoch.
-
-    ``deadline`` (--max-time) is a value of ``time.monotonic()``.
-    """
+    """A training run: the model, the optimiser, and the current step and epoch."""
 
     def __init__(
         self,
@@ -71,11 +68,10 @@ class Trainer:
         world: World = ONE_PROCESS,
         interrupts: Interrupts | None = None,
         log: Log = no_log,
-        deadline: float = math.inf,
     ):
         self.config, self.data, self.model = config, data, model
         self.device, self.precision, self.world = device, precision, world
-        self.interrupts, self.log, self.deadline = interrupts or Interrupts(), log, deadline
+        self.interrupts, self.log = interrupts or Interrupts(), log
         assert config.lr is not None and config.warmup_steps is not None  # see .optimizer.choose_rate
         self.lr, self.warmup_steps = config.lr, config.warmup_steps
         self.objective = Objective(model, config.train_encoder, config.grad_checkpoint)
@@ -101,6 +97,7 @@ class Trainer:
         if device.type == "cpu":
             self.micro_batch = min(config.batch_size, CPU_BATCH)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
+        self.deadline = math.inf  # of --max-time, by time.monotonic()
 
         self.clips_per_step = clips_per_step(config, world.size)
         self.steps_per_epoch, self.total_steps = count_steps(config, len(data.train), world.size)
