@@ -91,7 +91,7 @@ def test_windows_and_segments_are_those_of_whispers_transcribe(monkeypatch):
     monkeypatch.setattr(
         long_audio._PieceDecoder,
         "_decode_once",
-        lambda self, pieces, _: [
+        lambda self, pieces, *_: [
             DecodedClip(i, result(piece.number, piece.clip), None, 0) for i, piece in enumerate(pieces)
         ],
     )

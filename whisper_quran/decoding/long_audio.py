@@ -8,7 +8,7 @@ points, and each piece is decoded the way the model was trained, in batches with
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,17 +73,9 @@ class Transcript:
 
 
 def decode_clips(
-    model: Whisper,
-    clips: Sequence[np.ndarray],
-    *,
-    batch_size: int,
-    language: str = "ar",
-    dtype: torch.dtype | None = None,
-    log: Log = print,
-    **options: Any,
+    model: Whisper, clips: Sequence[np.ndarray], *, batch_size: int, log: Log = print, **options: Any
 ) -> Iterator[tuple[int, str]]:
     """Decode any number of recordings of any length greedily; yield (index, text) as :func:`transcribe_clips` does."""
-    options |= {"language": language, "dtype": dtype}
     for transcript in transcribe_clips(model, clips, batch_size=batch_size, log=log, fallback=False, **options):
         yield transcript.clip, transcript.text
 
@@ -147,7 +139,7 @@ class _PieceDecoder:
     def decode(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
         """Decode ``pieces``, longest first; with fallback, decode those that need it again, at higher temperatures.
 
-        Yield each with its last result, and the candidates of all its texts.
+        Yield each with its last result, which is empty if it is silent, and the candidates of all its texts.
         """
         count = Counter(piece.clip for piece in pieces)
         candidates: dict[Piece, list[Candidate]] = defaultdict(list)
@@ -157,30 +149,35 @@ class _PieceDecoder:
             again: list[Piece] = []
             while waiting:
                 done = set[Piece]()
+                slots = min(self.batch_size, len(waiting))
                 try:
-                    for clip in self._decode_once(waiting, temperature):
+                    for clip in self._decode_once(waiting, slots, temperature):
                         piece, result = waiting[clip.index], clip.result
-                        if self.recognizer and not self.is_silent(result):
-                            seconds = (piece.end - piece.start) / SAMPLE_RATE
-                            alone = count[piece.clip] == 1
+                        fails = self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result)
+                        if self.fallback and is_silent(result):
+                            result = replace(result, text="", tokens=[])
+                        if self.recognizer and result.text:
+                            seconds, alone = (piece.end - piece.start) / SAMPLE_RATE, count[piece.clip] == 1
                             candidates[piece] += self.recognizer.candidates(clip, seconds, alone)
                         done.add(piece)
-                        if self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                        if fails:
                             again.append(piece)
                         else:
                             yield piece, result, candidates.pop(piece, [])
                 except torch.OutOfMemoryError as error:
-                    self._halve_batch(len(waiting), error)
+                    device = self.encoder.model.device
+                    if slots == 1:
+                        raise UserError(
+                            f"the memory of {device} does not hold one clip beside this model: "
+                            "choose a smaller model, --precision fp16, or --device cpu"
+                        ) from error
+                    self.batch_size = slots // 2
+                    self.log(f"out of memory on {device}: going on with --batch-size {self.batch_size}")
                 waiting = [piece for piece in waiting if piece not in done]
             waiting = again
 
-    def is_silent(self, result: DecodingResult) -> bool:
-        """Return whether the text is dropped."""
-        return self.fallback and is_silent(result)
-
-    def _decode_once(self, pieces: Sequence[Piece], temperature: float) -> Iterator[DecodedClip]:
+    def _decode_once(self, pieces: Sequence[Piece], slots: int, temperature: float) -> Iterator[DecodedClip]:
         """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is freed at the end."""
-        slots = min(self.batch_size, len(pieces))
         decoder = BatchDecoder(self.encoder.model, slots, **self.options)
         yield from decoder.decode(self._encoded(pieces, max(1, slots // 4), temperature), temperature)
 
@@ -197,17 +194,6 @@ class _PieceDecoder:
             audio = collate(clips, pin).to(device, non_blocking=True)
             yield self.encoder(audio, cached.to(device) if cached else None), seeds
 
-    def _halve_batch(self, waiting: int, error: Exception) -> None:
-        """Halve the batch that did not fit into the memory, for so many ``waiting`` pieces."""
-        device, slots = self.encoder.model.device, min(self.batch_size, waiting)
-        if slots == 1:
-            raise UserError(
-                f"the memory of {device} does not hold one clip beside this model: "
-                "choose a smaller model, --precision fp16, or --device cpu"
-            ) from error
-        self.batch_size = slots // 2
-        self.log(f"out of memory on {device}: going on with --batch-size {self.batch_size}")
-
 
 def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
     pieces = [
@@ -216,29 +202,21 @@ def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
         for number, (start, end) in enumerate(cut_at_pauses(decoder.clips[clip]))
     ]
     count = Counter(piece.clip for piece in pieces)
-    decoded: dict[int, list[tuple[Piece, str, float, list[Candidate]]]] = defaultdict(list)
+    decoded: dict[int, list[tuple[Piece, str, float, list[Candidate]]]] = defaultdict(list)  # of each clip
     for piece, result, candidates in decoder.decode(pieces):
-        its_clip = decoded[piece.clip]
-        text = "" if decoder.is_silent(result) else result.text
-        its_clip.append((piece, text, result.temperature, candidates))
-        if len(its_clip) < count[piece.clip]:
+        parts = decoded[piece.clip]
+        parts.append((piece, result.text, result.temperature, candidates))
+        if len(parts) < count[piece.clip]:
             continue
-        del decoded[piece.clip]
-        in_order, texts, temperatures, found = zip(*sorted(its_clip, key=lambda each: each[0].number), strict=True)
-        recognized: list[RecognizedPiece] = []
+        parts = sorted(decoded.pop(piece.clip), key=lambda part: part[0].number)
+        found: list[RecognizedPiece] = []
         if decoder.recognizer:
-            chosen = decoder.recognizer.choose(found)
-            recognized = [
-                RecognizedPiece(
-                    part.start / SAMPLE_RATE,
-                    part.end / SAMPLE_RATE,
-                    candidate.heard if candidate else its_text,
-                    candidate,
-                )
-                for part, its_text, candidate in zip(in_order, texts, chosen, strict=True)
-            ]
-        text = " ".join(text for text in texts if text)
-        yield Transcript(piece.clip, text, max(temperatures), pieces=tuple(recognized))
+            chosen = decoder.recognizer.choose(candidates for *_, candidates in parts)
+            for (part, text, *_), candidate in zip(parts, chosen, strict=True):
+                heard = candidate.heard if candidate else text
+                found.append(RecognizedPiece(part.start / SAMPLE_RATE, part.end / SAMPLE_RATE, heard, candidate))
+        text = " ".join(text for _, text, *_ in parts if text)
+        yield Transcript(piece.clip, text, max(part[2] for part in parts), pieces=tuple(found))
 
 
 def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
@@ -253,19 +231,15 @@ def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
         next_windows = []
         for window, result, _ in decoder.decode(windows):
             clip, start = window.clip, window.start / SAMPLE_RATE
-            seconds = (window.end - window.start) / SAMPLE_RATE
-            segments, reached = read_segments(result.tokens, tokenizer, seconds)
-            if decoder.is_silent(result):
-                segments, reached = [], seconds
+            segments, reached = read_segments(result.tokens, tokenizer, (window.end - window.start) / SAMPLE_RATE)
             decoded[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
             temperatures[clip] = max(temperatures[clip], result.temperature)
             begin, length = window.start + round(reached * SAMPLE_RATE), len(clips[clip])
             if begin < length:
                 next_windows.append(Piece(clip, window.number + 1, begin, min(length, begin + N_SAMPLES)))
             else:
-                clip_segments = decoded.pop(clip)
-                text = " ".join(each.text for each in clip_segments)
-                yield Transcript(clip, text, temperatures[clip], tuple(clip_segments))
+                segments = decoded.pop(clip)
+                yield Transcript(clip, " ".join(each.text for each in segments), temperatures[clip], tuple(segments))
         windows = next_windows
 
 

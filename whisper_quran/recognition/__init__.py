@@ -25,8 +25,6 @@ def check_inputs(config: RecognitionConfig) -> list[Path]:
     """
     files: list[Path] = []
     for name in config.files:
-        if "://" in name:
-            raise UserError(f"{name} is a URL: download it, and give the file")
         path = Path(name)
         if not path.exists():
             raise UserError(f"no file or folder {printable(name)}: give recordings, or folders of them")
