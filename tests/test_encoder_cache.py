@@ -67,7 +67,7 @@ def test_the_encoder_leaves_memory_when_all_is_known(tmp_path, clips):
     assert encoder._encoder is None
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "grown", "gone", "folder"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "grown", "folder"])
 def test_damaged_entries_are_made_again(tmp_path, clips, damage):
     model = make_whisper()
     encoder = open_cache(tmp_path, model)
@@ -83,7 +83,7 @@ def test_damaged_entries_are_made_again(tmp_path, clips, damage):
         content += b"0"
     if damage == "folder":
         victim.mkdir()
-    elif damage != "gone":
+    else:
         victim.write_bytes(content)
     again = open_cache(tmp_path, model)
     assert torch.equal(encode(again, clips), whole)
@@ -144,13 +144,11 @@ def test_a_batch_cut_in_half_keeps_what_is_known_beside_its_clips():
 
 
 def test_a_run_is_the_same_with_it_and_without(run, tmp_path, encoded):
-    """Off; filled by this run; found there; some entries damaged; room for a few clips only: one result."""
+    """Off; filled by this run; found there, but for two damaged entries; space for a few clips only: one result."""
     results = []
-    for number, (setting, expected) in enumerate(
-        [("off", 35), ("auto", 14), ("auto", 0), ("auto", 2), ("0.000001", 35)]
-    ):
+    for number, (setting, expected) in enumerate([("off", 35), ("auto", 14), ("auto", 2), ("0.000001", 35)]):
         encoded.clear()
-        if number == 3:
+        if number == 2:
             for path in entries(tmp_path / "cache")[:2]:
                 path.write_bytes(b"damaged")
         cache = tmp_path / ("other" if setting == "0.000001" else "cache")
@@ -160,9 +158,3 @@ def test_a_run_is_the_same_with_it_and_without(run, tmp_path, encoded):
         assert sum(encoded) == expected  # 7 clips, in training and in validation: twice, and 3 times
         results.append(results_of(out))
     assert all(result == results[0] for result in results)
-
-
-@pytest.mark.parametrize("value", ["on", "-1", "0", "nan", "inf", ""])
-def test_a_setting_that_is_none_is_refused(run, tmp_path, value):
-    code, _, err = run("--out", tmp_path / "run", f"--encoder-cache={value}")
-    assert code == 2 and "--encoder-cache" in err and err.count("\n") == 1

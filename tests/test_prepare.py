@@ -11,17 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import EvaluationConfig, TrainingConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import open_corpus, select_ayat
 from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
-from whisper_quran.data.text import normalize, recited
-from whisper_quran.evaluation.evaluate import evaluate
 from whisper_quran.runtime.console import no_log
-from whisper_quran.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
@@ -134,15 +130,6 @@ def test_what_needs_no_audio_is_checked_before_torch_is_imported(config):
     assert "no ayah of A" in done.stderr and "it has surahs 112" in done.stderr and done.stdout == "False\n"
 
 
-def test_evaluation_answers_a_range_without_ayat_with_the_surahs_there_are(config, workshop):
-    asked = EvaluationConfig(
-        (str(workshop / "model.pt"),), data=config.data, reciters=("A",), cache=config.cache, surahs="1:3",
-        out=config.cache.with_name("out"), quiet=True,
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"no ayah of A in .*: it has surahs 112; .*--reciters$"):
-        evaluate(asked)
-
-
 def test_uthmani_spelling_is_told_once(config):
     path = config.data / "metadata" / "ayah_text_clear.csv"
     path.write_text("sorah,ayah,text\n" + "".join(f"112,{ayah},بِرَبِّ ٱلۡفَلَقِ ۝{ayah}\n" for ayah in range(1, 5)))
@@ -153,14 +140,6 @@ def test_uthmani_spelling_is_told_once(config):
         assert ayat[0].text == "بِرَبِّ ٱلۡفَلَقِ"
         assert sum("--normalize full" in line for line in told) == times
         assert sum("4 texts of" in line for line in told) == 1
-
-
-def test_texts_and_hypotheses_are_compared_and_taught_in_one_unicode_form():
-    composed, decomposed = "إياك أحد", "إياك أحد".replace("إ", "\u0627\u0655").replace("أ", "\u0627\u0654")
-    assert composed != decomposed
-    assert recited(decomposed) == composed
-    for normalization in ("none", "diacritics", "full"):
-        assert normalize(decomposed, normalization) == normalize(composed, normalization)
 
 
 def test_more_reciters_than_open_files(tmp_path):
@@ -186,17 +165,3 @@ def test_more_reciters_than_open_files(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "80"
-
-
-def test_what_is_random_depends_on_seed_epoch_and_index_alone():
-    from whisper_quran.data.batches import generator
-
-    drawn = {
-        (seed, epoch, index): tuple(torch.rand(4, generator=generator(seed, epoch, index)).tolist())
-        for seed in range(4)
-        for epoch in range(4)
-        for index in (0, 1, 2, 1000)
-    }
-    assert len(set(drawn.values())) == len(drawn)
-    torch.manual_seed(9)
-    assert tuple(torch.rand(4, generator=generator(3, 2, 1000)).tolist()) == drawn[3, 2, 1000]

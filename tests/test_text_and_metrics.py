@@ -47,6 +47,7 @@ def test_diacritics_turn_the_vocalised_text_into_the_clear_one_but_for_superscri
         ("بِـسْــمِ\u200b \u200fالله\u200e \ufeff", "بِسْمِ الله"),
         ("ﺑﺴﻢ ﷲ ﺍﻟﺮﺣﻤﻦ", "بسم الله الرحمن"),
         ("﷽", "بسم الله الرحمن الرحيم"),
+        ("\u0627\u0655ياك \u0627\u0654حد", "إياك أحد"),  # in NFC
         ("قلﱠ ﹷ", "قلَّ"),  # presentation forms of marks are written after a space
         ("کہف سُوۡرَۃٍ مِثۡلِہٖ عَلَی فِی عَلَیۡہِ", "كهف سُوۡرَةٍ مِثۡلِهٖ عَلَى فِي عَلَيۡهِ"),
         ("ٱلۡأَفۡـِٔدَةِ شَیۡـًٔا", "ٱلۡأَفۡئِدَةِ شَيۡئًا"),  # a hamza whose seat is a tatweel

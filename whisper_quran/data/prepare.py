@@ -11,7 +11,8 @@ from ..runtime.console import Log, printable
 from ..runtime.errors import UserError
 from .audio import NO_SPEECH
 from .audio_cache import AudioCache, default_cache, prepare_audio
-from .corpus import Ayah, Skipped, summary
+from .corpus import Ayah
+from .tables import Skipped, summary
 from .text import is_uthmani
 from .windows import Example, WindowMaker, build_examples
 

@@ -17,8 +17,9 @@ from whisper.tokenizer import Tokenizer
 from ..config import TrainingConfig
 from .audio import SAMPLE_RATE
 from .audio_cache import AudioCache
-from .corpus import Ayah, Skipped
+from .corpus import Ayah
 from .features import FRAME, frame_energy
+from .tables import Skipped
 from .text import target_tokens
 
 _QUIET = 1e-4  # relative to the loudest 10 ms (−40 dB): the leading and trailing frames below it are silence

@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE, AudioError, decode_file, header_seconds
-from ..data.corpus import AUDIO_EXTENSIONS, find_reciters, parse_surahs, read_text
+from ..data.corpus import find_reciters, parse_surahs, read_text
+from ..data.tables import AUDIO_EXTENSIONS
 from ..runtime.console import markdown_table, printable, progress_bar
 from ..runtime.errors import UserError
 from .sources import ALL, Key, ayat_of, spans

@@ -21,9 +21,10 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
-from ..data.corpus import Ayah, Corpus, Skipped, read_text, summary
+from ..data.corpus import Ayah, Corpus, read_text
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
 from ..data.prepare import decode_ayat
+from ..data.tables import Skipped, summary
 from ..data.text import count_diacritics, normalize
 from ..data.windows import Passage, join
 from ..decoding.long_audio import Transcript, transcribe_clips

@@ -24,7 +24,7 @@ from torch import nn
 
 from ..checkpoints.torch_file import write_torch_file
 from ..config import TrainingConfig
-from ..data.corpus import Skipped
+from ..data.tables import Skipped
 from ..runtime import __version__
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_size

@@ -18,9 +18,9 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
 from ..checkpoints.results import best_epoch, corpus_wer, results_table
 from ..config import EvaluationConfig, TrainingConfig
-from ..data.corpus import summary
 from ..data.encoder_cache import open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data
+from ..data.tables import summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, resume_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
