@@ -1,8 +1,7 @@
-"""What is published, and what it needs: the wheel, the sdist, their dependencies, and an unlucky environment."""
+"""What is published, and what it needs: the wheel, the sdist, their dependencies, and what the documentation names."""
 
 import ast
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import whisper_quran
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["whisper_quran", "tests", "benchmarks", ".ci", *(path.name for path in ROOT.iterdir() if path.is_file())]
+SOURCES = ["whisper_quran", "tests", "benchmarks", "docs", ".ci", *(path.name for path in ROOT.iterdir() if path.is_file())]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_the_sdist_holds_what_it_takes_to_build_and_to_test(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames()}
-    written = {f"{folder}/{p.name}" for folder in ("tests", "benchmarks") for p in (ROOT / folder).glob("*.*")}
+    written = {f"{folder}/{p.name}" for folder in ("tests", "benchmarks", "docs") for p in (ROOT / folder).glob("*.*")}
     top = {"pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py", "convert.py", ".gitignore", "PKG-INFO"}
     assert names == files_of_the_package() | written | top | {"constraints.txt"}
 
@@ -117,47 +116,22 @@ def test_an_older_python_gets_one_line(command):
         ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-
-from whisper_quran.data.audio_cache import prepare_audio
-
-odd, cache = map(Path, sys.argv[1:])
-recordings = prepare_audio({"odd": sorted(path for path in odd.iterdir() if path.is_file())}, cache, workers=2)
-print("decoded", *sorted(Path(path).name for path in recordings.clips))
-"""
+COMMANDS = ("train.py", "evaluate.py", "convert.py", "-m whisper_quran.recognize", "-m whisper_quran.download")
+TORCHRUN = {"--standalone", "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--max-restarts"}
 
 
-@pytest.mark.slow
-def test_a_torchaudio_that_cannot_be_imported_leaves_the_work_to_ffmpeg(quran, tmp_path):
-    """pip pairs torch 2.13 with torchaudio 2.11, the newest there is; then ``import torchaudio`` fails."""
-    python = tmp_path / "env" / "bin" / "python"
-    links = ["--find-links", os.environ["PIP_FIND_LINKS"]] if os.environ.get("PIP_FIND_LINKS") else []
-    install = ["uv", "pip", "install", "--quiet", "--python", str(python)]
-    for command in (
-        ["uv", "venv", "--quiet", "--python", sys.executable, str(tmp_path / "env")],
-        [*install, *links, "torch==2.13.0", "soundfile", "numpy", "tqdm"],
-        [*install, "--no-deps", "torchaudio==2.11.0"],
-    ):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"no environment with torch 2.13: {error}")
-        if done.returncode:
-            pytest.skip(f"no environment with torch 2.13: {done.stderr}")
-    command = [str(python), "-c", PREPARE, str(quran / "odd"), str(tmp_path / "cache")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    decoded = next(line for line in done.stdout.splitlines() if line.startswith("decoded ")).split()[1:]
-    assert decoded == [
-        "001000_basmala.mp3",
-        "damaged_frames.mp3",
-        "jfk_english_44kHz.flac",
-        "mono_8kHz.mp3",
-        "stereo_48kHz.mp3",
-        "truncated.mp3",
-    ]
-    said = [line for line in (done.stdout + done.stderr).splitlines() if "torchaudio cannot be imported (" in line]
-    assert len(said) == 1 and "ffmpeg" in said[0], said
+def test_what_the_documentation_names_exists():
+    """Options, in a command's help, in a benchmark or in torchrun; and files that are linked or said to be run."""
+    named = re.compile(r"(?<![\w-])--[a-z][\w-]+")
+    known = set(TORCHRUN)
+    for command in COMMANDS:
+        done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True)
+        known |= set(named.findall(done.stdout))
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(named.findall(script.read_text(encoding="utf-8")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"):
+        text = page.read_text(encoding="utf-8")
+        assert set(named.findall(text)) <= known, page.name
+        linked = {page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+        linked |= {ROOT / script for script in re.findall(r"benchmarks/\w+\.py", text)}
+        assert [path for path in linked if not path.exists()] == [], page.name

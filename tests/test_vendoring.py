@@ -1,6 +1,6 @@
 """The package inside somebody else's project: copied, renamed, used from a script and from a notebook.
 
-The code that is tried is the README's own example, so that what newcomers paste is what works.
+The code that is tried is docs/api.md's own example, so that what newcomers paste is what works.
 """
 
 import ast
@@ -22,9 +22,8 @@ PACKAGE = ROOT / "whisper_quran"
 
 
 def example() -> str:
-    """The first Python code under the README's heading of that name."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## In your own code\n")[1].split("\n## ")[0]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    """The Python code of docs/api.md."""
+    return re.search(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)[1]
 
 
 @pytest.fixture
