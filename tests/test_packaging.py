@@ -17,7 +17,8 @@ import pytest
 import whisper_quran
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["whisper_quran", "tests", "benchmarks", "docs", ".ci", *(path.name for path in ROOT.iterdir() if path.is_file())]
+FOLDERS = ("whisper_quran", "tests", "benchmarks", "docs", ".ci")
+SOURCES = [*FOLDERS, *(path.name for path in ROOT.iterdir() if path.is_file())]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ The dependency group ``peers``; each test is skipped where its library is missin
 import collections
 import csv
 import functools
-import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -94,13 +92,10 @@ def lightning_module(model: torch.nn.Module, hyper_parameters: dict[str, object]
     return FineTuning()
 
 
-@pytest.mark.parametrize("weights_only", [False, True])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision, weights_only", [("32-true", False), ("bf16-mixed", True)])
 def test_a_lightning_checkpoint_whose_notebook_is_gone(
     precision: str, weights_only: bool, notebook: types.ModuleType, tmp_path: Path
 ) -> None:
-    if precision == "16-mixed" and not torch.cuda.is_available():
-        pytest.skip("Lightning trains in 16-mixed on a GPU only")
     model = small_whisper()
     hyper_parameters = {
         "config": notebook.Config(5e-4, Path("/kaggle/input")),
@@ -114,8 +109,7 @@ def test_a_lightning_checkpoint_whose_notebook_is_gone(
         "activation": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
         "reciters": {"Husary", "Minshawy"},
     }
-    accelerator = "gpu" if precision == "16-mixed" else "cpu"
-    trainer = fit(lightning_module(model, hyper_parameters), tmp_path, precision=precision, accelerator=accelerator)
+    trainer = fit(lightning_module(model, hyper_parameters), tmp_path, precision=precision)
     path = tmp_path / "last.ckpt"
     trainer.save_checkpoint(path, weights_only=weights_only)
     del sys.modules["notebook"]
@@ -123,7 +117,7 @@ def test_a_lightning_checkpoint_whose_notebook_is_gone(
         with pytest.raises(Exception, match=r"weights_only|notebook"):
             torch.load(path, weights_only=safe)
     loaded = load_checkpoint(path)
-    assert same_weights(loaded, model.cpu())
+    assert same_weights(loaded, model)
     assert not same_weights(loaded, small_whisper()), "two steps have trained it"
     assert read_checkpoint(path).left_out == ("loss.weight",)
     convert(path, tmp_path / "model.pt", to="openai", dtype="fp32")
@@ -140,42 +134,6 @@ def test_a_lightning_checkpoint_of_a_compiled_whisper_with_a_frozen_encoder(tmp_
         in torch.load(tmp_path / "compiled.ckpt", weights_only=True)["state_dict"]
     )
     assert same_weights(load_checkpoint(tmp_path / "compiled.ckpt"), model)
-
-
-def test_a_lightning_checkpoint_of_two_processes(tmp_path: Path) -> None:
-    """DistributedDataParallel over gloo; Lightning starts the second process by running this file again."""
-    pytest.importorskip("pytorch_lightning")
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    expected = torch.load(tmp_path / "expected.pt", weights_only=True)
-    assert "module.model.encoder.conv1.weight" in torch.load(tmp_path / "wrapped.pt", weights_only=True)
-    for name in ("ddp.ckpt", "wrapped.pt"):
-        loaded = load_checkpoint(tmp_path / name).state_dict()
-        assert loaded.keys() == expected.keys()
-        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
-
-
-def train_in_two_processes(folder: Path) -> None:
-    from pytorch_lightning.strategies import DDPStrategy
-
-    class Saving(DDPStrategy):
-        """Saves what is wrapped as well, as a plain training loop does that forgets to take its model out."""
-
-        def teardown(self) -> None:
-            if self.is_global_zero:
-                torch.save(self.model.state_dict(), folder / "wrapped.pt")
-            super().teardown()
-
-    model = small_whisper()
-    model.alignment_heads = model.alignment_heads.to_dense()  # gloo knows no sparse tensors
-    trainer = fit(lightning_module(model, {}), folder, devices=2, strategy=Saving(process_group_backend="gloo"))
-    trainer.save_checkpoint(folder / "ddp.ckpt")
-    if trainer.is_global_zero:
-        torch.save(model.state_dict(), folder / "expected.pt")
 
 
 @pytest.fixture(scope="session")
@@ -369,7 +327,7 @@ def test_faster_whisper_transcribes_as_with_the_real_folder(
     assert texts[:2] == texts[2:] and "الحمد لله" in texts[0][0][0]
 
 
-@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51865, 80), (51866, 128)])
+@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51866, 128)])
 def test_faster_whisper_computes_what_whisper_does(
     n_vocab: int, n_mels: int, open_faster_whisper: Callable[[Path], Any], quran: Path, tmp_path: Path
 ) -> None:
@@ -379,8 +337,9 @@ def test_faster_whisper_computes_what_whisper_does(
     convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp32")
     ours = load_checkpoint(tmp_path / "model.pt")
     theirs = open_faster_whisper(tmp_path / "ct2")
+    decode_audio = pytest.importorskip("faster_whisper.audio").decode_audio
     assert theirs.model.is_multilingual == (n_vocab > 51864) and theirs.feature_extractor.mel_filters.shape[0] == n_mels
-    audio = whisper.load_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
+    audio = decode_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
     mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), n_mels)
     with torch.no_grad():
         expected = ours.encoder(mel[None])
@@ -393,7 +352,3 @@ def test_faster_whisper_computes_what_whisper_does(
     (result,) = theirs.model.generate(theirs.encode(mel.numpy()), [prompt], beam_size=1, max_length=60)
     decoded = whisper.decode(ours, mel, options).tokens
     assert len(decoded) > 2 and result.sequences_ids[0][:20] == decoded
-
-
-if __name__ == "__main__":
-    train_in_two_processes(Path(sys.argv[1]))
