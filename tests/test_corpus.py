@@ -112,7 +112,7 @@ def test_a_range_of_surahs_that_is_none_is_refused(text):
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="it is no folder"):
+    with pytest.raises(UserError, match="no folder"):
         open_corpus(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no recitations"):
         open_corpus(tmp_path)
@@ -126,11 +126,11 @@ def test_missing_folders_are_named(tmp_path):
     ("given", "says"),
     [
         ("whole/audio", "has no text, but the folder it is in has: give --data .*/whole$"),
-        ("whole/audio/R", "it holds the recordings themselves: give --data .*/whole$"),
+        ("whole/audio/R", "is the folder of one reciter: give --data .*/whole$"),
         ("surahs", "R/112.mp3 is a whole surah: cut it into a file an ayah"),
         ("dashes", "R/112-1.mp3 is audio not named SSSAAA: rename it to 112001.mp3"),
         ("packed", "R.zip is an archive: unpack it"),
-        ("packed/R.zip", "no recitations in --data .*R.zip: it is an archive: unpack it"),
+        ("packed/R.zip", "R.zip is an archive: unpack it, and give the folder"),
         ("hidden", "no recitations in .*hidden: expected"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
 
 
 BAD = [
-    (["--data", "{tmp}/nowhere"], "{tmp}/nowhere: it is no folder"),
+    (["--data", "{tmp}/nowhere"], "no folder {tmp}/nowhere"),
     (["--data", "{tmp}"], "no recitations in {tmp}"),
     (["--text", "{tmp}/none.csv"], "no file {tmp}/none.csv"),
     (["--text", "{tmp}/columns.csv"], "lacks the columns"),
@@ -184,7 +184,7 @@ def test_the_command_line_itself(tmp_path):
     help = train("--help")
     assert help.returncode == 0 and "--train-reciters" in help.stdout and "--demo" in help.stdout
     wrong = train("--data", "nowhere")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: no recitations in --data nowhere"), wrong.stderr
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: no folder nowhere"), wrong.stderr
     assert len(wrong.stderr.splitlines()) == 1
 
 

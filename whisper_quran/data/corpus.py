@@ -123,7 +123,7 @@ def open_corpus(
     try:
         reciters = find_reciters(data) if data.is_dir() else {}
         if not reciters:
-            raise UserError(f"no recitations in --data {data}: {_no_recitations(data)}")
+            raise UserError(_no_recitations(data))
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if text is None and not default_text(data).exists() and default_text(data.parent).is_file():
@@ -133,20 +133,23 @@ def open_corpus(
 
 
 def _no_recitations(data: Path) -> str:
-    """Return what to do about a path without a reciter's folder of audio files SSSAAA."""
-    expected = "expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
+    """Return what a path is that has no reciter's folder of audio files SSSAAA, and what to do about it."""
+    layout = "audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
     if not data.is_dir():
         if data.suffix.lower() in ARCHIVES:
-            return "it is an archive: unpack it, and give the folder"
-        return f"it is {'a file, no folder (a table is a --manifest)' if data.exists() else 'no folder'}: {expected}"
+            return f"{data} is an archive: unpack it, and give the folder as --data"
+        if data.exists():
+            return f"{data} is a file: --data takes a folder that holds {layout}, and --manifest a table"
+        return f"no folder {data}: point --data at one that holds {layout}"
+    found = f"no recitations in {data}"
     if any(map(ayah_of, data.iterdir())):
-        parent = data.absolute().parent
-        return f"it holds the recordings themselves: give --data {parent.parent if parent.name == 'audio' else parent}"
+        above = data.absolute().parent
+        return f"{data} is the folder of one reciter: give --data {above.parent if above.name == 'audio' else above}"
     for folder in (data / "audio", data, *data.glob("audio/[!.]*"), *data.glob("[!.]*")):
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
             if is_audio(file) or file.suffix.lower() in ARCHIVES:
-                return f"{file} is {_misnamed(file) if is_audio(file) else 'an archive: unpack it'}"
-    return expected
+                return f"{found}: {file} is {_misnamed(file) if is_audio(file) else 'an archive: unpack it'}"
+    return f"{found}: expected {layout}"
 
 
 def default_text(data: Path) -> Path:

@@ -20,6 +20,7 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
 from ..data.corpus import read_text
+from ..data.tables import summary
 from ..data.text import letters, normalize
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
@@ -114,7 +115,10 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
     """
     files = check_inputs(config)
-    quran = Quran(read_text(config.text)[0])
+    texts, skipped = read_text(config.text, log)
+    if skipped:
+        log(f"left out of the text: {summary(skipped)}")
+    quran = Quran(texts)
     device, _ = choose_device(config.device)
     model = load_checkpoint(config.model, device)
     recognizer = Recognizer(quran, device, alignment_heads(model))
