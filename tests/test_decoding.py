@@ -115,17 +115,11 @@ def test_a_batch_says_what_whisper_says_of_each_clip(model, mel, features, expec
     ("slots", "batch", "stride"), [(16, 4, 1), (5, 2, 8), (1, 1, 8)], ids=["a quarter", "odd", "one by one"]
 )
 def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expected, slots, batch, stride):
-    """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks."""
+    """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks. Nor on what was left half way."""
     decoder = BatchDecoder(model, slots, sample_len=224)
     decoder.stride = stride
+    next(decoder.decode(features.split(batch)))
     assert_same(decode(decoder, features, batch), expected)
-
-
-def test_a_decoder_can_be_used_again_even_after_it_was_left_half_way(model, features, expected):
-    decoder = BatchDecoder(model, 8, sample_len=224)
-    next(decoder.decode(features.split(4)))
-    for _ in range(2):
-        assert_same(decode(decoder, features, 4), expected)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +311,11 @@ def length_of(clip: int) -> int:
     return 3 + clip * 7 % 11
 
 
-@pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
-def test_rules_hold_slot_by_slot_and_step_by_step(model, features, slots, stride):
+def test_rules_hold_slot_by_slot_and_step_by_step(model, features):
     """Its state moves with the clips when they are gathered, and begins anew with each."""
-    decoder = BatchDecoder(model, slots)
-    decoder.rules = Counting(slots, decoder.device)
-    decoder.stride = stride
+    decoder = BatchDecoder(model, 5)
+    decoder.rules = Counting(5, decoder.device)
+    decoder.stride = 8
     results = decode(decoder, features)
     for clip in range(len(features)):
         assert results[clip].tokens == list(range(1001, 1001 + length_of(clip)))
@@ -347,11 +340,10 @@ class Looping(Counting):
         logits.fill_(-torch.inf).scatter_(1, allowed[:, None], 0.0)
 
 
-@pytest.mark.parametrize(("slots", "stride"), [(16, 1), (5, 8)])
-def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, features, slots, stride):
-    decoder = BatchDecoder(model, slots, stop_loops=True)
-    decoder.rules = Looping(slots, decoder.device)
-    decoder.stride = stride
+def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, features):
+    decoder = BatchDecoder(model, 5, stop_loops=True)
+    decoder.rules = Looping(5, decoder.device)
+    decoder.stride = 8
     results = decode(decoder, features)
     for clip in range(len(features)):
         tokens = results[clip].tokens

@@ -83,7 +83,7 @@ def test_prefaces_are_spelled_as_the_text_is(texts):
         assert Quran(texts[name]).prefaces == [istiadha, basmala, f"{istiadha} {basmala}"]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_nearest_spans_are_those_of_a_slow_search_the_nearest_first(seed):
     """All spans of small texts, with and without each preface, against what was heard."""
     rng = random.Random(seed)

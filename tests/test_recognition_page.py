@@ -13,7 +13,7 @@ from conftest import HOSTILE, assert_nothing_ran, wait_until
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.evaluation.word_errors import align
-from whisper_quran.recognition.page import write_recitations
+from whisper_quran.recognition.output import write_page
 from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition
 
 BASMALA, IKHLAS = "بسم الله الرحمن الرحيم", ("قل هو الله أحد", "الله الصمد")
@@ -44,7 +44,7 @@ def open_recitations(open_page: Callable[..., Any], tmp_path: Path) -> Callable[
             path.parent.mkdir(exist_ok=True)
             soundfile.write(path, np.sin(np.arange(SECONDS * SAMPLE_RATE) / 8), SAMPLE_RATE, format="MP3")
             found.append(Recognition(str(path), SECONDS, name == "cut.mp3", heard, (recitation,) if recitation else ()))
-        write_recitations(config, found)
+        write_page(config, found)
         if config.embed_audio:
             shutil.rmtree(tmp_path / "audio")
         return open_page(

@@ -27,8 +27,8 @@ from whisper_quran.decoding.long_audio import RecognizedPiece, Transcript
 from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, Span
 from whisper_quran.decoding.word_times import alignment_heads, letter_times, token_starts, word_times
 from whisper_quran.recognition import check_results, recitations
+from whisper_quran.recognition.output import subtitles
 from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition, is_likely
-from whisper_quran.recognition.written import subtitles
 from whisper_quran.recognize import main
 from whisper_quran.runtime.errors import UserError
 
@@ -217,16 +217,16 @@ def test_what_was_done_is_kept_when_something_ends_the_run(transcribed, capsys):
     assert "112:1" in Path("x.srt").read_text(encoding="utf-8") and "x.wav" in Path("page.html").read_text()
 
 
-def test_one_file_of_subtitles_that_cannot_be_written_loses_no_other(transcribed, capsys):
-    """Its name is too long for a file system with more letters to it; an existing file is kept."""
-    for name in ("a" * 251, "mine", "z"):
-        Path(f"{name}.wav").write_bytes(Path("x.wav").read_bytes())
+def test_subtitles_that_cannot_be_written_lose_no_others(transcribed, capsys):
+    """Two of one long name would need a longer one; an existing file is kept."""
+    long = ["a" * 250 + ending for ending in (".wav", ".mp3")]
+    for name in (*long, "mine.wav", "z.wav"):
+        Path(name).write_bytes(Path("x.wav").read_bytes())
     Path("mine.srt").write_text("mine")
-    long = f"{'a' * 251}.wav"
-    with pytest.raises(UserError, match="1 of 3 recordings have no subtitles"):
-        transcribed(long, "mine.wav", "z.wav", "--srt")
+    with pytest.raises(UserError, match="2 of 4 recordings have no subtitles"):
+        transcribed(*long, "mine.wav", "z.wav", "--srt")
     said = capsys.readouterr().err
-    assert f"{long}: no subtitles: " in said and "mine.srt is there already" in said and "subtitles: z.srt" in said
+    assert said.count(": no subtitles: ") == 2 and "mine.srt is there already" in said and "subtitles: z.srt" in said
     assert Path("mine.srt").read_text() == "mine" and Path("z.srt").exists()
 
 
@@ -259,9 +259,8 @@ def test_letters_that_are_pronounced_by_name_are_right(quran):
         ("ألف لام ميم ذلك الكتاب لا عيب فيه هدى للمتقين", "=4 ~عيب"),
         ("كاف هاء ياء عين صاد", ""),
     ):
-        match = recognizer.index.nearest(heard)[0]
         times = tuple((letter, i / 2, i / 2 + 0.5) for i, letter in enumerate(letters(heard)))
-        candidate = Candidate(**vars(match), heard=heard, log_probability=-1.0, free_log_probability=-1.0, times=times)
+        candidate = replace(recognizer.index.nearest(heard)[0], times=times)
         transcript = Transcript(0, heard, 0.0, pieces=(RecognizedPiece(0.0, 9.0, heard, candidate),))
         (recitation,) = recitations._recognition(Path("x"), audio, transcript, recognizer).recitations
         assert recitation.edits == edits

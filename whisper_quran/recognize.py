@@ -28,9 +28,8 @@ def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
     subtitles = check_results(config, check_inputs(config))
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
-    from .recognition.page import write_recitations
+    from .recognition.output import describe, write_page, write_subtitles
     from .recognition.recitations import recognize
-    from .recognition.written import describe, write_subtitles
 
     found, unwritten = [], 0
     try:
@@ -46,7 +45,7 @@ def main() -> None:
                     unwritten += 1
     finally:  # whatever ends it, the page has what was done
         if config.html and found:
-            write_recitations(config, found, log)
+            write_page(config, found, log)
     if unwritten:
         raise UserError(f"{unwritten} of {len(found)} recordings have no subtitles: see above")
 

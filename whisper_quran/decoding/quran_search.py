@@ -145,11 +145,20 @@ def _prefaces(texts: Mapping[tuple[int, int], str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Match:
-    """A span, the preface that was said before it ("" if none), and their edit distance (letters) to what was heard.
+class Candidate:
+    """A span that may have been said, after a preface ("" if none), and how near it is to what was heard.
 
-    ``cost`` is this distance, plus BREAK for each end of the span that is inside an ayah. ``letters`` are those of each
-    word of the preface and the span, as it is pronounced.
+    A text sampled at a high temperature is near to short spans by chance, so it counts as evidence of them only as far
+    as it is likely.
+
+    Attributes:
+        letters: of each word of the preface and the span, as it is pronounced.
+        distance: the edit distance of these letters to what was heard.
+        cost: the distance, plus BREAK for each end of the span that is inside an ayah.
+        heard: the text decoded without constraint.
+        log_probability: the model's, of the words of the span.
+        free_log_probability: the model's, of what was heard.
+        times: when the letters that were heard were said, if the recognizer finds that.
     """
 
     span: Span
@@ -157,11 +166,15 @@ class Match:
     letters: tuple[str, ...]
     distance: int
     cost: int
+    heard: str
+    log_probability: float = 0.0
+    free_log_probability: float = 0.0
+    times: tuple[LetterTime, ...] = ()
 
     @property
-    def confidence(self) -> float:
-        """The share of its letters that were heard, 0 to 1, less what was heard besides."""
-        return max(0.0, 1 - self.distance / max(1, sum(map(len, self.letters))))
+    def weight(self) -> float:
+        """Its score without regard to the pieces before and after it."""
+        return self.log_probability + self.free_log_probability - _LETTER * self.cost
 
 
 class LetterIndex:
@@ -201,7 +214,7 @@ class LetterIndex:
         breaks = [quran.breaks(Span(surah, 0, number)) for surah, number in self.words]
         self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * BREAK
 
-    def nearest(self, heard: str, margin: int = 0) -> list[Match]:
+    def nearest(self, heard: str, margin: int = 0) -> list[Candidate]:
         """Return the spans nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
 
         Letters that the Qur'an has not count as heard, too; digits do not: they number ayat. There are none if no span
@@ -214,17 +227,16 @@ class LetterIndex:
         costs = self._distances(query)[self.end_places] + self.end_costs
         least, lasts = (each.tolist() for each in costs.topk(min(_MOST_ENDS, len(costs)), largest=False))
         limit = min([len(query), *(Levenshtein.distance(each, query) for each in self.apart)]) - 1
-        matches: list[Match] = []
+        found: list[Candidate] = []
         for cost, last in zip(least, lasts, strict=True):
             if cost > limit:
                 break
-            found = list(self._spans_to(last, query, limit))
-            matches += found
-            limit = min([limit, *(match.cost + margin for match in found)])
-        nearest: dict[Span, Match] = {}  # one that is not pronounced as it is written may be found twice
-        for match in sorted(matches, key=lambda each: (each.cost, each.span)):
-            if match.cost <= limit:
-                nearest.setdefault(match.span, match)
+            found += self._spans_to(last, heard, query, limit)
+            limit = min([limit, *(each.cost + margin for each in found)])
+        nearest: dict[Span, Candidate] = {}  # one that is not pronounced as it is written may be found twice
+        for each in sorted(found, key=lambda each: (each.cost, each.span)):
+            if each.cost <= limit:
+                nearest.setdefault(each.span, each)
         return list(nearest.values())
 
     def _distances(self, query: str) -> Tensor:
@@ -258,8 +270,8 @@ class LetterIndex:
         near = [min(Levenshtein.distance(query[:i], each) for each in self.prefaces) for i in lengths[:longest]]
         return [*near, *[_FAR] * (len(query) - len(near))]
 
-    def _spans_to(self, last: int, query: str, limit: int) -> Iterator[Match]:
-        """Yield the spans up to the word ``last`` that cost at most ``limit``."""
+    def _spans_to(self, last: int, heard: str, query: str, limit: int) -> Iterator[Candidate]:
+        """Yield the spans up to the word ``last`` that cost at most ``limit``; ``query`` are the letters ``heard``."""
         end, (surah, number) = self.ends[last], self.words[last]
         earliest = bisect_left(self.starts, end - len(query) - limit)
         for first in range(max(earliest, self.first[last]), last + 1):
@@ -271,28 +283,7 @@ class LetterIndex:
             if cost <= limit:
                 preface = self.prefaces[spelled]
                 said = [self.text[self.starts[word] : self.ends[word]] for word in range(first, last + 1)]
-                yield Match(span, preface, (*map(letters, preface.split()), *said), distance, cost)
-
-
-@dataclass(frozen=True)
-class Candidate(Match):
-    """A span that may have been said.
-
-    ``heard`` is the text decoded without constraint, ``free_log_probability`` the model's log-probability of it, and
-    ``log_probability`` that of the span's words. A text sampled at a high temperature is near to short spans by chance,
-    so it counts as evidence of them only as far as it is likely. ``times`` are those of the letters that were heard, if
-    the recognizer finds them.
-    """
-
-    heard: str
-    log_probability: float
-    free_log_probability: float
-    times: tuple[LetterTime, ...] = ()
-
-    @property
-    def weight(self) -> float:
-        """Its score without regard to the pieces before and after it."""
-        return self.log_probability + self.free_log_probability - _LETTER * self.cost
+                yield Candidate(span, preface, (*map(letters, preface.split()), *said), distance, cost, heard)
 
 
 class Recognizer:
@@ -319,11 +310,10 @@ class Recognizer:
         score_of = dict(zip(distinct, scores, strict=True))
         times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
         return [
-            Candidate(**vars(each), heard=heard, log_probability=score_of[text], free_log_probability=log_probability,
-                      times=times)
+            replace(each, log_probability=score_of[text], free_log_probability=log_probability, times=times)
             for each, text in zip(nearest, texts, strict=True)
             if text in score_of
-        ]  # fmt: skip
+        ]
 
     def choose(self, pieces: Iterable[Sequence[Candidate]]) -> list[Candidate | None]:
         """Choose a candidate for each of the ``pieces`` of a recording, in order; None for those that have none."""
@@ -383,13 +373,13 @@ class Recognizer:
         distance = Levenshtein.distance("".join(its_letters), heard)
         return replace(candidate, span=span, letters=its_letters, distance=distance)
 
-    def words(self, match: Match) -> list[str]:
-        """Return the words of ``match``, its preface's first."""
-        return [*match.preface.split(), *self.quran.words(match.span)]
+    def words(self, candidate: Candidate) -> list[str]:
+        """Return the words of ``candidate``, its preface's first."""
+        return [*candidate.preface.split(), *self.quran.words(candidate.span)]
 
-    def join_words(self, found: Iterable[Match]) -> str:
+    def join_words(self, found: Iterable[Candidate]) -> str:
         """Return the words of all ``found``, joined by spaces."""
-        return " ".join(word for match in found for word in self.words(match))
+        return " ".join(word for each in found for word in self.words(each))
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:

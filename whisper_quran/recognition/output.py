@@ -1,11 +1,12 @@
-"""The page of recognised recordings: each with its ayat; it plays them and marks the word being recited.
+"""Recognised recordings as text, as subtitles, and as a page that plays them and marks the word being recited.
 
-It is built like the report of an evaluation (:mod:`..evaluation.pages`), with ``page.html``, ``page.css`` and
+The page is built like the report of an evaluation (:mod:`..evaluation.pages`), with ``page.html``, ``page.css`` and
 ``page.js`` beside this file.
 """
 
+import textwrap
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -15,18 +16,97 @@ from ..config import RecognitionConfig
 from ..data.audio import AudioError, decode_file
 from ..data.corpus import SURAHS
 from ..data.text import normalize
+from ..evaluation import pages
 from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
-from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts, write_page
+from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts
 from ..runtime import __version__
 from ..runtime.console import Log, format_duration, format_size, percent, printable
-from ..runtime.files import make_folder
+from ..runtime.files import atomic_write, make_folder
 from .recitations import Recitation, RecitedWord, Recognition
-from .written import ayah_numbers
 
+_CUE_SECONDS, _CUE_LINES, _CUE_WIDTH = 7.0, 2, 42  # of a subtitle, at most
 _SOUND_ALIKE = ("marks", "spelling")  # kinds of error that do not change the sound
 
 
-def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], log: Log = print) -> None:
+def describe(recognition: Recognition) -> str:
+    """Return the lines printed for a recording."""
+    lines = [f"{printable(recognition.file)} ({format_duration(recognition.seconds)})"]
+    for each in recognition.recitations:
+        place = f"surah {each.surah}, ayah {ayah_numbers(each)}"
+        lines.append(f"  سورة {SURAHS[each.surah - 1]}: {place}, confidence {percent(each.confidence)}")
+        for ayah in each.ayat:
+            lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
+        if each.edits:
+            lines.append(f"  heard:  {each.heard}")
+    if recognition.recitations:
+        for other in recognition.others:
+            lines.append(f"  {_clock(other.start)} – {_clock(other.end)}  not the Qur'an. Heard: {other.heard}")
+    else:
+        lines.append(f"  not the Qur'an. Heard: {recognition.heard or 'nothing'}")
+    return "\n".join(lines)
+
+
+def ayah_numbers(recitation: Recitation) -> str:
+    """Return the numbers of its ayat: ``"1 to 4"``, or ``"255"``."""
+    first, last = recitation.ayat[0].ayah, recitation.ayat[-1].ayah
+    return f"{first} to {last}" if first < last else f"{first}"
+
+
+def subtitles(recognition: Recognition) -> str:
+    """Return the ayat of a recording in the SubRip format; an ayah has several cues if it is long."""
+    blocks: list[str] = []
+    for recitation in recognition.recitations:
+        for ayah in recitation.ayat:
+            place = f"({recitation.surah}:{ayah.ayah})"
+            for words in _cues(ayah.words, place):
+                start, end = words[0].start, min(words[-1].end, words[0].start + _CUE_SECONDS)
+                times = " --> ".join(_clock(time, whole=True).replace(".", ",") for time in (start, end))
+                blocks.append(f"{len(blocks) + 1}\n{times}\n" + "\n".join(_wrapped(words, place)) + "\n")
+    return "\n".join(blocks)
+
+
+def _cues(words: Sequence[RecitedWord], place: str) -> Iterator[list[RecitedWord]]:
+    """Divide ``words`` into cues, with as many words as fit into the time and the lines of each."""
+    cue: list[RecitedWord] = []
+    for word in words:
+        longer = [*cue, word]
+        if cue and (word.end - cue[0].start > _CUE_SECONDS or len(_wrapped(longer, place)) > _CUE_LINES):
+            yield cue
+            longer = [word]
+        cue = longer
+    yield cue
+
+
+def _wrapped(words: Sequence[RecitedWord], place: str) -> list[str]:
+    return textwrap.wrap(" ".join([*(word.text for word in words), place]), _CUE_WIDTH)
+
+
+def write_subtitles(recognition: Recognition, path: Path, log: Log = print) -> None:
+    """Write :func:`subtitles` to ``path``, and log that. An existing file is kept, and a line is logged.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    name = printable(str(path))
+    if path.exists():
+        log(f"{name} is there already: not written")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(subtitles(recognition))
+    log(f"subtitles: {name}")
+
+
+def _clock(seconds: float, whole: bool = False) -> str:
+    """Write a time as mm:ss.s, or ``whole`` as hh:mm:ss.mmm."""
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds, 60_000)
+    if whole:
+        return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"
+    return f"{minutes:02}:{rest // 1000:02}.{rest % 1000 // 100}"
+
+
+def write_page(config: RecognitionConfig, found: Sequence[Recognition], log: Log = print) -> None:
     """Write the page ``config.html`` of the recordings ``found``, with links to their audio, or the audio embedded.
 
     Raises:
@@ -40,7 +120,7 @@ def write_recitations(config: RecognitionConfig, found: Sequence[Recognition], l
         addresses = [_embedded(each.file) for each in found]
     else:
         addresses = [[relative_address(Path(each.file), folder)] for each in found]
-    write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, addresses))
+    pages.write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, addresses))
     log(f"to look into, and to listen to: {config.html}")
 
 
