@@ -115,7 +115,7 @@ def test_a_batch_says_what_whisper_says_of_each_clip(model, mel, features, expec
     ("slots", "batch", "stride"), [(16, 4, 1), (5, 2, 8), (1, 1, 8)], ids=["a quarter", "odd", "one by one"]
 )
 def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expected, slots, batch, stride):
-    """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks. Nor on what was left half way."""
+    """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks. Nor on what was left."""
     decoder = BatchDecoder(model, slots, sample_len=224)
     decoder.stride = stride
     next(decoder.decode(features.split(batch)))
