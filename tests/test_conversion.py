@@ -1,6 +1,9 @@
 """`convert.py` carries every tensor over as it is, bit for bit, and replaces nothing that it should not."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import small_whisper
 from whisper.model import ModelDimensions, Whisper
 
-import convert as command
+import convert as command_module
 from whisper_quran.checkpoints import checkpoint, huggingface
 from whisper_quran.checkpoints.checkpoint import (
     huggingface_name,
@@ -132,7 +135,7 @@ def test_heads_come_from_config_json(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "hf").dims == model.dims
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "num_mel_bins": 128}))
-    with pytest.raises(UserError, match="contradicts itself: n_mels is 80"):
+    with pytest.raises(UserError, match="contradicts itself: its tensors have n_mels 80"):
         load_checkpoint(tmp_path / "hf")
 
 
@@ -193,7 +196,7 @@ def run(*arguments: object) -> str | None:
     """Run the command line and return its refusal, or None."""
     sys.argv = ["convert.py", *map(str, arguments)]
     try:
-        command.main()
+        command_module.main()
     except UserError as error:
         return str(error)
     return None
@@ -266,6 +269,65 @@ def test_a_conversion_that_fails_half_way_leaves_dest_alone(
         run(saved, dest, "--to", to, "--force", "--dtype", "fp32")
     assert snapshot(dest) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "model.pt"]
+
+
+KILLED = """
+import os, signal, sys
+import convert
+from whisper_quran.checkpoints import convert as module
+
+moment, *arguments = sys.argv[1:]
+replace, calls = module._replace_folder, []
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "before":
+    module._replace_folder = kill
+elif moment == "after":
+    module._replace_folder = lambda *paths: (replace(*paths), kill())
+else:  # between the two renames of a file system that cannot exchange
+    module.ctypes.CDLL = lambda *_: None
+    rename = module.Path.rename
+    module.Path.rename = lambda path, to: kill() if calls else (calls.append(rename(path, to)))
+sys.argv = ["convert.py", *arguments]
+convert.main()
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "between"])
+def test_a_killed_conversion_leaves_the_old_folder_or_the_new_one(moment: str, saved: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "hf"
+    assert run(saved, dest, "--to", "hf") is None
+    old = snapshot(dest)
+    command = [sys.executable, "-c", KILLED, moment, str(saved), str(dest), "--to", "hf", "--force", "--dtype", "fp32"]
+    killed = subprocess.run(command, cwd=Path(command_module.__file__).parent, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert dest.exists() == (moment != "between")
+    if moment != "between":
+        assert (snapshot(dest) == old) == (moment == "before")
+    # The next conversion puts the old folder back before it looks at DEST, and leaves nothing of the killed one.
+    assert "is there already" in run(saved, dest, "--to", "hf")
+    assert (snapshot(dest) == old) == (moment != "after")
+    assert run(saved, dest, "--to", "hf", "--force", "--dtype", "fp32") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model.pt"]
+    assert load_file(dest / "model.safetensors")["model.encoder.conv1.weight"].dtype == torch.float32
+
+
+def test_what_is_read_is_never_written_over(saved: Path, tmp_path: Path) -> None:
+    before = saved.read_bytes()
+    (tmp_path / "link.pt").symlink_to(saved)
+    os.link(saved, tmp_path / "hard.pt")
+    for dest in ("link.pt", "hard.pt", "model.pt", "../" + tmp_path.name + "/model.pt"):
+        assert "which is read" in run(saved, tmp_path / dest, "--force")
+        assert "which is read" in run(saved, tmp_path / dest, "--to", "hf", "--force")
+    assert saved.read_bytes() == before and (tmp_path / "link.pt").is_symlink()
+
+
+def test_ct2_without_its_libraries_is_one_line(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
+    assert "pip install ctranslate2 transformers" in run(saved, tmp_path / "ct2", "--to", "ct2")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

@@ -26,8 +26,15 @@ LAYERS = {
 }
 # vocabulary: English only, 99 languages, and 100 (Cantonese came with large-v3)
 ENGLISH_VOCAB, MULTILINGUAL_VOCAB, V3_VOCAB = 51864, 51865, 51866
-# Far above any Whisper's 32 and 448; limits the memory that a malicious file can take.
-MAX_LAYERS, MAX_TEXT_CTX = 256, 4096
+# Sizes that Whisper's audio features, tokenizers and decoding support. The largest are far above any Whisper's 32
+# layers and 448 tokens, and limit the memory that a malicious file can take.
+SUPPORTED = {
+    "n_mels": (80, 128),
+    "n_audio_ctx": (1500,),
+    "n_audio_layer": range(1, 257),
+    "n_text_layer": range(1, 257),
+    "n_text_ctx": range(8, 4097),
+}
 SAVE_ALL = "if only the trained part was saved, load it into the Whisper it was trained from and save all of that"
 
 
@@ -113,7 +120,7 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
     64 wide. All other stated dimensions must agree with the shapes.
 
     Raises:
-        UserError: they do not agree, or a tensor that is needed is missing; ``where`` names the file.
+        UserError: they do not agree, a tensor is missing, or Whisper does not support them; ``where`` names the file.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
@@ -152,36 +159,16 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
     )
     for field, found in asdict(dims).items():
         if field in stated and (type(stated[field]) is not int or stated[field] != found):
-            raise UserError(
-                f"{where} contradicts itself: {field} is {found} in its tensors and not in what it says of them"
-            )
-    _check_supported(dims, where)
-    return dims
-
-
-def _check_supported(dims: ModelDimensions, where: str) -> None:
-    """Raise a :class:`UserError` for sizes that Whisper's audio features, tokenizers or decoding do not support."""
-    if dims.n_mels not in (80, 128):
-        raise UserError(f"{where} takes {dims.n_mels} mel bins: Whisper's audio has 80 or 128")
-    if dims.n_audio_ctx != 1500:
-        raise UserError(f"{where} takes {dims.n_audio_ctx / 50:g} s of audio (n_audio_ctx): every Whisper takes 30 s")
-    for part, layers in (("encoder", dims.n_audio_layer), ("decoder", dims.n_text_layer)):
-        if not 1 <= layers <= MAX_LAYERS:
-            raise UserError(
-                f"{where} is no Whisper: its {part} has {layers} layers, and 1 to {MAX_LAYERS} are possible"
-            )
-    if not 8 <= dims.n_text_ctx <= MAX_TEXT_CTX:
-        raise UserError(
-            f"{where} is no Whisper: its decoder takes {dims.n_text_ctx} tokens, and 8 to {MAX_TEXT_CTX} are possible"
-        )
+            raise UserError(f"{where} contradicts itself: its tensors have {field} {found}, and it states another")
+        if found not in SUPPORTED.get(field, (found,)):
+            raise UserError(f"{where} is no Whisper: {field} is {found}, which none has")
     # The ids of the special tokens follow from the number of languages, and that only from the vocabulary's size.
-    vocabularies = (ENGLISH_VOCAB, MULTILINGUAL_VOCAB, *([V3_VOCAB] if dims.n_mels == 128 else []))
-    if dims.n_vocab not in vocabularies:
+    if n_vocab not in (ENGLISH_VOCAB, MULTILINGUAL_VOCAB) and (n_vocab, n_mels) != (V3_VOCAB, 128):
         raise UserError(
-            f"{where} has {dims.n_vocab} tokens and {dims.n_mels} mel bins, as no Whisper has ({ENGLISH_VOCAB} if "
-            f"English-only, {MULTILINGUAL_VOCAB}, or {V3_VOCAB} with 128 mel bins): which tokens are special is not "
-            "known; give a checkpoint from before tokens were added or removed"
+            f"{where} has {n_vocab} tokens and {n_mels} mel bins, as no Whisper has: give a checkpoint from before "
+            "tokens were added or removed"
         )
+    return dims
 
 
 def tokenizer_for(dims: ModelDimensions, language: str) -> Tokenizer:

@@ -16,11 +16,7 @@ MERGE = "merge it into its base model (in PEFT, merge_and_unload() and save_pret
 
 
 def check_model_source(source: str | Path) -> None:
-    """Check that ``source`` is a Whisper's name, or a path that may be a checkpoint.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Raise a :class:`UserError` if ``source`` is neither a Whisper's name nor a path that may be a checkpoint."""
     if source not in WHISPER_NAMES:
         find_checkpoint(source)
 
@@ -55,20 +51,19 @@ def find_checkpoint(source: str | Path) -> Path:
 def _suggestion(source: str) -> str:
     """Suggest what to give in place of ``source``, which does not exist."""
     known = f"give one or, if a Whisper's name will do, one of {', '.join(WHISPER_NAMES)}"
+    if "://" in source:
+        return "that is a URL; download the file or folder first, and give its path"
     if source in WHISPER_NAMES:
         return f"that is a Whisper's name; whisper.load_model keeps its file as ~/.cache/whisper/{source}.pt"
-    name = source.rpartition("/")[2].lower().removeprefix("whisper-")
-    like_path = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or source.count("/") > 1
-    if like_path or len(source) > 200:
+    if Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or len(source) > 200:
         return known
-    owner = source.partition("/")[0] if "/" in source else ""
-    hint = did_you_mean(name, WHISPER_NAMES)
-    if hint and (not owner or owner.lower() == "openai"):
+    owner, _, name = source.rpartition("/")
+    hint = did_you_mean(name.lower().removeprefix("whisper-"), WHISPER_NAMES)
+    if hint and owner.lower() in ("", "openai"):
         return f"{hint}{known[0].upper()}{known[1:]}"
-    if owner and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(owner).exists():
-        folder = source.rpartition("/")[2]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(owner).exists():
         return (
-            f"if it is a model of the Hugging Face Hub, download it (hf download {source} --local-dir {folder}) and "
-            f"give the path {folder}; a name of Whisper's own is one of {', '.join(WHISPER_NAMES)}"
+            f"if it is a model of the Hugging Face Hub, download it (hf download {source} --local-dir {name}) and "
+            f"give the path {name}; a name of Whisper's own is one of {', '.join(WHISPER_NAMES)}"
         )
     return known
