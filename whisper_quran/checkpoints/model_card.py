@@ -58,7 +58,8 @@ def model_card(checkpoint: Checkpoint, language: str) -> str:
 
 def _read_run(checkpoint: Path) -> tuple[dict[str, Any], list[Row], int | None]:
     """Return ``config.json`` and the metrics beside a run's checkpoint, and its epoch; empty if it is none."""
-    described, rows = {}, []
+    described: dict[str, Any] = {}
+    rows: list[Row] = []
     name = re.fullmatch(r"best|epoch-(\d{3,})", checkpoint.stem)
     if name is None:
         return {}, [], None
