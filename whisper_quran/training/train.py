@@ -8,7 +8,7 @@ import math
 import platform
 import shlex
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import fields
 
 import torch
@@ -52,7 +52,11 @@ def train(config: TrainingConfig, log: Log = print) -> History:
     world = join_world()
     if not world.is_main:
         log = no_log
-    device, reason = own_device(config.device, world)
+    try:
+        device, reason = choose_device(config.device, world.local_rank)
+    except UserError as error:  # reported by the first process of a machine, or the first that has no GPU
+        error.already_reported = 0 < world.local_rank != torch.cuda.device_count()
+        raise
     connected = connect(world, device)
     log(f"device     {device}: {reason}" + (f", {world.size} processes" if world.size > 1 else ""))
     try:
@@ -105,19 +109,6 @@ def prepare(
     world.on_all(lambda: open_cache(trainer, log))
     world.on_main(lambda: begin(trainer, state, log))
     return trainer
-
-
-def own_device(name: str, world: World) -> tuple[torch.device, str]:
-    """Choose this process's device; an error that the machine's first process also has is reported only by that one."""
-    try:
-        return choose_device(name, world.local_rank)
-    except UserError as error:
-        if world.local_rank > 0:
-            error.already_reported = True
-            with suppress(UserError):
-                choose_device(name, 0)
-                error.already_reported = False
-        raise
 
 
 def load_model(source: str, state: State | None, device: torch.device, world: World) -> Whisper:
