@@ -38,6 +38,10 @@ _LETTER = re.compile(f"([^{_VOCALISATION.pattern[1:-1]}])({_VOCALISATION.pattern
 _MARKS = re.compile("[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u08d3-\u08ff]")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _VARIANTS = str.maketrans("أإآٱىة", "اااايه")
+# To compare spellings: a hamza is written alone or on a seat. The first leaves the seats, the second has one letter for
+# all its forms.
+SEATS = _VARIANTS | str.maketrans("ؤئ", "وي", "ء")
+ONE_HAMZA = _VARIANTS | str.maketrans("ؤئء", "ااا")
 _UTHMANI = re.compile("[\u0671\u06e1\u06e5\u06e6]")
 
 

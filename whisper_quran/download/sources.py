@@ -10,12 +10,12 @@ there, so it is removed; 27:30 keeps its own.
 """
 
 import csv
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import requests
 
+from ..data.text import count_diacritics, recited, without_basmala
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder
 from .http import FetchError, fetch
@@ -24,9 +24,6 @@ Key = tuple[int, int]  # surah, ayah
 
 EVERYAYAH = "https://everyayah.com/data"
 TANZIL = "https://tanzil.net/pub/download/index.php?quranType=simple-clean&outType=txt-2&agree=true"
-_BASMALA = "بسم الله الرحمن الرحيم "
-# Diacritics and pause marks, which the requested edition does not have.
-_MARKS = re.compile("[\u064b-\u065f\u0670\u06d6-\u06ed]")
 
 # The Kufan verse count, used by the Hafs mushaf, EveryAyah and Tanzil; surah 1 first.
 # fmt: off
@@ -124,8 +121,8 @@ def parse_tanzil(body: bytes) -> tuple[list[tuple[int, int, str]], str]:
     for (surah, ayah), row in zip(keys, rows, strict=True):
         text = " ".join("|".join(row[2:]).split())
         if ayah == 1:
-            text = text.removeprefix(_BASMALA)  # 1:1 is only the basmala (without a space after it), so it stays
-        if not text or _MARKS.search(text):
+            text = without_basmala(text)  # 1:1 is no more than that, so it stays
+        if not text or count_diacritics(text) or recited(text) != text:
             raise FetchError(f"the text of {surah}:{ayah} is empty or has diacritics: not Tanzil's simple-clean text")
         texts.append((surah, ayah, text))
     return texts, "\n".join(licence)

@@ -16,6 +16,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from ..data.text import ONE_HAMZA, SEATS
 from .predictions import Prediction
 
 KINDS = {
@@ -36,9 +37,6 @@ LONGEST_PHRASE = 8  # words that repeat together
 _MARKS = re.compile(r"[^\w\s]|[_\u0640]")  # vowel signs, tatweel and punctuation
 _ARABIC = re.compile(r"[\u0600-\u06ff]")
 _NOT_ARABIC = re.compile(r"\d|[^\W_\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufeff]")
-# A hamza is written alone or on a seat. The first leaves the seats, the second maps all its forms to one letter.
-_SEATS = str.maketrans("أإآٱؤئىة", "ااااوييه", "ء")
-_ONE_HAMZA = str.maketrans("أإآٱؤئءىة", "ااااااايه")
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,8 @@ def _explain_neighbours(steps: list[Step], arabic: bool) -> Iterator[Part]:
 
 def _is_joined(steps: list[Step]) -> bool:
     """Return whether the steps differ in word boundaries alone; in one letter, too, if the numbers of words differ."""
-    expected = [word.translate(_SEATS) for word, _ in steps if word]
-    heard = [word.translate(_SEATS) for _, word in steps if word]
+    expected = [word.translate(SEATS) for word, _ in steps if word]
+    heard = [word.translate(SEATS) for _, word in steps if word]
     if not expected or not heard or expected == heard:
         return False
     tolerated = int(len(expected) != len(heard))
@@ -205,7 +203,7 @@ def _kind_of(step: Step, arabic: bool) -> str:
         return "missing"
     if not expected:
         return "extra"
-    if any(bare.translate(fold) == bare_heard.translate(fold) for fold in (_SEATS, _ONE_HAMZA)):
+    if any(bare.translate(fold) == bare_heard.translate(fold) for fold in (SEATS, ONE_HAMZA)):
         return "spelling"
     return "letter" if _one_letter(expected, heard) else "word"
 
@@ -213,7 +211,7 @@ def _kind_of(step: Step, arabic: bool) -> str:
 def _one_letter(expected: str, heard: str) -> tuple[str, str] | None:
     """Return (expected, heard) if one letter alone differs, ignoring marks, or else marks and spelling; None if not."""
     bare, bare_heard = _MARKS.sub("", expected), _MARKS.sub("", heard)
-    for a, b in ((bare, bare_heard), (bare.translate(_SEATS), bare_heard.translate(_SEATS))):
+    for a, b in ((bare, bare_heard), (bare.translate(SEATS), bare_heard.translate(SEATS))):
         edits = list(Levenshtein.editops(a, b))
         if len(edits) == 1:
             kind, at, heard_at = edits[0].tag, edits[0].src_pos, edits[0].dest_pos
