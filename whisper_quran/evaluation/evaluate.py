@@ -38,7 +38,7 @@ from ..runtime.console import (
     printable,
     progress_bar,
 )
-from ..runtime.device import DTYPES, Precision, choose_device, resume_precision
+from ..runtime.device import DTYPES, Precision, choose_device, choose_precision
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import atomic_write
 from . import check_inputs, text_of
@@ -163,7 +163,7 @@ class Evaluation:
         model = load_checkpoint(source, device)
         recorded = self.predictions.precision_of(name)
         before = recorded if recorded in tuple(DTYPES) else None
-        precision = resume_precision(config.precision, before, device, model)
+        precision = choose_precision(config.precision, device, model, before)
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")

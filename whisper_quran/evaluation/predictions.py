@@ -18,7 +18,7 @@ from ..config import EvaluationConfig
 from ..data.windows import Passage
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, lock_folder, storage_error
+from ..runtime.files import atomic_write, lock_folder, writing
 from .word_errors import Alignment, ErrorCounts, align
 
 COLUMNS = (
@@ -213,11 +213,8 @@ class Predictions:
 
     def append(self, row: Prediction) -> None:
         self.rows[row.key] = row
-        try:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(row.cells())
-        except OSError as error:
-            raise storage_error(error, self.path) from error
+        with writing(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(row.cells())
 
     def add_time(self, model: str, reciter: str, seconds: float, audio: float) -> None:
         """Add the wall time ``seconds`` that ``model`` took to decode ``audio`` seconds of ``reciter``."""

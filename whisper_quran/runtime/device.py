@@ -54,20 +54,17 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[torch.device, str]:
     return device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
-def resume_precision(requested: str, before: str | None, device: torch.device, model: Whisper) -> Precision:
-    """Choose the precision as :func:`choose_precision`; ``auto`` is that of ``before`` if this device supports it."""
-    if requested == "auto" and before is not None:
-        with suppress(UserError):
-            return Precision(choose_precision(before, device, model).name, "as before")
-    return choose_precision(requested, device, model)
-
-
-def choose_precision(name: str, device: torch.device, model: Whisper) -> Precision:
+def choose_precision(name: str, device: torch.device, model: Whisper, before: str | None = None) -> Precision:
     """Resolve ``auto``: bf16 on a GPU that supports it, otherwise fp16; on a CPU the faster of fp32 and bf16, measured.
+
+    ``before``, the precision of a run that goes on, takes precedence over that, if this device supports it.
 
     Raises:
         UserError: fp16 on a CPU, or bf16 on a GPU without it.
     """
+    if name == "auto" and before is not None:
+        with suppress(UserError):
+            return Precision(choose_precision(before, device, model).name, "as before")
     if device.type == "cuda":
         capability = "SM {}.{}".format(*torch.cuda.get_device_capability(device))
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import IO, Any, NoReturn
 
@@ -51,17 +51,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Interrupts:
-    """Catches these signals inside a ``with`` block, and restores the handlers that were there before.
+    """Catches Ctrl-C, SIGTERM and SIGHUP inside a ``with`` block, and restores the handlers that were there before.
 
-    By default a signal raises :class:`Interrupted` at once. Inside :meth:`deferred` the first one is only
-    recorded in ``requested``, for the loop to act on, and raises at the end of the block at the latest; a second Ctrl-C
-    raises at once. Inside :meth:`shielded` none raises.
+    By default a signal raises :class:`Interrupted` at once. Inside :meth:`deferred` the first one is only recorded in
+    ``requested``, for the loop to act on, and raises at the end of the block at the latest; a second Ctrl-C raises at
+    once. Inside :meth:`shielded` none raises before the end of the block.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
-        self._deferring = False
-        self._shielded = False
+        self._delay = ""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -79,36 +78,27 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # SIGTERM may come twice, from torchrun and from whoever stopped it; only a second Ctrl-C raises at once.
-        at_once = not self._deferring or (self.requested is not None and number == signal.SIGINT)
-        if self.requested is None:
-            self.requested = number
-        if at_once and not self._shielded:
+        repeated = self.requested is not None and number == signal.SIGINT
+        self.requested = self.requested or number
+        if not self._delay or (self._delay == "deferred" and repeated):
             raise Interrupted(number)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> AbstractContextManager[None]:
         """Defer the first signal: it is recorded, for the loop inside the block to act on."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-        self.raise_requested()
+        return self._delayed("deferred")
+
+    def shielded(self) -> AbstractContextManager[None]:
+        """Block signals; one that arrives raises at the end of the block, unless that is inside :meth:`deferred`."""
+        return self._delayed("shielded")
 
     @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Block signals; one that arrives raises at the end of the block, unless that is inside :meth:`deferred`."""
-        outside, self._shielded = self._shielded, True
+    def _delayed(self, delay: str) -> Iterator[None]:
+        outside, self._delay = self._delay, delay
         try:
             yield
         finally:
-            self._shielded = outside
-        if not self._deferring:
-            self.raise_requested()
-
-    def raise_requested(self) -> None:
-        """Raise :class:`Interrupted` if a signal has come."""
-        if self.requested is not None:
+            self._delay = outside
+        if not outside and self.requested is not None:
             raise Interrupted(self.requested)
 
 

@@ -133,7 +133,6 @@ def check_outputs(
     Every command calls this for each kind of file (or whole folder) that it writes, once its options are parsed::
 
         check_outputs([config.html], [*config.files, config.text, config.model], mark=b'content="whisper_quran"')
-        check_outputs([out / "results.md"], config.models, mark=b"| model |")
         check_outputs([dest], [source], mark=b"" if force else None)
 
     Args:
@@ -151,26 +150,24 @@ def check_outputs(
     for source in map(Path, inputs):
         if source.exists():
             for path in (source, *Path(os.path.abspath(source)).parents, *source.resolve().parents):
-                status = path.stat()
-                read[status.st_dev, status.st_ino] = source
+                read[_identity(path)] = source
     for output in map(Path, outputs):
         check_folder(output.parent)
-        if output.exists():
-            status = output.stat()
-            if (status.st_dev, status.st_ino) in read:
-                source = read[status.st_dev, status.st_ino]
-                raise UserError(f"{output} is, or holds, {source}, which is read: choose another name for the output")
-        if not os.path.lexists(output) or mark == b"":
-            continue
-        if output.is_dir():
-            raise UserError(f"{output} is a folder that is there already: choose the name of a new file or folder")
-        if mark is None or not _holds(output, mark):
+        if output.exists() and _identity(output) in read:
+            source = read[_identity(output)]
+            raise UserError(f"{output} is, or holds, {source}, which is read: choose another name for the output")
+        if os.path.lexists(output) and mark != b"" and not _is_own(output, mark):
             raise UserError(f"{output} is there already, and is not this command's own: choose another name")
 
 
-def _holds(path: Path, mark: bytes) -> bool:
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_own(path: Path, mark: bytes | None) -> bool:
     """Return True for a regular file that is empty or has ``mark`` near its start."""
-    if not path.is_file():
+    if mark is None or not path.is_file():
         return False
     with open(path, "rb") as file:
         head = file.read(1 << 16)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..checkpoints.results import Row, best_epoch, read_rows, results_table, valid_rows
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, storage_error
+from ..runtime.files import atomic_write, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,14 +53,12 @@ class History:
         self.rows.append(row)
         if not self.writes:
             return
-        try:
+        with writing(self.path):
             # Surrogates in a name that is not UTF-8 are written as JSON escapes.
             with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if self.tensorboard:
                 self._add_scalars(row)
-        except OSError as error:
-            raise storage_error(error, self.path) from error
 
     def _add_scalars(self, row: Row) -> None:
         """Log scalars by step: ``train/loss``, … and, for each reciter, ``valid_loss/<reciter>``, …"""
@@ -113,10 +111,7 @@ class History:
         Return the number of lines that could not be read.
         """
         self.first_step = step + 1
-        try:
-            rows, lost = read_rows(self.path)
-        except OSError as error:
-            raise storage_error(error, self.path) from error
+        rows, lost = read_rows(self.path)
         is_current = {
             "train": lambda row: row["step"] <= step,
             "valid": lambda row: row["epoch"] < epoch,

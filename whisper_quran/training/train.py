@@ -22,7 +22,7 @@ from ..data.encoder_cache import open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data
 from ..data.tables import summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
-from ..runtime.device import choose_device, resume_precision
+from ..runtime.device import choose_device, choose_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import Interrupts, UserError
 from .inputs import check_inputs, saved_options
@@ -89,7 +89,7 @@ def prepare(
         state, config = world.on_all(lambda: load_state(state_path, config, world.size))
     model = load_model(config.model, state, device, world)
     before = state["precision"] if state else None
-    precision = world.on_main(lambda: resume_precision(config.precision, before, device, model))
+    precision = world.on_main(lambda: choose_precision(config.precision, device, model, before))
 
     def make_trainer() -> Trainer:
         tokenizer = tokenizer_for(model.dims, config.language)
