@@ -26,7 +26,7 @@ import torch
 import torchaudio
 import whisper
 
-from whisper_quran.data.audio import SAMPLE_RATE, _stderr_captured, decode_file
+from whisper_quran.data.audio import SAMPLE_RATE, decode_file
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import split
 from whisper_quran.data.features import collate
@@ -36,8 +36,7 @@ torch.set_num_threads(1)
 
 def with_torchaudio(file: Path) -> np.ndarray:
     """soundfile and ``torchaudio.functional.resample``, as most fine-tuning scripts have it."""
-    with _stderr_captured():  # What libmpg123 says of damaged frames would be all over the table.
-        sound, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    sound, rate = soundfile.read(file, dtype="float32", always_2d=True)
     mono = torch.from_numpy(sound.mean(axis=1))
     return (torchaudio.functional.resample(mono, rate, SAMPLE_RATE) * 32767).to(torch.int16).numpy()
 

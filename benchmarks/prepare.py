@@ -50,7 +50,7 @@ def stages(files: list[Path]) -> None:
     spent: dict[int, float] = {}
     for file in files:
         start = time.process_time()
-        decoded = audio._soundfile(str(file))
+        decoded = audio._decode(str(file))
         spent[decoded.rate] = spent.get(decoded.rate, 0) + time.process_time() - start
         by_rate.setdefault(decoded.rate, []).append(decoded.samples)
     for rate, monos in sorted(by_rate.items()):
@@ -58,7 +58,7 @@ def stages(files: list[Path]) -> None:
         start = time.process_time()
         for mono in monos:
             audio.resample(mono, rate)
-        print(f"{f'{rate} Hz: read, mix to mono int16':36} {seconds / spent[rate]:8.0f}")
+        print(f"{f'{rate} Hz: decode, mix to mono int16':36} {seconds / spent[rate]:8.0f}")
         print(f"{f'{rate} Hz: resample':36} {seconds / (time.process_time() - start):8.0f}")
 
 

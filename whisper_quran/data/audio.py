@@ -1,43 +1,30 @@
-"""Decode any audio file to 16 kHz mono int16.
-
-Two decoders are tried in order:
-
-1. soundfile (libsndfile): WAV, FLAC, OGG, Opus and MP3, 1000 times faster than real time.
-2. ffmpeg as a subprocess: M4A, WMA, video, odd sampling rates, broken FLAC. Slow to start, reads nearly everything.
+"""Decode any audio file to 16 kHz mono int16, with PyAV, which carries FFmpeg: MP3, M4A, Opus, WAV, video and others.
 
 Channels are averaged, and the samples are clipped to 16 bits. A truncated or damaged file is decoded as far as possible
 and marked ``damaged``. One whose channels cancel out, or whose float samples have another scale, is corrected and
-marked ``mended``. One that cannot hold speech is rejected. libmpg123 (inside libsndfile) reports damaged frames only on
-file descriptor 2, hundreds of lines for one file: these are captured to detect the damage.
+marked ``mended``. One that cannot hold speech is rejected.
 
-A file cannot take unlimited time or memory: there is a limit of length, a deadline that depends on its size, and a
-memory limit for each worker. ffmpeg opens no other file, even if the file is a playlist.
-
-:func:`decode_files` decodes in parallel. Its workers run this file as a script, by its path, with requests on standard
-input and results on standard output, so this file has no relative imports. multiprocessing is not used: its fork breaks
-once CUDA is in use, and its spawn runs the user's ``__main__`` again. If a worker crashes, only the file that it was
-reading is lost. Resampling is done in the parent, which has torch loaded already: importing it would take each worker
-5 s of CPU and 500 MB.
+:func:`decode_files` decodes in processes that run this file as a script, which therefore has no relative imports at its
+top. It is no ProcessPoolExecutor: a pool that forks breaks once CUDA is in use, and one that spawns runs the user's
+script again; if a worker is killed while it sends its result, a pool waits for ever, and its other workers outlive the
+parent. Here each worker has its own pipes: if it crashes, only the file that it was reading is lost, and if the parent
+ends, it ends. torchaudio resamples in the parent, as a worker would need 5 s and 500 MB to import torch.
 """
 
 import hashlib
-import io
 import math
 import os
 import pickle
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -47,14 +34,15 @@ SAMPLE_RATE = 16000
 MAX_SECONDS = 3 * 3600  # No surah is longer.
 NO_SPEECH = "no speech"  # prefix of the reasons why a decoded file cannot be used
 MIN_RATE = 4000  # Hz; below this, speech is unintelligible
-MEMORY_LIMIT = 6 << 30  # bytes of a worker's address space
-DEADLINE = 60.0  # seconds, plus one for each 200 kB of the file
+DEADLINE = 60  # seconds, plus one for each 200 kB of the file
+AHEAD = 64 << 20  # bytes of files that are decoded before their results are taken
+# Not among these formats are playlists, which would open other files.
 _FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,rm,tak,"
     "tta,voc,w64,wav,webm,wv,xwma"
 )
-# Signals by which a decoder crashes on a bad file. Others come from outside: SIGKILL if memory is short.
-_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_ESTIMATED = "Estimating duration"  # FFmpeg's message if the header does not tell it
+_BLOCK = 1 << 16  # samples
 
 
 @dataclass(frozen=True)
@@ -67,53 +55,74 @@ class Decoded:
 
     samples: np.ndarray
     rate: int
-    decoder: str
     damaged: bool
-    mended: bool = False
+    mended: bool
     digest: str = ""
 
 
 class AudioError(Exception):
-    """A file that cannot be used. The message is one line; if no decoder reads the file, with each decoder's reason.
-
-    ``final`` means that the bytes are the cause, and not a missing ffmpeg or a lack of time or memory.
-    """
+    """A file that cannot be used, and why, in one line; ``final`` if its bytes are the cause, however often tried."""
 
     def __init__(self, message: str, *, final: bool = True):
         super().__init__(message)
         self.final = final
 
 
-class UnusableAudio(AudioError):
-    """A file that was decoded but is too long or cannot hold speech: no other decoder is tried."""
-
-
-class WorkerError(Exception):
-    """An error of the workers: they cannot start, or crash repeatedly."""
-
-
 # Resampling.
 
 
-@cache
-def torchaudio_problem() -> str | None:
-    """Return in one line why torchaudio cannot be imported, or None. An incompatible torch may raise any of these."""
+def import_torchaudio(purpose: str) -> Any:
+    """Return the module torchaudio.
+
+    Raises:
+        UserError: it cannot be imported; the message begins with ``purpose`` and ends with the command that mends it.
+    """
     try:
-        import torchaudio  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"torchaudio cannot be imported ({_one_line(error)})"
-    return None
+        import torchaudio
+    except (ImportError, OSError, RuntimeError) as error:  # an incompatible torch may raise any of these
+        from ..runtime.errors import UserError
+
+        raise UserError(f"{purpose}, and {_torchaudio_problem(error)}") from error
+    return torchaudio
+
+
+def _torchaudio_problem(error: Exception) -> str:
+    """Return why torchaudio cannot be imported beside the torch that is installed, and the command that mends it."""
+    import torch
+
+    numbers = torch.__version__.partition("+")[0]
+    release = tuple(map(int, numbers.split(".")[:2]))
+    if release <= (2, 11):
+        pair = f"torch=={numbers} torchaudio=={numbers}"
+    elif release >= (2, 15):
+        pair = f"torch=={numbers} torchaudio==2.11.1"
+    else:  # no torchaudio was built for these
+        pair = "torch==2.11.0 torchaudio==2.11.0"
+    try:
+        found = f"torchaudio {version('torchaudio')} cannot be loaded beside torch {torch.__version__}"
+    except PackageNotFoundError:
+        return f"torchaudio is not installed: pip install {pair}"
+    reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+    if "undefined symbol" in reason:
+        reason = "it was built for another torch"
+    elif "CUDA" in reason or "libcu" in reason or "_cuda" in reason:
+        reason = "one of them was built for another CUDA, or for none"
+    return f"{found} ({reason}): pip install --force-reinstall {pair}"
 
 
 @cache
 def _resampler(rate: int) -> Any:
-    import torchaudio
-
+    torchaudio = import_torchaudio(f"a recording at {rate} Hz must be resampled")
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)  # computes its kernel once
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Resample int16 (n,) at ``rate`` Hz to int16 (ceil(n * 16000 / rate),) at 16 kHz, with torchaudio's defaults."""
+    """Resample int16 (n,) at ``rate`` Hz to int16 (ceil(n * 16000 / rate),) at 16 kHz, with torchaudio's defaults.
+
+    Raises:
+        UserError: torchaudio cannot be imported.
+    """
+    resampler = _resampler(rate)
     import torch
 
     divisor = math.gcd(rate, SAMPLE_RATE)
@@ -126,13 +135,9 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
             first = max(0, start - margin)
             # Zeros at the end, as torchaudio pads. Without them its length, computed in float32, may be one too short.
             piece = np.pad(samples[first : start + block + margin].astype(np.float32), (0, margin))
-            resampled = (
-                _resampler(rate)(torch.from_numpy(piece))[(start - first) // orig * new :]
-                .round_()
-                .clamp_(-32768, 32767)
-            )
+            resampled = resampler(torch.from_numpy(piece))[(start - first) // orig * new :]
             target = out[start // orig * new :][: block // orig * new]
-            target[:] = resampled[: len(target)].to(torch.int16).numpy()
+            target[:] = resampled[: len(target)].round_().clamp_(-32768, 32767).to(torch.int16).numpy()
     return out
 
 
@@ -146,135 +151,143 @@ def _to_16_khz(decoded: Decoded) -> Decoded:
 
 
 def decode_file(path: str | os.PathLike[str]) -> Decoded:
-    """Decode ``path`` to 16 kHz in this process, capturing its file descriptor 2 meanwhile.
+    """Decode ``path`` to 16 kHz in this process.
 
     Raises:
-        AudioError: no decoder reads the file, or there is no audio in it.
+        AudioError: it cannot be decoded, or there is no speech in it.
+        UserError: it must be resampled, and torchaudio cannot be imported.
     """
-    return _to_16_khz(_decode(os.fspath(path), torchaudio_problem()))
-
-
-def _digest(path: str) -> str:
-    """Digest the bytes of a file: 16 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _decode(path: str, no_resampling: str | None) -> Decoded:
-    """Decode at the file's own rate or, if ``no_resampling`` says why it cannot be resampled later, at 16 kHz."""
-    try:
-        if not os.stat(path).st_size:
-            raise AudioError("the file is empty")
-        digest = _digest(path)
-    except OSError as error:
-        raise AudioError(f"cannot be read ({error.strerror})", final=False) from error
-    reasons, final = [], shutil.which("ffmpeg") is not None
-    for name, decoder in (("soundfile", _soundfile), ("ffmpeg", _ffmpeg)):
-        try:
-            decoded = decoder(path)
-            if not len(decoded.samples):
-                raise AudioError("no audio in it")
-            if decoded.rate != SAMPLE_RATE and no_resampling:
-                raise AudioError(no_resampling, final=False)
-            _require_speech(decoded.samples, decoded.rate)
-            return replace(decoded, digest=digest)
-        except UnusableAudio:
-            raise
-        except Exception as error:  # whatever the error, the next decoder may read the file
-            reasons.append(f"{name}: {_one_line(error)}")
-            out_of_memory = isinstance(error, MemoryError) or re.search(r"memory|malloc", str(error), re.IGNORECASE)
-            if out_of_memory or isinstance(error, OSError) or not getattr(error, "final", True):
-                final = False
-    raise AudioError("; ".join(reasons), final=final)
-
-
-def _require_speech(samples: np.ndarray, rate: int) -> None:
-    """Raise :class:`UnusableAudio` if int16 (n,) is too short, silent, or clipped beyond recognition."""
-    if len(samples) < rate / 10:
-        raise UnusableAudio(f"{NO_SPEECH}: shorter than 0.1 s ({len(samples)} samples at {rate} Hz)")
-    offset, quiet = int(np.mean(samples)), 32  # 60 dB below full scale
-    if np.count_nonzero((samples > offset + quiet) | (samples < offset - quiet)) < rate / 50:
-        raise UnusableAudio(f"{NO_SPEECH}: silence")
-    clipped = float(np.mean((samples >= 32700) | (samples <= -32700)))
-    if clipped > 0.3:
-        raise UnusableAudio(f"{NO_SPEECH}: {100 * clipped:.0f} % of the samples are at full scale")
+    return _to_16_khz(_decode(os.fspath(path)))
 
 
 def header_seconds(path: str | os.PathLike[str]) -> float | None:
-    """Read the duration from a file's header; None if soundfile cannot. Fast, but only an estimate for some MP3s."""
+    """Read the duration from a file's header; None if there is none. Fast, but only an estimate for some MP3s."""
+    import av
+
     try:
-        import soundfile
-
-        with _stderr_captured(), open(path, "rb", buffering=0) as file:
-            sound = soundfile.SoundFile(file.fileno(), closefd=False)
-            return sound.frames / sound.samplerate
-    except Exception:
-        return None
-
-
-def _soundfile(path: str) -> Decoded:
-    import soundfile
-
-    # By descriptor, to allow any file name and to know where libsndfile stopped reading.
-    with _stderr_captured() as captured, open(path, "rb", buffering=0) as file:
-        try:
-            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                rate, frames, is_mp3 = sound.samplerate, sound.frames, sound.format == "MP3"
-                if rate < MIN_RATE:
-                    raise UnusableAudio(f"{NO_SPEECH}: sampled at {rate} Hz")
-                if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
-                    raise AudioError(f"resampling {rate} Hz would need a kernel of gigabytes")
-                # Otherwise soundfile seeks to its position after every read, and MP3 frames that depend on earlier ones
-                # would be decoded without them.
-                sound._info.seekable = 0
-                mono, damaged, mended = _read_mono(sound)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(error.error_string.rstrip(".")) from error
-        unread = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
-        messages = _read_back(captured).lower()
-    # Without a Xing header an MP3's length is estimated from its first frames, and libsndfile stops there: after a loud
-    # beginning, most of the recording can be lost. With one it reads to the end of the file or to its tags.
-    if is_mp3 and unread > 4096:
-        raise AudioError(f"stops {unread} bytes before the end of the file")
-    damaged |= b"error" in messages or b"warning" in messages or (not is_mp3 and len(mono) < frames)
-    return Decoded(mono, rate, "soundfile", damaged, mended)
+        with open(path, "rb") as file, av.open(file, "r", options={"format_whitelist": _FORMATS}) as container:
+            if container.duration is not None and container.streams.audio:
+                return container.duration / av.time_base
+    except (OSError, ValueError, av.error.FFmpegError):
+        pass
+    return None
 
 
-def _read_mono(sound: Any) -> tuple[np.ndarray, bool, bool]:
-    """Read an open ``SoundFile``; return int16 (n,), if it is damaged (NaN, infinity), and if it was mended."""
-    weights = np.full(sound.channels, 1 / sound.channels, np.float32)
-    mono, products, damaged = _read_mixed(sound, weights)
-    loudest = int(np.argmax(np.diag(products) >= 0.999 * products.max()))  # the first of equals, despite rounding
-    mended = bool(products.mean() < products[loudest, loudest] / 100)
-    if mended:  # The channels cancel out: their mean is 20 dB below the loudest, so only the loudest is used.
-        sound.seek(0)
-        mono, _, _ = _read_mixed(sound, np.eye(sound.channels, dtype=np.float32)[loudest])
-    if mono.dtype != np.int16:
-        scale = _float_scale(mono)
-        mono, mended = _to_int16(mono / np.float32(scale)), mended or scale != 1
-    return mono, damaged, mended
+def _decode(path: str) -> Decoded:
+    """Decode at the file's own rate, with FFmpeg's messages on for as long as that takes: they tell what is damaged."""
+    import av
+
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.WARNING)
+    av.logging.set_skip_repeated(False)  # or one that is repeated is reported while the next file is decoded
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.blake2b(digest_size=8)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            if not file.tell():
+                raise AudioError("the file is empty")
+            decoded = _read(file)
+        _require_speech(decoded.samples, decoded.rate)
+        return replace(decoded, digest=digest.hexdigest())
+    except MemoryError as error:
+        raise AudioError("out of memory", final=False) from error
+    except av.error.FFmpegError as error:
+        raise AudioError(f"not audio, or a playlist of other files ({error.strerror})") from error
+    except OSError as error:
+        raise AudioError(f"cannot be read ({error.strerror})", final=False) from error
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
 
 
-def _read_mixed(sound: Any, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Read to the end, channels mixed by ``weights``: (n,) float32 from a file of floats, otherwise int16.
+def _read(file: IO[bytes], channel: int | None = None) -> Decoded:
+    """Decode an open file to the mean of its channels, or to one ``channel``."""
+    import av
 
-    Also return the sums of the products of every two channels, and True if some samples were NaN or infinite.
-    """
-    is_float, channels, damaged = sound.subtype in ("FLOAT", "DOUBLE"), sound.channels, False
-    blocks, block, products = [], np.empty((1 << 16, channels), np.float32), np.zeros((channels, channels))
-    # In blocks: a header may state more than fits in memory (a WAV written to a pipe states 4 GB).
-    while read := len(sound.read(out=block)):
-        part = block[:read]
-        if is_float and not np.isfinite(part).all():
-            part, damaged = np.nan_to_num(part, nan=0.0, posinf=1.0, neginf=-1.0), True
-        products += part.T @ part
-        blocks.append(part @ weights if is_float else _to_int16(part @ weights))
-        if (len(blocks) - 1) * len(block) > MAX_SECONDS * sound.samplerate:
-            raise UnusableAudio(f"longer than {MAX_SECONDS / 3600:g} h")
-    return np.concatenate(blocks) if blocks else np.empty(0, np.int16), products, damaged
+    parts, energies, mixed, damaged, mended = [], np.zeros(1), 0.0, False, False
+    file.seek(0)
+    with (
+        av.logging.Capture(local=False) as messages,
+        av.open(file, "r", options={"format_whitelist": _FORMATS}) as container,
+    ):
+        if not container.streams.audio:
+            raise AudioError("no audio in it")
+        stream = container.streams.audio[0]
+        rate = stream.rate
+        if rate < MIN_RATE:
+            raise AudioError(f"{NO_SPEECH}: sampled at {rate} Hz")
+        if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
+            rate = SAMPLE_RATE  # FFmpeg resamples: torchaudio would need a kernel of gigabytes
+        is_float = stream.codec_context.name.startswith("pcm_f")
+        for block in _blocks(stream, rate):
+            if block is None or not np.isfinite(block).all():
+                damaged = True
+            if block is None:
+                continue
+            block = np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+            mono = block.mean(axis=0) if channel is None else block[channel]
+            energies = energies + np.square(block).sum(axis=1)
+            mixed += float(mono @ mono)
+            parts.append(mono if is_float else _to_int16(mono))
+            # A header may state more than fits in memory, so only what is decoded counts.
+            if len(parts) * _BLOCK > MAX_SECONDS * rate + _BLOCK:
+                raise AudioError(f"longer than {MAX_SECONDS / 3600:g} h")
+        header = (container.duration or 0) / av.time_base
+    if channel is None and mixed < energies.max() / 100:
+        # The channels cancel out: their mean is 20 dB below the loudest, so only the loudest is used.
+        loudest = int(np.argmax(energies >= 0.999 * energies.max()))  # the first of equals, despite rounding
+        return replace(_read(file, loudest), mended=True)
+    samples = np.concatenate(parts) if parts else np.empty(0, np.int16)
+    if is_float:
+        scale = _float_scale(samples)
+        samples, mended = _to_int16(samples / np.float32(scale)), scale != 1
+    estimated = any(_ESTIMATED in text for _, _, text in messages)
+    if any(_ESTIMATED not in text and source != "abuffersink" for _, source, text in messages):
+        damaged = True  # abuffersink is the resampler's: it warns of many small frames
+    elif len(samples) / rate < header - 0.1 and not estimated:
+        damaged = True
+    return Decoded(samples, rate, damaged, mended)
+
+
+def _blocks(stream: Any, rate: int) -> Iterator[np.ndarray | None]:
+    """Decode to blocks of float32 (channels, n) at ``rate``; None stands for what cannot be decoded."""
+    import av
+
+    resampler: Any = None
+    setup = layout = None
+    try:
+        for packet in stream.container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                yield None
+                continue
+            for frame in frames:
+                layout = layout or frame.layout
+                if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    if resampler:
+                        yield from (block.to_ndarray() for block in resampler.resample(None))
+                    resampler = av.AudioResampler("fltp", layout, rate, _BLOCK)
+                yield from (block.to_ndarray() for block in resampler.resample(frame))
+    except av.error.FFmpegError:
+        if not resampler:
+            raise
+        yield None
+    if resampler:
+        yield from (block.to_ndarray() for block in resampler.resample(None))
+
+
+def _require_speech(samples: np.ndarray, rate: int) -> None:
+    """Raise :class:`AudioError` if int16 (n,) is too short, silent, or clipped beyond recognition."""
+    if len(samples) < rate / 10:
+        raise AudioError(f"{NO_SPEECH}: shorter than 0.1 s ({len(samples)} samples at {rate} Hz)")
+    offset, quiet = int(np.mean(samples)), 32  # 60 dB below full scale
+    if np.count_nonzero((samples > offset + quiet) | (samples < offset - quiet)) < rate / 50:
+        raise AudioError(f"{NO_SPEECH}: silence")
+    clipped = float(np.mean((samples >= 32700) | (samples <= -32700)))
+    if clipped > 0.3:
+        raise AudioError(f"{NO_SPEECH}: {100 * clipped:.0f} % of the samples are at full scale")
 
 
 def _float_scale(mono: np.ndarray) -> float:
@@ -285,30 +298,7 @@ def _float_scale(mono: np.ndarray) -> float:
     for scale in (peak if peak < 128 else 0.0, 2.0**15, 2.0**23, 2.0**31):
         if peak <= scale:
             return scale
-    raise UnusableAudio(f"{NO_SPEECH}: samples of up to {peak:.0e}")
-
-
-def _ffmpeg(path: str) -> Decoded:
-    """Decode and resample with ffmpeg. Its output is AU, whose header can leave the length of a pipe unknown."""
-    import soundfile
-
-    if shutil.which("ffmpeg") is None:
-        raise AudioError("not installed", final=False)
-    source = ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FORMATS, "-i", f"file:{path}", "-map", "0:a:0"]
-    target = ["-t", str(MAX_SECONDS + 1), "-ar", str(SAMPLE_RATE), "-c:a", "pcm_s16be", "-f", "au", "pipe:1"]
-    run = subprocess.run(
-        ["ffmpeg", "-nostdin", "-v", "error", *source, *target], stdin=subprocess.DEVNULL, capture_output=True
-    )
-    messages = re.sub(r"\[.*? @ 0x\w+\] ", "", os.fsdecode(run.stderr).replace(f"file:{path}: ", ""))
-    if run.returncode < 0:
-        raise AudioError(f"ended by signal {-run.returncode}", final=-run.returncode in _CRASHES)
-    if "not on whitelist" in messages:
-        raise AudioError("not audio, or a playlist of other files")
-    if run.returncode and (len(run.stdout) < 24 or "Cannot allocate memory" in messages):
-        raise AudioError(messages or f"exit code {run.returncode}")
-    with soundfile.SoundFile(io.BytesIO(run.stdout)) as sound:
-        mono, _, mended = _read_mono(sound)
-    return Decoded(mono, SAMPLE_RATE, "ffmpeg", bool(run.stderr), mended)
+    raise AudioError(f"{NO_SPEECH}: samples of up to {peak:.0e}")
 
 
 def _to_int16(samples: np.ndarray) -> np.ndarray:
@@ -324,150 +314,116 @@ def _to_int16(samples: np.ndarray) -> np.ndarray:
 def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Generator[Decoded | AudioError, None, None]:
     """Decode ``paths`` in up to ``workers`` processes; yield a result for each, at 16 kHz, in the order of ``paths``.
 
-    A file on which its worker dies is tried once more in a new worker; if that dies too, the result is an
-    :class:`AudioError`. Close the iterator (``contextlib.closing``) if it may be left early.
+    A file on which its worker dies is tried once more in a new worker; if that dies too, or takes too long, the result
+    is an :class:`AudioError`. Only a little is decoded ahead: see :data:`AHEAD`. Close the iterator
+    (``contextlib.closing``) if it may be left early.
 
     Raises:
-        WorkerError: the workers cannot start, or crash repeatedly.
+        UserError: a file must be resampled, and torchaudio cannot be imported.
     """
     pool = [_Worker() for _ in range(max(1, min(workers, len(paths), os.cpu_count() or 1)))]
     idle: SimpleQueue[_Worker] = SimpleQueue()
     for worker in pool:
         idle.put(worker)
 
-    def decode(path: str) -> Decoded | AudioError:
+    def decode(path: str, size: int) -> Decoded | AudioError:
         worker = idle.get()
         try:
-            return worker.decode(path)
+            return worker.decode(path, size)
         finally:
             idle.put(worker)
 
     threads = ThreadPoolExecutor(len(pool))  # wait for results, and resample
-    waiting: deque[Future[Decoded | AudioError]] = deque()
+    waiting: deque[tuple[Future[Decoded | AudioError], int]] = deque()
     try:
-        for path in paths:
+        for path in [os.fspath(each) for each in paths]:
+            size = os.path.getsize(path) if os.path.exists(path) else 0
             # Queue more than are being decoded, so that one long recording does not leave workers idle.
-            if len(waiting) == 4 * len(pool):
-                yield waiting.popleft().result()
-            waiting.append(threads.submit(decode, os.fspath(path)))
+            while len(waiting) == 4 * len(pool) or (waiting and sum(each[1] for each in waiting) + size > AHEAD):
+                yield waiting.popleft()[0].result()
+            waiting.append((threads.submit(decode, path, size), size))
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
         for worker in pool:
-            worker.kill()
+            worker.stop()
         threads.shutdown(cancel_futures=True)
         for worker in pool:
-            worker.close()
+            worker.end()
 
 
 class _Worker:
-    """A decoding process, started on demand and restarted after a crash, with pipes that carry pickles."""
-
-    MAX_DEATHS = 6
+    """A decoding process, started on demand and again after a crash, with pipes that carry pickles."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.deaths = 0  # in a row
-        self.killed = False
+        self.stopped = False
 
-    def decode(self, path: str) -> Decoded | AudioError:
-        """Decode ``path``; a crash or a timeout of the process becomes an :class:`AudioError` of the file."""
+    def decode(self, path: str, size: int) -> Decoded | AudioError:
+        """Decode ``path`` of ``size`` bytes; a crash or a timeout of the process becomes an :class:`AudioError`."""
+        code = 0
         for _ in range(2):
+            if self.stopped:
+                break
             try:
-                answer = self._ask(path)
+                answer = self._ask(path, DEADLINE + size // 200_000)
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-                code, reason = self._ending()
+                code = self.end()
                 if code == -signal.SIGALRM:
                     return AudioError("decoding it took too long", final=False)
-                self.deaths += 1
-                if self.deaths == self.MAX_DEATHS or self.killed:
-                    raise WorkerError(f"{reason}, at {path}") from None
+            except OSError as error:
+                return AudioError(f"no process can be started to decode it ({error.strerror})", final=False)
             else:
-                self.deaths = 0
-                return answer
-        return AudioError(f"the decoder crashed on it ({reason})", final=-code in _CRASHES)
+                return _to_16_khz(Decoded(**answer)) if "samples" in answer else AudioError(**answer)
+        # Other signals come from outside: SIGKILL if memory is short.
+        final = -code in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return AudioError(f"the decoder crashed on it ({reason})", final=final)
 
-    def _start(self) -> None:
-        start = "import sys, runpy; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        try:
-            self.stderr = tempfile.TemporaryFile()  # noqa: SIM115
+    def _ask(self, path: str, deadline: int) -> dict[str, Any]:
+        if self.process is None:
+            start = "import sys, runpy; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
             self.process = subprocess.Popen(
                 [sys.executable, "-c", start, os.path.abspath(__file__), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self.stderr,
-                env=os.environ | one_thread,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                 start_new_session=True,  # so that Ctrl-C reaches only the parent
             )
-        except OSError as error:
-            raise WorkerError(_one_line(error)) from error
+        assert self.process.stdin and self.process.stdout
+        _send(self.process.stdin, (path, deadline))
+        return pickle.load(self.process.stdout)
 
-    def _ask(self, path: str) -> Decoded | AudioError:
-        if self.process is None:
-            self._start()
-        assert self.process and self.process.stdin and self.process.stdout
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        _send(self.process.stdin, (path, torchaudio_problem(), DEADLINE + size / 200_000))
-        answer = pickle.load(self.process.stdout)
-        return _to_16_khz(Decoded(**answer)) if "samples" in answer else AudioError(**answer)
-
-    def _ending(self) -> tuple[int, str]:
-        """Return the exit code of the process, which has died, and the reason as far as it is known."""
-        assert self.process is not None
-        code = self.process.wait()
-        message = _read_back(self.stderr).decode(errors="replace").strip().rpartition("\n")[2]
-        self.close()
-        return code, f"signal {-code}" if code < 0 else message or f"exit code {code}"
-
-    def kill(self) -> None:
-        """Kill the process, so that a thread that waits for it continues."""
-        self.killed = True
+    def stop(self) -> None:
+        """Kill the process, so that a thread that waits for it continues, and start no other."""
+        self.stopped = True
         if process := self.process:
-            _kill_group(process.pid)
+            process.kill()
 
-    def close(self) -> None:
-        """Kill the process and the ffmpeg that it may have started, and close the pipes."""
+    def end(self) -> int:
+        """Wait for the process, which has died or was stopped, and return its exit code."""
+        code = 0
         if self.process:
-            _kill_group(self.process.pid)
-            self.process.wait()
-            with suppress(BrokenPipeError):  # Popen closes its pipes
-                self.process.__exit__(None, None, None)
-            self.stderr.close()
+            with suppress(BrokenPipeError), self.process:  # closes its pipes
+                code = self.process.wait()
             self.process = None
-
-
-def _kill_group(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # it has already ended
-        os.killpg(group, signal.SIGKILL)
+        return code
 
 
 def _serve() -> None:
     """Run a worker: answer requests until standard input ends, which means that the parent has ended."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # so that output of a library is not taken for a result
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, even inside a C library
-    requests: SimpleQueue[tuple[str, str | None, float]] = SimpleQueue()
-
-    def receive() -> None:
-        with suppress(EOFError):
-            while True:
-                requests.put(pickle.load(sys.stdin.buffer))
-        _kill_group(os.getpgrp())  # the parent has ended: kill this process, and ffmpeg if it is running
-
-    threading.Thread(target=receive, daemon=True).start()
     while True:
-        path, no_resampling, deadline = requests.get()
-        signal.setitimer(signal.ITIMER_REAL, deadline)
+        path, deadline = pickle.load(sys.stdin.buffer)
+        signal.alarm(deadline)
         try:
-            answer = vars(_decode(path, no_resampling))
+            answer = vars(_decode(path))
         except AudioError as error:
             answer = {"message": str(error), "final": error.final}
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.alarm(0)
         _send(answers, answer)
 
 
@@ -476,31 +432,6 @@ def _send(pipe: IO[bytes], message: object) -> None:
     pipe.flush()
 
 
-# File descriptor 2.
-
-
-@contextmanager
-def _stderr_captured() -> Iterator[IO[bytes]]:
-    """Redirect file descriptor 2, which C libraries write to, to a temporary file; yield that file."""
-    with tempfile.TemporaryFile() as captured:
-        kept = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        try:
-            yield captured
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _read_back(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # the parent has ended
+    with suppress(EOFError, BrokenPipeError):  # the parent has ended
         _serve()

@@ -32,20 +32,10 @@ import numpy as np
 
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
-from ..runtime.files import nearest_folder, replacing, storage_error
-from .audio import (
-    MAX_SECONDS,
-    SAMPLE_RATE,
-    AudioError,
-    Decoded,
-    WorkerError,
-    decode_file,
-    decode_files,
-    header_seconds,
-    torchaudio_problem,
-)
+from ..runtime.files import check_folder, replacing
+from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, decode_files, header_seconds
 
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
@@ -85,36 +75,19 @@ class AudioCache:
         """Return the digest of the source's bytes."""
         return self.clips[os.fspath(path)].digest
 
-    def is_decoded(self, path: str | os.PathLike[str]) -> bool:
-        """Return False if ``path`` has not been decoded (in a dry run): its length is then an estimate."""
-        return bool(self.clips[os.fspath(path)].file)
-
     def read(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Memory-map the samples, int16 (n,), read-only; the file is closed with the array.
-
-        A recording that is not in the cache is decoded, and cut or padded to its estimated length.
 
         Raises:
             UserError: the cached file was removed.
         """
         file, length, _ = self.clips[os.fspath(path)]
-        if not file:
-            return _decode_now(path, length)
         try:
             with open(file, "rb") as opened:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             return np.frombuffer(mapped, np.int16, length, _HEADER_BYTES)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} was removed while in use ({error}): run the command again") from error
-
-
-def _decode_now(path: str | os.PathLike[str], length: int) -> np.ndarray:
-    """Decode ``path`` to int16 (length,): silence if it cannot be decoded."""
-    samples = np.zeros(length, np.int16)
-    with suppress(AudioError):
-        decoded = decode_file(path).samples[:length]
-        samples[: len(decoded)] = decoded
-    return samples
 
 
 def default_cache() -> Path:
@@ -146,38 +119,28 @@ class _Source:
         return not self.recording and not self.reason
 
 
-def prepare_audio(
-    sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print, decode: bool = True
-) -> AudioCache:
+def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print) -> AudioCache:
     """Decode the ``sources`` (reciter -> audio files) that ``cache`` lacks, and return the cached recordings.
 
     Use up to ``workers`` processes. If another process is decoding into ``cache``, wait for it first. If nothing is
-    missing, nothing is logged or written. If ``decode`` is False, nothing is written, and the lengths of missing
-    recordings are estimated from their headers.
+    missing, nothing is logged or written: the cache may then be read-only.
 
     Raises:
-        UserError: the cache cannot be written or has too little space, or the decoding processes cannot run.
+        UserError: the cache cannot be written or has too little space, or a file must be resampled without torchaudio.
     """
     files = _identify(sources, cache)
     try:
         _look_up(files)
-        if not decode:
-            if missing := [file for file in files if file.is_missing]:
-                _announce(missing, cache, log, "Not decoded yet:")
-        elif any(file.is_missing for file in files):
+        if any(file.is_missing for file in files):
             with _locked(cache, log):
                 _look_up(files, sweep=True)
                 if missing := [file for file in files if file.is_missing]:
-                    _announce(missing, cache, log, "Decoding")
+                    _announce(missing, cache, log)
                     _decode(missing, workers, log)
     except OSError as error:
-        raised = storage_error(error, cache)
-        raise UserError(f"{raised} (--cache)") if isinstance(raised, UserError) else raised from error
+        raise UserError(f"cannot write {cache}: {error.strerror or error} (--cache)") from error
     found = AudioCache({}, [], [])
     for file in files:
-        if file.is_missing:
-            found.clips[file.path] = Clip("", round(_estimate_seconds([file]) * SAMPLE_RATE))
-            continue
         if not file.recording:
             found.skipped.append((Path(file.path), file.reason))
             continue
@@ -243,11 +206,11 @@ def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
     return names
 
 
-def _announce(missing: Sequence[_Source], cache: Path, log: Log, verb: str) -> None:
+def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
     """Log the amount to decode; raise a :class:`UserError` if it clearly does not fit on the disk."""
     seconds = _estimate_seconds(missing)
     size = seconds * SAMPLE_RATE * BYTES_PER_SAMPLE
-    free = shutil.disk_usage(nearest_folder(cache)).free
+    free = shutil.disk_usage(check_folder(cache)).free
     if size > 1.2 * free:
         raise UserError(
             f"decoding needs about {format_size(size)} in {cache}, where {format_size(free)} are free: "
@@ -256,9 +219,7 @@ def _announce(missing: Sequence[_Source], cache: Path, log: Log, verb: str) -> N
     files = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
     reciters = {file.reciter for file in missing}
     names = missing[0].reciter if len(reciters) == 1 else f"{len(reciters)} reciters"
-    log(f"{verb} {files} of {names}, about {format_duration(seconds)}: {format_size(size)} in {cache}")
-    if problem := torchaudio_problem():
-        log(f"{problem}: ffmpeg decodes what is not at {SAMPLE_RATE} Hz")
+    log(f"Decoding {files} of {names}, about {format_duration(seconds)} of audio: {format_size(size)} in {cache}")
 
 
 def _estimate_seconds(missing: Sequence[_Source]) -> float:
@@ -268,35 +229,34 @@ def _estimate_seconds(missing: Sequence[_Source]) -> float:
         if (duration := header_seconds(file.path)) is not None:
             # A wrong header must not dominate: no speech codec takes less than 500 bytes a second.
             seconds, size = seconds + min(duration, file.size / 500, MAX_SECONDS), size + file.size
-    seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if soundfile reads none of them
+    seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if no header tells it
     return seconds_per_byte * sum(file.size for file in missing)
 
 
 def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
     """Decode ``missing`` into the cache. A failure that is not final is not written to the cache."""
     started, seconds = time.monotonic(), 0.0
-    try:
-        with (
-            closing(decode_files([file.path for file in missing], workers)) as results,
-            progress_bar(len(missing), "file", "Decoding", disable=log is no_log) as bar,
-        ):
-            for file, result in zip(missing, results, strict=True):
-                if isinstance(result, Decoded):
-                    marks = ("-damaged" if result.damaged else "") + ("-mended" if result.mended else "")
-                    name = f"{file.key}-{result.digest}-{len(result.samples)}{marks}.npy"
+    with (
+        closing(decode_files([file.path for file in missing], workers)) as results,
+        progress_bar(len(missing), "file", "Decoding", disable=log is no_log) as bar,
+    ):
+        for file, result in zip(missing, results, strict=True):
+            if isinstance(result, Decoded):
+                marks = ("-damaged" if result.damaged else "") + ("-mended" if result.mended else "")
+                name = f"{file.key}-{result.digest}-{len(result.samples)}{marks}.npy"
+                try:
                     _write(file.folder / name, result.samples)
                     file.recording = _NAME.fullmatch(name)
-                    seconds += len(result.samples) / SAMPLE_RATE
-                else:
-                    file.reason = str(result)
-                    if result.final:
+                except (IsADirectoryError, FileExistsError, NotADirectoryError) as error:  # not the disk's fault
+                    file.reason = f"cannot be kept in {file.folder / name} ({error.strerror})"
+                seconds += len(result.samples) / SAMPLE_RATE
+            else:
+                file.reason = str(result)
+                if result.final:
+                    with suppress(IsADirectoryError):
                         _write(file.folder / f"{file.key}-failed.json", json.dumps({"reason": file.reason}))
-                bar.set_postfix_str(f"{seconds / (time.monotonic() - started):.0f}x real time", refresh=False)
-                bar.update()
-    except WorkerError as error:
-        raise UserError(
-            f"decoding processes keep dying ({error}): free memory, try fewer --workers, or leave that file out"
-        ) from error
+            bar.set_postfix_str(f"{seconds / (time.monotonic() - started):.0f}x real time", refresh=False)
+            bar.update()
 
 
 def _write(path: Path, content: np.ndarray | str) -> None:
