@@ -15,7 +15,7 @@ from .runtime.command_line import check, option
 from .runtime.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
+Names = tuple[str, ...]
 
 # Options, by their group in --help.
 _data = partial(option, group="data")
@@ -36,81 +36,46 @@ class TrainingConfig:
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
     text: Path | None = _data(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
     manifest: Path | None = _data(None, "CSV audio,text[,reciter] to use in place of --data; paths are relative to it")
-    train_reciters: tuple[str, ...] | None = _data(
-        None,
-        "reciters to train on (default: Experiment 2A's six; with --manifest, all that do not validate)",
-        metavar="R", fixed=True,
-    )  # fmt: skip
-    valid_reciters: tuple[str, ...] | None = _data(
-        None,
-        "reciters to validate on (default: Experiment 2A's two; with --manifest, none)",
-        metavar="R", fixed=True,
-    )  # fmt: skip
+    train_reciters: Names | None = _data(None, "train on (default: 2A's six, or all others)", metavar="R", fixed=True)
+    valid_reciters: Names | None = _data(None, "validate on (default: 2A's two, or none)", metavar="R", fixed=True)
     surahs: str | None = _data(None, "only surahs A to B, inclusive, in both splits", metavar="A:B", fixed=True)
-    max_duration: float = _data(
-        30.0, "leave out ayat longer than this (seconds, 30 at most)", above=0, at_most=30, fixed=True
-    )
-    valid_limit: int | None = _data(None, "ayat per validation reciter", at_least=1, fixed=True)
+    max_duration: float = _data(30.0, "leave out longer ayat (seconds, 30 at most)", above=0, max=30, fixed=True)
+    valid_limit: int | None = _data(None, "ayat per validation reciter", min=1, fixed=True)
 
-    pack: float = _data(
-        0.0,
-        "share of windows made of consecutive ayat (or rows of a manifest), joined up to --max-duration: they are the "
-        "clips of --batch-size",
-        at_least=0, at_most=1, fixed=True,
-    )  # fmt: skip
-    timestamps: float = _data(0.0, "share of windows taught with timestamps", at_least=0, at_most=1, fixed=True)
-    augment: bool = _data(
-        False, "change speed, room, band, noise and loudness of each clip, and mask its spectrogram", fixed=True
-    )
+    pack: float = _data(0.0, "share of windows of consecutive ayat, up to --max-duration", min=0, max=1, fixed=True)
+    timestamps: float = _data(0.0, "share of windows taught with timestamps", min=0, max=1, fixed=True)
+    augment: bool = _data(False, "change speed, room, band, noise, loudness and spectrogram of each clip", fixed=True)
 
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)
     train_encoder: bool = _model(False, "train the encoder too (Experiment 2A froze it)", fixed=True)
-    lora: int | None = _model(
-        None, "train low-rank adapters of this rank in place of the weights: less memory", at_least=1, fixed=True,
-        metavar="RANK",
-    )  # fmt: skip
+    lora: int | None = _model(None, "train adapters of this rank: less memory", min=1, fixed=True, metavar="RANK")
 
-    epochs: int = _training(10, "passes over the training ayat", at_least=1, at_most=10_000, fixed=True)
-    batch_size: int = _training(16, "clips a micro-batch, on each process", at_least=1, at_most=10_000)
-    accumulate: int = _training(1, "micro-batches an optimiser step", at_least=1, at_most=10_000)
-    lr: float | None = _training(
-        None, "peak learning rate (default: by the hours of audio, 1e-4 up to 3 to 5e-4 from 100)", above=0, at_most=1,
-        fixed=True,
-    )  # fmt: skip
-    weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", at_least=0, at_most=10, fixed=True)
-    warmup_steps: int | None = _training(
-        None, "optimiser steps of linear warmup, before the decay (default: by the hours, 2 from 100)", at_least=0,
-        fixed=True,
-    )  # fmt: skip
-    clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", at_least=0, fixed=True)
-    seed: int = _training(
-        0, "decides what is drawn: order, windows, augmentation, adapters", at_least=0, at_most=2**64 - 1, fixed=True
-    )
-    patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", at_least=1)
-    max_steps: int | None = _training(None, "stop after this many optimiser steps", at_least=1, fixed=True)
+    epochs: int = _training(10, "passes over the training ayat", min=1, max=10_000, fixed=True)
+    batch_size: int = _training(16, "clips a micro-batch, on each process", min=1, max=10_000)
+    accumulate: int = _training(1, "micro-batches an optimiser step", min=1, max=10_000)
+    lr: float | None = _training(None, "peak learning rate (default: by the hours)", above=0, max=1, fixed=True)
+    weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", min=0, max=10, fixed=True)
+    warmup_steps: int | None = _training(None, "steps of linear warmup (default: by the hours)", min=0, fixed=True)
+    clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", min=0, fixed=True)
+    seed: int = _training(0, "decides order, windows, augmentation and adapters", min=0, max=2**64 - 1, fixed=True)
+    patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", min=1)
+    max_steps: int | None = _training(None, "stop after this many optimiser steps", min=1, fixed=True)
     no_vanilla: bool = _training(False, "do not validate the untouched model first", fixed=True)
 
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1, at_most=1024)
+    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", min=1, max=1024)
     grad_checkpoint: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _speed(False, "torch.compile encoder and decoder, for a GPU: slow first steps; a CPU gains nothing")
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
-    encoder_cache: str = _speed(
-        "auto", "keep a frozen encoder's outputs there: auto (up to half of the free disk), off, or so many GB"
-    )
+    encoder_cache: str = _speed("auto", "keep a frozen encoder's outputs there: auto, off, or so many GB")
 
     out: Path = _output(Path("runs/experiment-2a"), "folder that the run writes")
     resume: bool = _output(False, "continue the run in OUT; if nothing is saved yet, start it")
     max_time: float | None = _output(None, "save and stop before this many hours have passed", above=0, metavar="HOURS")
-    save_every: int | None = _output(
-        None, "save the state this often (default: every 10 minutes)", at_least=1, metavar="STEPS"
-    )
-    keep: str = _output(
-        "all", "epoch checkpoints that stay on disk: all, the last beside best.pt, or best.pt alone",
-        choices=("all", "last", "best"),
-    )  # fmt: skip
+    save_every: int | None = _output(None, "save the state this often (default: 10 min)", min=1, metavar="STEPS")
+    keep: str = _output("all", "epochs kept: all, last beside best.pt, or best.pt", choices=("all", "last", "best"))
     tensorboard: bool = _output(False, "write scalars for TensorBoard to OUT/tensorboard")
     demo: bool = _output(False, "train a small Whisper from nothing on synthetic reciters: no data, no network")
 
@@ -146,51 +111,27 @@ class EvaluationConfig:
         UserError: a value of the wrong type or out of bounds.
     """
 
-    models: tuple[str, ...] = _model(
-        dataclasses.MISSING, "Whisper names, or any checkpoints that convert.py reads", metavar="MODEL"
-    )
+    models: Names = _model(dataclasses.MISSING, "Whisper names, or checkpoints that convert.py reads", metavar="MODEL")
     language: str = _model("ar", "language token", fixed=True)
-    timestamps: bool = _model(
-        False, "decode with timestamps too, long recordings from one to the next: for models that were taught them"
-    )
-    constrain: str | None = _model(
-        None, "find which words of the Qur'an were said, too: quran; a row more in the table", choices=("quran",)
-    )
-    no_fallback: bool = _model(
-        False, "do not decode texts that fail Whisper's own tests again, at higher temperatures", fixed=True
-    )
+    timestamps: bool = _model(False, "decode with timestamps too: for models that were taught them")
+    constrain: str | None = _model(None, "find which words of the Qur'an were said, too", choices=("quran",))
+    no_fallback: bool = _model(False, "never decode again at higher temperatures, as Whisper does", fixed=True)
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
     text: Path | None = _data(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
     manifest: Path | None = _data(None, "CSV audio,text[,reciter] to use in place of --data; paths are relative to it")
-    reciters: tuple[str, ...] | None = _data(
-        None,
-        "reciters to evaluate on (default: Experiment 2A's two for validation; with --manifest, all)",
-        metavar="R",
-    )
+    reciters: Names | None = _data(None, "reciters to evaluate on (default: 2A's two; of a manifest, all)", metavar="R")
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
-    join: int | None = _data(
-        None, "take this many consecutive ayat (or rows) as one recording, as people recite", at_least=2, fixed=True,
-        metavar="N",
-    )  # fmt: skip
+    join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")
     max_duration: float | None = _data(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
-    normalize: str = _data(
-        "diacritics",
-        "what is taken from both texts before they are compared",
-        choices=("diacritics", "full", "none"),
-        fixed=True,
-    )
+    normalize: str = _data("diacritics", "taken from both texts", choices=("diacritics", "full", "none"), fixed=True)
 
-    batch_size: int | None = _speed(
-        None, "clips decoded at a time (default: 32, on a GPU 64)", at_least=1, at_most=10_000
-    )
+    batch_size: int | None = _speed(None, "clips decoded at a time (default: 32, GPU 64)", min=1, max=10_000)
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS, fixed=True)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", at_least=1, at_most=1024)
+    workers: int = _speed(4, "processes that decode audio the first time a reciter is used", min=1, max=1024)
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
-    encoder_cache: str = _speed(
-        "auto", "keep the encoder's outputs there: auto (for models of one size), off, or so many GB"
-    )
+    encoder_cache: str = _speed("auto", "keep a frozen encoder's outputs there: auto, off, or so many GB")
 
     out: Path = _output(Path("results"), "folder for the table, the predictions and the report")
     embed_audio: bool = _output(False, "put the recordings into report.html, which can then be sent: 19 MB an hour")
@@ -209,14 +150,14 @@ class RecognitionConfig:
         UserError: a value of the wrong type or out of bounds.
     """
 
-    files: tuple[str, ...] = _data(dataclasses.MISSING, "recordings of any length, or folders of them", metavar="FILE")
+    files: Names = _data(dataclasses.MISSING, "recordings of any length, or folders of them", metavar="FILE")
     text: Path = _data(Path("data/metadata/ayah_text_clear.csv"), "CSV sorah,ayah,text: the whole Qur'an")
     model: str = _model("base", "Whisper name, or any checkpoint that convert.py reads")
     language: str = _model("ar", "language token")
-    batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", at_least=1, at_most=10_000)
+    batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", min=1, max=10_000)
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = _speed(4, "processes that decode audio", at_least=1, at_most=1024)
+    workers: int = _speed(4, "processes that decode audio", min=1, max=1024)
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
     srt_dir: Path | None = _output(None, "folder for the subtitles, in place of beside each recording")

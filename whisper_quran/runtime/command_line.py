@@ -28,7 +28,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
         default: the value if the option is not given; None means "not given". ``dataclasses.MISSING`` makes it a
             positional argument of one or more values.
         help: the line that ``--help`` shows.
-        metadata: ``choices``, the values that a string may have; ``above``, ``at_least`` and ``at_most``, the bounds of
+        metadata: ``choices``, the values that a string may have; ``above``, ``min`` and ``max``, the bounds of
             a number (a whole one is at most 10**9 if it has no other bound); ``group``, its heading in ``--help``;
             ``metavar``; and ``fixed=True`` if it determines a run's results, so that it cannot change when the run is
             resumed.
@@ -143,7 +143,7 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{name} {value}: give a finite number")
-    bounds = {"at_most": 10**9, **metadata} if kind is int else metadata
+    bounds = {"max": 10**9, **metadata} if kind is int else metadata
     for bound, (words, holds) in _BOUNDS.items():
         if bound in bounds and not holds(value, bounds[bound]):
             raise UserError(f"{name} must be {words} {bounds[bound]:,}, not {value}")
@@ -155,7 +155,7 @@ def _refuse_url(name: str, value: str) -> None:
         raise UserError(f"{name} {value}: this is a URL, and nothing is downloaded from it; name a file or folder")
 
 
-_BOUNDS = {"above": ("more than", gt), "at_least": ("at least", ge), "at_most": ("at most", le)}
+_BOUNDS = {"above": ("more than", gt), "min": ("at least", ge), "max": ("at most", le)}
 _NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", Path: "a path"}
 
 
