@@ -187,6 +187,19 @@ def test_a_torchaudio_that_does_not_load_is_one_line_with_the_command_that_mends
     )
 
 
+def test_commands_do_without_torchaudio(tmp_path):
+    """Whatever they import; resampling alone needs it."""
+    (tmp_path / "torchaudio.py").write_text("raise OSError('it does not load')")
+    code = (
+        "import pkgutil, whisper_quran\n"
+        "for module in pkgutil.walk_packages(whisper_quran.__path__, 'whisper_quran.'):\n"
+        "    if not module.name.endswith('__main__'): __import__(module.name)\n"
+        "import train, evaluate, convert"
+    )
+    run = run_python(code, path=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
 def test_channels_are_averaged(tmp_path):
     left, middle, right = np.random.default_rng(0).integers(-10_000, 10_000, (3, 5000)).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", np.stack([left, middle, right], axis=1), SAMPLE_RATE)

@@ -11,6 +11,7 @@ from whisper_quran.config import TrainingConfig
 from whisper_quran.data.encoder_cache import CachedFeatures, FrozenEncoder, encoder_digest, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.runtime.device import Precision
+from whisper_quran.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -88,7 +89,9 @@ def test_damaged_entries_are_made_again(tmp_path, clips, damage):
     again = open_cache(tmp_path, model)
     assert torch.equal(encode(again, clips), whole)
     assert again.encoded == 1
-    if damage != "folder":
+    if damage == "folder":  # it cannot be replaced, and that stops nothing else
+        assert again.cache.space > 0
+    else:
         healed = open_cache(tmp_path, model)
         encode(healed, clips)
         assert healed.encoded == 0
@@ -106,6 +109,19 @@ def test_other_weights_heads_and_precisions_have_other_entries(tmp_path, clips):
     heads = encoder_digest(model)
     model.dims.n_audio_head = 2
     assert encoder_digest(model) != heads
+
+
+def test_a_cache_that_cannot_be_written_is_read(tmp_path, clips, monkeypatch):
+    model = make_whisper()
+    whole = encode(open_cache(tmp_path / "full", model), clips[:3])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    for folder, encoded in (("full", 3), ("empty", 6)):
+        encoder = open_cache(tmp_path / folder, model)
+        assert torch.equal(encode(encoder, clips)[:3], whole)
+        assert encoder.encoded == encoded
+    assert len(entries(tmp_path / "full")) == 3 and not (tmp_path / "empty").exists()
+    with pytest.raises(UserError, match="cannot write"):
+        open_cache(tmp_path / "empty", model, setting="1")
 
 
 def test_no_more_is_kept_than_there_is_room_for(tmp_path, clips):

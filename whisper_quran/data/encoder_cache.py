@@ -32,6 +32,7 @@ from whisper.model import AudioEncoder, Whisper
 from ..config import EvaluationConfig, TrainingConfig
 from ..runtime.console import Log, no_log
 from ..runtime.device import Precision
+from ..runtime.errors import UserError
 from ..runtime.files import check_folder, replacing
 from .audio_cache import default_cache
 from .features import encode, log_mel
@@ -137,6 +138,8 @@ class EncoderCache:
                 file.write(content.data)
                 file.write(_checksum(content))
             self.keys.add(key)
+        except IsADirectoryError as error:  # this entry cannot be replaced, others can
+            self.log(f"warning    {self.folder / key} cannot be written ({error.strerror}): it is encoded every time")
         except OSError as error:
             if self.space > 0:
                 self.log(f"warning    {self.folder} takes no more ({error.strerror}): the rest is encoded every time")
@@ -224,7 +227,7 @@ def open_encoder_cache(
     ``auto`` takes half of the free disk space for new outputs; a number of GB includes existing outputs.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made or written, a number of GB was given, and there are no outputs yet.
     """
     setting = config.encoder_cache
     if setting == "off":
@@ -232,7 +235,12 @@ def open_encoder_cache(
     name = f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}"
     shape = model.dims.n_audio_ctx, model.dims.n_audio_state
     cache = EncoderCache((config.cache or default_cache()) / name, shape, precision.dtype, log)
-    folder = cache.folder if cache.folder.is_dir() else check_folder(cache.folder)
+    try:
+        folder = check_folder(cache.folder)
+    except UserError:
+        if setting != "auto" and not cache.keys:
+            raise
+        return cache  # what is there can be read
     if setting == "auto":
         cache.space = shutil.disk_usage(folder).free // 2 // cache.bytes
     else:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
+from ..data.audio import import_torchaudio
 from ..data.batches import Batch, Clip, generator
 from ..data.features import log_mel
 
@@ -93,7 +94,7 @@ class Augmentation:
     def _sound(self, clip: Tensor, change: Change) -> Tensor:
         x = clip.float() / 32768
         if change.speed != 10:
-            from torchaudio.functional import resample  # here, so that other runs do without torchaudio
+            resample = import_torchaudio("--augment changes the speed of recordings").functional.resample
 
             x = resample(x, change.speed, 10)
         x = self._filter(x, change)
