@@ -125,13 +125,12 @@ def test_a_run_that_is_resumed_hears_the_same(run, tmp_path):
     options = (*RUN, "--augment")
     assert run("--out", tmp_path / "whole", *options)[0] == 0
     assert run("--out", tmp_path / "cut", *options, "--max-time", 1e-9)[0] == 0
-    code, out, err = run("--out", tmp_path / "cut", *options, "--resume", "--batch-size", 1, "--accumulate", 2)
+    code, _, err = run("--out", tmp_path / "cut", *options, "--resume", "--batch-size", 1, "--accumulate", 2)
     assert code == 0, err
     whole, cut = (
         [row["loss"] for row in results_of(tmp_path / name)[0] if row["event"] == "train"] for name in ("whole", "cut")
     )
     np.testing.assert_allclose(cut, whole, rtol=1e-4)
-    assert "runs in every epoch" in out
     assert run("--out", tmp_path / "plain", *RUN)[0] == 0
     plain = [row["loss"] for row in results_of(tmp_path / "plain")[0] if row["event"] == "train"]
     assert max(abs(np.array(plain) - whole)) > 1e-3

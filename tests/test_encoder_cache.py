@@ -8,7 +8,7 @@ import torch
 from conftest import make_whisper, results_of
 
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.encoder_cache import CachedFeatures, FrozenEncoder, encoder_digest, open_encoder_cache
+from whisper_quran.data.encoder_cache import FrozenEncoder, encoder_digest, open_encoder_cache
 from whisper_quran.data.features import collate
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
@@ -150,13 +150,6 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, clips, monkeypatch):
     assert len(lines) == 1 and "takes no more (No space left on device)" in lines[0]
     assert not list(encoder.cache.folder.iterdir())
     assert torch.equal(encode(encoder, clips), whole)
-
-
-def test_a_batch_cut_in_half_keeps_what_is_known_beside_its_clips():
-    features = torch.arange(3.0)[:, None, None]
-    first, second = CachedFeatures(("a", "b", "c", "d"), (0, 2, 3), features).split(2)
-    assert (first.keys, first.rows, first.features.flatten().tolist()) == (("a", "b"), (0,), [0.0])
-    assert (second.keys, second.rows, second.features.flatten().tolist()) == (("c", "d"), (0, 1), [1.0, 2.0])
 
 
 def test_a_run_is_the_same_with_it_and_without(run, tmp_path, encoded):

@@ -47,7 +47,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: tuple[Clip, ...] = ()  # empty without augmentation
+    clips: Sequence[Clip] = ()
     cached: CachedFeatures | None = None
 
     def __len__(self) -> int:
@@ -64,28 +64,22 @@ class Batch:
         return Batch(audio, tokens, positions, targets, self.clips, self.cached.to(device) if self.cached else None)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
-        """Return the same clips as two batches, for a GPU that has too little memory for one."""
+        """Return the same clips as two batches, without cached features, for a GPU with too little memory for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
-        cached = self.cached.split(half) if self.cached else (None, None)
         before, after = self.positions[first], self.positions[~first] - half * length
         return (
-            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], self.clips[:half], cached[0]),
-            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], self.clips[half:], cached[1]),
+            Batch(self.audio[:half], self.tokens[:half], before, self.targets[first], self.clips[:half]),
+            Batch(self.audio[half:], self.tokens[half:], after, self.targets[~first], self.clips[half:]),
         )
 
 
 def make_batch(
-    examples: Sequence[Example],
-    cache: AudioCache,
-    pin: bool = False,
-    encoder: FrozenEncoder | None = None,
-    augmented: bool = False,
+    examples: Sequence[Example], cache: AudioCache, pin: bool = False, encoder: FrozenEncoder | None = None
 ) -> Batch:
     """Collate ``examples``, with their outputs in the cache of a frozen ``encoder``.
 
-    ``pin`` puts the tensors in page-locked memory, from which copies to a GPU are asynchronous. ``augmented`` sets the
-    batch's ``clips``.
+    ``pin`` puts the tensors in page-locked memory, from which copies to a GPU are asynchronous.
     """
     length = max(len(example.tokens) for example in examples) - 1
     tokens = torch.full((len(examples), length), examples[0].tokens[-1])
@@ -99,12 +93,7 @@ def make_batch(
     cached = encoder.find(audio, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     inputs, target_positions, target_ids = (tensor.pin_memory() if pin else tensor for tensor in text)
-    clips: tuple[Clip, ...] = ()
-    if augmented:
-        clips = tuple(
-            Clip(zlib.crc32(samples.tobytes()), len(samples), example.timed)
-            for samples, example in zip(audio, examples, strict=True)
-        )
+    clips = [Clip(zlib.crc32(a.tobytes()), len(a), e.timed) for a, e in zip(audio, examples, strict=True)]
     return Batch(collate(audio, pin), inputs, target_positions, target_ids, clips, cached)
 
 

@@ -10,7 +10,6 @@ changes, and runs and evaluations share it. A file that is missing, truncated or
 """
 
 import hashlib
-import mmap
 import os
 import re
 import shutil
@@ -46,7 +45,7 @@ _WAITING = 64  # recordings that may wait to be written
 class CachedFeatures:
     """The cached outputs of a batch: ``features`` (k, n_audio_ctx, n_audio_state) of the clips ``rows``, ascending.
 
-    ``keys`` are the cache keys of all clips of the batch; empty if the features are not from a cache.
+    ``keys`` are the cache keys of all clips of the batch.
     """
 
     keys: tuple[str, ...]
@@ -55,15 +54,6 @@ class CachedFeatures:
 
     def to(self, device: torch.device) -> "CachedFeatures":
         return CachedFeatures(self.keys, self.rows, self.features.to(device, non_blocking=True))
-
-    def split(self, at: int) -> tuple["CachedFeatures", "CachedFeatures"]:
-        """Split into the outputs of the clips before ``at``, and of those from ``at`` on."""
-        before = sum(row < at for row in self.rows)
-        after = tuple(row - at for row in self.rows[before:])
-        return (
-            CachedFeatures(self.keys[:at], self.rows[:before], self.features[:before]),
-            CachedFeatures(self.keys[at:], after, self.features[before:]),
-        )
 
 
 class EncoderCache:
@@ -114,13 +104,12 @@ class EncoderCache:
     def _read(self, key: str, output: np.ndarray) -> bool:
         """Read an entry into ``output`` (bytes,); if it is not valid, drop its key and return False."""
         try:
-            with open(self.folder / key, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                valid = len(mapped) == self.bytes + 4
-                if valid:
-                    output[:] = np.frombuffer(mapped, np.uint8, self.bytes)
-                    # Only once per process: the checksum takes longer than the reading.
-                    valid = key in self._checked or mapped[self.bytes :] == _checksum(output)
-        except (OSError, ValueError):
+            with open(self.folder / key, "rb") as file:
+                valid = file.readinto(output.data) == self.bytes
+                checksum = file.read(5)
+            # Computed once per process: the checksum takes longer than the reading.
+            valid = valid and len(checksum) == 4 and (key in self._checked or checksum == _checksum(output))
+        except OSError:
             valid = False
         if valid:
             self._checked.add(key)
@@ -173,18 +162,16 @@ class FrozenEncoder:
     @torch.no_grad()
     def __call__(self, audio: Tensor, cached: CachedFeatures | None = None) -> Tensor:
         """Encode int16 audio (batch, n), except the ``cached`` rows, into (batch, n_audio_ctx, n_audio_state)."""
-        rows = cached.rows if cached else ()
-        missing = [row for row in range(len(audio)) if row not in rows]
-        if cached and not missing:
+        if not cached:
+            return self.encode(log_mel(audio, self.model.dims.n_mels))
+        missing = [row for row in range(len(audio)) if row not in cached.rows]
+        if not missing:
             return cached.features
-        uncached = audio[missing] if rows else audio
-        computed = self.encode(log_mel(uncached, self.model.dims.n_mels))
-        if self.cache and cached and cached.keys:
+        computed = self.encode(log_mel(audio[missing], self.model.dims.n_mels))
+        if self.cache:
             self.cache.add([cached.keys[row] for row in missing], computed)
-        if not cached or not rows:
-            return computed
         features = computed.new_empty((len(audio), *computed.shape[1:]))
-        features[missing], features[list(rows)] = computed, cached.features
+        features[missing], features[list(cached.rows)] = computed, cached.features
         return features
 
     def encode(self, mel: Tensor) -> Tensor:

@@ -206,8 +206,7 @@ class Trainer:
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
             examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
             shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
-            augmented = self.augmentation is not None
-            batches = [make_batch(each, self.data.cache, pin, self.encoder, augmented) for each in shards]
+            batches = [make_batch(each, self.data.cache, pin, self.encoder) for each in shards]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:
