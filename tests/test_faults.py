@@ -114,15 +114,6 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(run, undisturbed, tmp_pa
     assert results_of(out) == undisturbed
 
 
-def test_where_both_states_are_damaged_it_is_said(tmp_path):
-    for name in ("state.pt", "state-previous.pt"):
-        (tmp_path / name).write_bytes(b"PK broken")
-    said = []
-    with pytest.raises(UserError, match="no saved state"):
-        find_state(tmp_path, said.append)
-    assert len(said) == 2
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder with 200 MB of room: a state of the test's model is 42 MB."""
@@ -279,22 +270,6 @@ def test_a_run_that_ended_before_its_first_save_begins_anew(run, undisturbed, tm
     assert code == 0, err
     assert results_of(out) == undisturbed
     assert [path.name for path in out.glob(".*")] == [".lock"]
-
-
-def test_sigterm_may_come_twice(run, tmp_path, monkeypatch):
-    """From a batch system that signals every process, and from torchrun again."""
-    forward = Objective.forward
-
-    def terminated(self, *batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        loss = forward(self, *batch)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    monkeypatch.setattr(Objective, "forward", terminated)
-    code, out, _ = run(*RUN, "--out", tmp_path / "run")
-    assert code == 143 and "stopped at step 1 of 11" in out
-    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 1
 
 
 def test_a_signal_during_validation_loses_nothing(run, undisturbed, tmp_path, monkeypatch):

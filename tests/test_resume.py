@@ -20,7 +20,6 @@ from whisper_quran.runtime.errors import Interrupted, Interrupts, run_command
 from whisper_quran.training import trainer
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.metrics_log import History
-from whisper_quran.training.trainer import Trainer
 
 # Stops after the first of RUN's steps.
 ONE_STEP = (*RUN, "--max-time", 1e-7)
@@ -252,30 +251,6 @@ def test_what_a_state_counts_on_is_on_disk_before_it(run, tmp_path, monkeypatch)
     checkpoint = events.index("rename best.pt")
     assert checkpoint < last
     assert {"sync metrics.jsonl", "sync run"} <= set(events[checkpoint:last])
-
-
-def test_a_cache_that_is_removed_in_mid_run_is_one_line_and_loses_nothing(
-    run,
-    undisturbed,
-    workshop,
-    tmp_path,
-    monkeypatch,
-):
-    cache, step = tmp_path / "cache", Trainer.training_step
-    options = (*RUN, "--out", tmp_path / "run", "--cache", cache)
-
-    def remove_the_cache(self, *args):
-        shutil.rmtree(cache, ignore_errors=True)
-        return step(self, *args)
-
-    monkeypatch.setattr(Trainer, "training_step", remove_the_cache)
-    code, _, err = run(*options)
-    assert code == 2 and str(cache) in err and "Traceback" not in err
-    assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
-    monkeypatch.setattr(Trainer, "training_step", step)
-    code, said, err = run(*options, "--resume")
-    assert code == 0 and "are done" in said, err
-    assert results_of(tmp_path / "run") == undisturbed
 
 
 # --- Signals, pipes and terminals

@@ -97,12 +97,6 @@ def test_resuming_with_options_that_change_the_run_is_refused(run, tmp_path):
     assert code == 2 and "--lr was 0.0005, is 0.001" in err
 
 
-def test_resume_where_nothing_is_saved_starts_the_run(run, tmp_path):
-    code, _, err = run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1, "--resume")
-    assert code == 0, err
-    assert (tmp_path / "run" / "best.pt").exists()
-
-
 def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path):
     audio = tmp_path / "data" / "audio" / "R"
     audio.mkdir(parents=True)
