@@ -266,6 +266,17 @@ def test_recordings_that_were_joined_byte_by_byte_are_read_to_the_end(tmp_path):
     assert len(decode_file(tmp_path / "a.mp3").samples) / SAMPLE_RATE == pytest.approx(3, abs=0.15)
 
 
+def test_a_title_in_another_alphabet_is_no_obstacle(tmp_path):
+    soundfile.write(tmp_path / "a.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
+    content = (tmp_path / "a.wav").read_bytes()
+    title = "سورة".encode("cp1256")  # 4 bytes, no UTF-8
+    tag = b"LIST\x10\0\0\0INFOINAM\x04\0\0\0" + title
+    content = content[:36] + tag + content[36:]  # between the chunks fmt and data
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(decode_file(tmp_path / "a.wav").samples) == 24000
+    assert audio.header_seconds(tmp_path / "a.wav") == 1.5
+
+
 def test_any_file_name_will_do(quran, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [

@@ -160,12 +160,18 @@ def decode_file(path: str | os.PathLike[str]) -> Decoded:
     return _to_16_khz(_decode(os.fspath(path)))
 
 
+def _open(file: IO[bytes]) -> Any:
+    import av
+
+    return av.open(file, "r", options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
+
+
 def header_seconds(path: str | os.PathLike[str]) -> float | None:
     """Read the duration from a file's header; None if there is none. Fast, but only an estimate for some MP3s."""
     import av
 
     try:
-        with open(path, "rb") as file, av.open(file, "r", options={"format_whitelist": _FORMATS}) as container:
+        with open(path, "rb") as file, _open(file) as container:
             if container.duration is not None and container.streams.audio:
                 return container.duration / av.time_base
     except (OSError, ValueError, av.error.FFmpegError):
@@ -192,8 +198,9 @@ def _decode(path: str) -> Decoded:
         return replace(decoded, digest=digest.hexdigest())
     except MemoryError as error:
         raise AudioError("out of memory", final=False) from error
-    except av.error.FFmpegError as error:
-        raise AudioError(f"not audio, or a playlist of other files ({error.strerror})") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise AudioError(f"not audio, or a playlist of other files ({reason})") from error
     except OSError as error:
         raise AudioError(f"cannot be read ({error.strerror})", final=False) from error
     finally:
@@ -207,10 +214,7 @@ def _read(file: IO[bytes], channel: int | None = None) -> Decoded:
 
     parts, energies, mixed, damaged, mended = [], np.zeros(1), 0.0, False, False
     file.seek(0)
-    with (
-        av.logging.Capture(local=False) as messages,
-        av.open(file, "r", options={"format_whitelist": _FORMATS}) as container,
-    ):
+    with av.logging.Capture(local=False) as messages, _open(file) as container:
         if not container.streams.audio:
             raise AudioError("no audio in it")
         stream = container.streams.audio[0]
