@@ -32,8 +32,8 @@ def convert(
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
-    ``dest`` is written atomically: beside its name, then renamed. ``to`` is "openai", "hf" or "ct2"; ``dtype`` is
-    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
+    ``dest`` is written beside its name, then renamed. ``to`` is "openai", "hf" or "ct2"; ``dtype`` is "fp16", "bf16" or
+    "fp32"; ``language`` is the default language of a Hugging Face Whisper.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, ``dest`` cannot be written, or is

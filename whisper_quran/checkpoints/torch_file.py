@@ -25,10 +25,10 @@ MAX_NAME = 300  # characters of a tensor's name
 class StandIn:
     """Takes the place of a class, a function, or an object of one; what is added to it is dropped."""
 
-    __slots__ = ("attribute", "module")
+    __slots__ = ("attribute",)
 
-    def __init__(self, module: str, attribute: str):
-        self.module, self.attribute = module, attribute
+    def __init__(self, attribute: str):
+        self.attribute = attribute  # its name in its module
 
     def _ignore(self, *args: object) -> None:
         pass
@@ -58,30 +58,24 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     pop_mark: Callable[[], list[Any]]
 
     def find_class(self, module: str, name: str) -> StandIn:
-        return StandIn(module, name)
+        return StandIn(name)
 
     def get_extension(self, code: int) -> None:
         raise ValueError("an extension")
 
     def _instantiate(self, function: object, args: Any) -> None:  # INST and OBJ
         match function, tuple(args):
-            case StandIn(module="collections", attribute="OrderedDict"), ():
+            case StandIn(attribute="OrderedDict"), ():
                 self.append(_Dict())
-            case (
-                StandIn(module="torch._utils", attribute="_rebuild_tensor_v2"),
-                (TypedStorage() as storage, int() as offset, tuple() as size, tuple() as stride, *_),
-            ):
+            case StandIn(attribute="_rebuild_tensor_v2"), (TypedStorage() as storage, offset, size, stride, *_):
                 tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)
                 if tensor.nbytes > tensor.untyped_storage().nbytes():
                     raise ValueError("a tensor that repeats what is stored of it")
                 self.append(tensor)
-            case (
-                StandIn(module="torch._utils", attribute="_rebuild_parameter" | "_rebuild_parameter_with_state"),
-                (Tensor() as data, *_),
-            ):
+            case StandIn(attribute="_rebuild_parameter" | "_rebuild_parameter_with_state"), (Tensor() as data, *_):
                 self.append(data)
-            case StandIn(module=module, attribute=attribute), _:
-                self.append(StandIn(module, attribute))
+            case StandIn(attribute=attribute), _:
+                self.append(StandIn(attribute))
             case _:
                 raise ValueError("a call of what is no name")
 
@@ -114,7 +108,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
         self.append(made)
 
     def load_empty_set(self) -> None:
-        self.append(StandIn("builtins", "set"))
+        self.append(StandIn("set"))
 
     def load_frozenset(self) -> None:
         self.pop_mark()
