@@ -45,14 +45,14 @@ def test_both_layouts_are_read_and_every_audio_extension_counts(tmp_path, layout
 
 def test_whatever_is_no_ayah_is_left_out_with_its_reason(tmp_path):
     names = "001000.mp3 000001.mp3 000_versebyverse.zip notes.txt intro.mp3 002.mp3 2-01.mp3 114006.mp3 .DS_Store"
-    files = [f"audio/R/{name}" for name in [*names.split(), "001001.mp3", "001001.wav", "002002.mp3"]]
+    files = [f"audio/R/{name}" for name in [*names.split(), "001001.mp3", "001001.srt", "001001.wav", "002002.mp3"]]
     data = make_data(tmp_path, files, "sorah,ayah,text\n1,1,a\n1,2,b\n2,1,c\n2,2,\n")
     ayat, skipped = open_corpus(data).select(["R"])
     assert [ayah.audio.name for ayah in ayat] == ["001001.mp3"]
     reasons = {Path(item.file).name: item.reason for item in skipped}
     assert "basmala" in reasons["001000.mp3"]
     assert "EveryAyah's own" in reasons["000001.mp3"] and "EveryAyah's own" in reasons["000_versebyverse.zip"]
-    assert reasons["notes.txt"] == "not audio"
+    assert reasons["notes.txt"] == "not audio" and "001001.srt" not in reasons  # subtitles by recognition
     assert reasons["intro.mp3"] == "audio not named SSSAAA"
     assert reasons["002.mp3"] == "a whole surah: cut it into a file an ayah, named SSSAAA"
     assert reasons["2-01.mp3"] == "audio not named SSSAAA: rename it to 002001.mp3"

@@ -160,7 +160,9 @@ class RecognitionConfig:
     workers: int = _speed(4, "processes that decode audio", min=1, max=1024)
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
-    srt_dir: Path | None = _output(None, "folder for the subtitles, in place of beside each recording")
+    srt_dir: Path | None = _output(
+        None, "write subtitles to this folder, in place of beside each recording", metavar="DIR"
+    )
     html: Path | None = _output(None, "write a page that plays them and follows the words", metavar="PAGE.html")
     embed_audio: bool = _output(False, "put the recordings into the page, which can then be sent: 19 MB an hour")
 

@@ -246,7 +246,7 @@ def _scan(
     ayat: dict[tuple[int, int], Ayah] = {}
     skipped = []
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.is_dir():
+        if file.name.startswith(".") or file.suffix == ".srt" or file.is_dir():  # recognition puts subtitles there
             continue
         key = ayah_of(file)
         if file.name.startswith("000"):
