@@ -1,5 +1,6 @@
 """Where in the Qur'an a recording is: the spans nearest to what was heard, and which of them the model prefers."""
 
+import gc
 import random
 from types import SimpleNamespace
 
@@ -214,11 +215,14 @@ def test_out_of_memory_while_texts_are_scored_halves_the_batch_and_loses_nothing
     model = talkative(make_whisper(layers=2))
     clips = [(np.random.default_rng(n).normal(size=SAMPLE_RATE) * 3000).astype(np.int16) for n in range(3)]
     candidates = Recognizer.candidates
+    decoders = lambda: sum(isinstance(each, BatchDecoder) for each in gc.get_objects())  # noqa: E731
+    before = decoders()
 
-    def candidates_in_little_memory(self, clip, *args):
+    def candidates_in_little_memory(self, clip, *args, **options):
         if clip.decoder.slots > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return candidates(self, clip, *args)
+        assert decoders() == before + 1, "the memory of the one that did not fit is freed"
+        return candidates(self, clip, *args, **options)
 
     monkeypatch.setattr(Recognizer, "candidates", candidates_in_little_memory)
     logged = []

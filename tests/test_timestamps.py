@@ -12,7 +12,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.decoding import long_audio
-from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip
+from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.timestamps import Segment, read_segments
 
@@ -91,9 +91,7 @@ def test_windows_and_segments_are_those_of_whispers_transcribe(monkeypatch):
     monkeypatch.setattr(
         long_audio._PieceDecoder,
         "_decode_once",
-        lambda self, pieces, *_: [
-            DecodedClip(i, result(piece.number, piece.clip), None, 0) for i, piece in enumerate(pieces)
-        ],
+        lambda self, pieces, *_: [(piece, result(piece.number, piece.clip), []) for piece in pieces],
     )
     ours = {t.clip: t for t in transcribe_clips(model, clips, batch_size=4, timestamps=True)}
     options = {"language": "ar", "fp16": False, "temperature": 0.0, "condition_on_previous_text": False}

@@ -7,7 +7,7 @@ points, and each piece is decoded the way the model was trained, in batches with
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..data.encoder_cache import FrozenEncoder
 from ..data.features import FRAME, collate, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
-from .batch_decoder import BatchDecoder, DecodedClip, is_looping
+from .batch_decoder import BatchDecoder, is_looping
 from .quran_search import Candidate, Recognizer
 from .timestamps import Segment, read_segments
 
@@ -151,19 +151,15 @@ class _PieceDecoder:
                 done = set[Piece]()
                 slots = min(self.batch_size, len(waiting))
                 try:
-                    for clip in self._decode_once(waiting, slots, temperature):
-                        piece, result = waiting[clip.index], clip.result
-                        fails = self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result)
+                    for piece, result, found in self._decode_once(waiting, slots, temperature, count):
+                        done.add(piece)
+                        candidates[piece] += found
+                        if self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
+                            again.append(piece)
+                            continue
                         if self.fallback and is_silent(result):
                             result = replace(result, text="", tokens=[])
-                        if self.recognizer and result.text:
-                            seconds, alone = (piece.end - piece.start) / SAMPLE_RATE, count[piece.clip] == 1
-                            candidates[piece] += self.recognizer.candidates(clip, seconds, alone)
-                        done.add(piece)
-                        if fails:
-                            again.append(piece)
-                        else:
-                            yield piece, result, candidates.pop(piece, [])
+                        yield piece, result, candidates.pop(piece)
                 except torch.OutOfMemoryError as error:
                     device = self.encoder.model.device
                     if slots == 1:
@@ -176,10 +172,20 @@ class _PieceDecoder:
                 waiting = [piece for piece in waiting if piece not in done]
             waiting = again
 
-    def _decode_once(self, pieces: Sequence[Piece], slots: int, temperature: float) -> Iterator[DecodedClip]:
-        """Decode ``pieces``, encoded in batches of a quarter of the slots; the decoder's memory is freed at the end."""
+    def _decode_once(
+        self, pieces: Sequence[Piece], slots: int, temperature: float, count: Mapping[int, int]
+    ) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
+        """Decode ``pieces``, ``count`` of each clip, encoded in batches of a quarter of the slots; find candidates.
+
+        The decoder's memory is freed at the end.
+        """
         decoder = BatchDecoder(self.encoder.model, slots, **self.options)
-        yield from decoder.decode(self._encoded(pieces, max(1, slots // 4), temperature), temperature)
+        for clip in decoder.decode(self._encoded(pieces, max(1, slots // 4), temperature), temperature):
+            piece, found = pieces[clip.index], list[Candidate]()
+            if self.recognizer and not (self.fallback and is_silent(clip.result)):
+                seconds = (piece.end - piece.start) / SAMPLE_RATE
+                found = self.recognizer.candidates(clip, seconds, alone=count[piece.clip] == 1)
+            yield piece, clip.result, found
 
     def _encoded(
         self, pieces: Sequence[Piece], batch_size: int, temperature: float
