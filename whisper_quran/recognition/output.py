@@ -21,7 +21,7 @@ from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
 from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts
 from ..runtime import __version__
 from ..runtime.console import Log, format_duration, format_size, percent, printable
-from ..runtime.files import atomic_write, make_folder
+from ..runtime.files import atomic_write, make_folder, writing
 from .recitations import Recitation, RecitedWord, Recognition
 
 _CUE_SECONDS, _CUE_LINES, _CUE_WIDTH = 7.0, 2, 42  # of a subtitle, at most
@@ -88,12 +88,13 @@ def write_subtitles(recognition: Recognition, path: Path, log: Log = print) -> N
         UserError: it cannot be written.
     """
     name = printable(str(path))
-    if path.exists():
-        log(f"{name} is there already: not written")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(subtitles(recognition))
+    with writing(path):
+        if path.exists():
+            log(f"{name} is there already: not written")
+            return
+        make_folder(path.parent)
+        with atomic_write(path) as file:
+            file.write(subtitles(recognition))
     log(f"subtitles: {name}")
 
 
