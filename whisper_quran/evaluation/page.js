@@ -65,6 +65,20 @@ const drawFacts = () => $("measured").append(...Object.entries(data.facts).flatM
 
 // ---- the player
 
+/** The player stands below the page, which is made longer by its height. */
+function showPlayer(shown) {
+  $("player").hidden = !shown;
+  document.documentElement.style.setProperty("--player", `${$("player").offsetHeight}px`);
+}
+
+function closePlayer() {
+  $("audio").removeAttribute("src");
+  $("audio").load(); // stops it
+  showPlayer(false);
+}
+$("close").onclick = closePlayer;
+document.addEventListener("keydown", event => { if (event.key === "Escape") closePlayer(); });
+
 /** Play a recording from a second on. It may be several files, one after the other. */
 function play(name, addresses, from = 0) {
   const audio = $("audio"), left = [...addresses], tell = text => { $("playing").textContent = text; };
@@ -76,8 +90,7 @@ function play(name, addresses, from = 0) {
     audio.play().catch(failed);
   };
   audio.onended = () => left.length && next(0);
-  $("close").onclick = () => { audio.pause(); $("player").hidden = true; };
-  $("player").hidden = false;
   tell(name);
+  showPlayer(true);
   next(from);
 }

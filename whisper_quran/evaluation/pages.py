@@ -221,9 +221,9 @@ def _facts(rows: Sequence[Mapping[str, Any]], right: int) -> list[list[str]]:
     faster = f"{1 / rtf:,.0f}" if 0 < rtf < 0.1 else f"{1 / rtf:.1f}" if rtf else ""
     return [
         *([plus_minus(rate, None)] for rate in kinds),
-        [*share(right, recordings).partition(" (")[::2]] if recordings else ["–"],
+        share(right, recordings).rstrip(")").split(" (") if recordings else ["–"],
         [f"{parameters / 1e6:.{int(parameters < 1e7)}f} M" if parameters else "–"],
-        [f"{rtf:.2g}", f"{faster}× real time"] if rtf else ["–"],
+        [f"{rtf:.2g}", f"{faster}×"] if rtf else ["–"],
     ]
 
 

@@ -8,8 +8,9 @@ const FIRST = 20, MORE = 100; // recordings listed at first, and added when aske
 const names = data.models.map(({short}) => short);
 const sum = numbers => numbers.reduce((a, b) => a + b, 0);
 const percent = (fraction, digits = 1) => Number.isFinite(fraction) ? `${(100 * fraction).toFixed(digits)} %` : "–";
-/** A rate with half the width of its 95 % interval, if there is one: 52.4 ± 3.1 %. */
-const rateText = ({rate, half}) => half > 0 ? percent(rate).replace(" ", ` ± ${(100 * half).toFixed(1)} `) : percent(rate);
+/** A rate with its 95 % interval, if there is one, as plus_minus of chance.py: 52.4 ± 3.1 %. */
+const rateText = ({rate, low, high}) => !(high >= 0) ? percent(rate)
+  : rate ? percent(rate).replace(" ", ` ± ${(50 * (high - low)).toFixed(1)} `) : `${percent(rate)} (at most ${percent(high)})`;
 const color = model => `var(--model-${model % SHAPES.length})`;
 const shape = model => SHAPES[(model + Math.floor(model / SHAPES.length)) % SHAPES.length];
 const svg = (tag, attributes = {}, ...children) =>
@@ -190,72 +191,47 @@ function showChosen(chosen) {
 
 // ---- the charts
 
-const redraw = widthOf => { for (const drawn of $("charts").children) drawn.draw(widthOf?.(drawn)); };
-
 function drawCharts(heard, inSurah, models) {
-  const length = quran ? "WER by ayah length" : "WER by length";
   const pick = surah => choose({surah: state.surah === `${surah}` ? "" : `${surah}`});
   const refocus = document.activeElement.matches(".plot");
-  const surahs = tallied(heard, ({ayah}) => ayah.surah)
-    .map(column => ({...column, tick: `${column.key}`, label: `Surah ${column.key} \u2068${surahName(column.key)}\u2069`}));
-  const words = binned(inSurah, LENGTHS, "words", recording => recording.words, 1);
-  $("charts").replaceChildren(...[
-    quran && chart("WER by surah", surahs, models, {wide: true, pick, picked: +state.surah}),
-    chart(length, words, models, {})].filter(Boolean));
-  redraw();
+  const surahs = tallied(heard, ({ayah}) => ayah.surah, surah => [`${surah}`, `Surah ${surah} \u2068${surahName(surah)}\u2069`]);
+  const lengths = tallied(inSurah.filter(({words}) => words), ({words}) => LENGTHS.findLastIndex(least => words >= least),
+    bin => [bin + 1 < LENGTHS.length ? `${LENGTHS[bin]}–${LENGTHS[bin + 1] - 1}` : `${LENGTHS[bin]}+`, "words"]);
+  $("charts").replaceChildren(...(quran ? [drawChart("WER by surah", surahs, models, pick)] : []),
+    drawChart(quran ? "WER by ayah length" : "WER by length", lengths, models));
   if (refocus) $("charts").querySelector(".plot").focus();
 }
 
-/** A column for each value of `keyOf`: its recordings, and the rate of each model over them. */
-function tallied(list, keyOf) {
+/** A column for each value of `keyOf`, with its recordings, its names, and the rate of each model over them. */
+function tallied(list, keyOf, namesOf = key => [`${key}`, ""]) {
   const columns = new Map();
   for (const recording of list) {
     const key = keyOf(recording);
-    if (!columns.has(key)) columns.set(key, {key, recordings: []});
-    columns.get(key).recordings.push(recording);
+    if (!columns.has(key)) columns.set(key, []);
+    columns.get(key).push(recording);
   }
-  for (const column of columns.values()) column.rates = names.map((_, model) => rateOf(column.recordings, model));
-  return [...columns.values()].sort((a, b) => a.key - b.key);
+  return [...columns].sort(([a], [b]) => a - b).map(([key, recordings]) => {
+    const [tick, name] = namesOf(key);
+    const label = name === "words" ? `${tick} words` : name;
+    return {key, tick, label, recordings, rates: names.map((_, model) => rateOf(recordings, model))};
+  });
 }
 
-/** A model's rate, and half of its 95 % interval: rate_interval of chance.py. */
+/** A model's rate, and the ends of its 95 % interval: rate_interval of chance.py. */
 function rateOf(recordings, model) {
   const heard = recordings.filter(({runs}) => runs[model]), words = sum(heard.map(({words}) => words));
   const rate = sum(heard.map(({runs}) => runs[model].errors)) / words;
   const spread = sum(heard.map(({runs, words}) => (runs[model].errors - rate * words) ** 2));
-  const variance = Math.max(spread * heard.length / (heard.length - 1) / words ** 2, rate / words);
-  const c = 1.96 ** 2 * (rate > 0 ? variance / rate : 1 / words);
-  return {rate, half: Math.sqrt(c * rate + c ** 2 / 4)};
+  if (heard.length < 2 && rate) return {rate};
+  const variance = Math.max(spread * heard.length / Math.max(1, heard.length - 1) / words ** 2, rate / words);
+  const c = 1.96 ** 2 * (rate ? variance / rate : 1 / words), half = Math.sqrt(c * rate + c ** 2 / 4);
+  return {rate, low: Math.max(0, rate + c / 2 - half), high: rate + c / 2 + half};
 }
 
-/** Columns by length. `step` is 1 where lengths are whole: the bin from 4 to below 7 is then named 4–6. */
-function binned(list, bins, unit, lengthOf, step) {
-  const columns = tallied(list.filter(recording => lengthOf(recording) >= bins[0]),
-    recording => bins.findLastIndex(least => lengthOf(recording) >= least));
-  return columns.map(column => {
-    const low = bins[column.key], next = bins[column.key + 1];
-    const tick = next === undefined ? `${low}+` : `${low}–${next - step}`;
-    return {...column, tick, label: `${tick} ${unit}`};
-  });
-}
-
-function chart(title, columns, models, options) {
-  const readout = h("p", {class: "readout small", role: "status"}), box = h("div");
-  const tell = column => readout.replaceChildren(...(column ? [
-    `${column.label} · ${plural(column.recordings.length, noun)}`, ...models.flatMap(model => [mark(model), rateText(column.rates[model])])]
-    : options.pick ? [h("span", {class: "hint"}, "Point or use the arrow keys for figures, click to filter")] : []));
-  const figure = h("figure", {class: options.wide ? "card wide" : "card"},
-    h("figcaption", {class: "caption"}, h("h3", {}, title), readout), box);
-  figure.draw = width => {
-    tell();
-    box.replaceChildren(plot(title, columns, models, width ?? Math.max(box.clientWidth, 240), tell, options));
-  };
-  return figure;
-}
-
-/** An SVG as wide as its place: `wide` is a dot for each model in many columns, otherwise lines over a few bins. */
-function plot(title, columns, models, width, tell, {wide, pick, picked}) {
-  const height = wide ? 230 : 200, left = 38, top = 14, bottom = height - (wide ? 20 : 44);
+/** A chart as wide as its place: a dot for each model in each column. `pick` is called with the key of one chosen. */
+function drawChart(title, columns, models, pick) {
+  const picked = columns.find(({key}) => pick && key === +state.surah);
+  const width = Math.max($("charts").clientWidth - 38, 240), height = 210, left = 38, top = 14, bottom = height - 20;
   const band = Math.min((width - left - 4) / Math.max(columns.length, 1), 120);
   const rates = columns.flatMap(column => models.map(model => column.rates[model].rate));
   // Invented words can carry a rate far beyond 100 %: from twice that on, dots are on the top line, with the figure.
@@ -264,40 +240,32 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const lines = Math.ceil(highest / step - 1e-9), limit = lines * step;
   const x = column => left + (column + .5) * band;
   const y = rate => bottom - Math.min(rate, limit) / limit * (bottom - top);
-  const most = Math.max(...columns.map(column => column.recordings.length));
   const cursor = svg("rect", {class: "cursor", y: top, height: bottom - top, width: band, visibility: "hidden"});
   const parts = [cursor];
   for (let line = 0; line <= lines; line++) parts.push(
     svg("line", {class: "grid", x1: left, x2: width - 4, y1: y(line * step), y2: y(line * step)}),
     svg("text", {x: left - 7, y: y(line * step) + 4, "text-anchor": "end"}, percent(line * step, step < .01 ? 1 : 0)));
-  const every = Math.ceil(34 / band);
-  columns.forEach((column, number) => {
-    if (number % every === 0)
-      parts.push(svg("text", {x: x(number), y: height - 5, "text-anchor": "middle"}, column.tick));
-    const share = 14 * column.recordings.length / most;
-    if (!wide) parts.push(
-      svg("rect", {class: "count", x: x(number) - band * .3, width: band * .6, y: height - 20 - share, height: share}));
-  });
-  const scale = Math.max(3.5, Math.min(wide ? 7 : 9, band * .8)) / 10;
-  for (const model of models) {
-    const points = columns.map(({rates}, number) => [x(number), y(rates[model].rate)]).filter(each => each[1] >= 0);
-    columns.forEach(({rates}, number) => {
-      const {rate, half} = rates[model];
-      if (half > 0 && band > 12) parts.push(svg("line", {class: "chance", style: {stroke: color(model)},
-        x1: x(number), x2: x(number), y1: y(Math.max(rate - half, 0)), y2: y(rate + half)}));
+  const scale = Math.max(3.5, Math.min(7, band * .8)) / 10, every = Math.ceil(34 / band);
+  columns.forEach(({tick, rates}, number) => {
+    if (number % every === 0) parts.push(svg("text", {x: x(number), y: height - 5, "text-anchor": "middle"}, tick));
+    for (const model of models.filter(model => rates[model].rate >= 0)) {
+      const {rate, low, high} = rates[model];
+      if (high >= 0 && band > 12) parts.push(svg("line", {class: "chance", style: {stroke: color(model)},
+        x1: x(number), x2: x(number), y1: y(low), y2: y(high)}));
       if (rate > limit) parts.push(svg("text", {x: x(number) + 7, y: top + 4}, percent(rate, 0)));
-    });
-    if (!wide) parts.push(svg("polyline", {points: points.join(" "), class: "line", style: {stroke: color(model)}}));
-    for (const [cx, cy] of points) parts.push(svg("path", {d: shape(model), style: {fill: color(model)},
-      transform: `translate(${cx} ${cy}) scale(${scale}) translate(-5 -5)`}));
-  }
-  const resting = columns.find(column => column.key === picked);
-  let at = resting;
+      parts.push(svg("path", {d: shape(model), style: {fill: color(model)},
+        transform: `translate(${x(number)} ${y(rate)}) scale(${scale}) translate(-5 -5)`}));
+    }
+  });
+  const readout = h("p", {class: "readout small", role: "status"});
+  let at = picked;
   const point = column => {
     at = column;
     cursor.setAttribute("visibility", column ? "visible" : "hidden");
     if (column) cursor.setAttribute("x", left + columns.indexOf(column) * band);
-    tell(column);
+    readout.replaceChildren(...(column ? [`${column.label} · ${plural(column.recordings.length, noun)}`,
+      ...models.flatMap(model => [mark(model), rateText(column.rates[model])])]
+      : pick ? ["Point or use the arrow keys for figures, click to filter"] : []));
   };
   const under = event => columns[Math.floor((event.clientX - drawn.getBoundingClientRect().left - left) / band)];
   const press = event => {
@@ -309,12 +277,13 @@ function plot(title, columns, models, width, tell, {wide, pick, picked}) {
   const said = models.map(model =>
     `${names[model]}: ${columns.map(({label, rates}) => `${label} ${rateText(rates[model])}`).join(", ")}`);
   const drawn = svg("svg", {
-    class: "plot", role: "group", "aria-roledescription": "chart", "aria-label": [title, ...said].join(". "), tabindex: 0,
-    viewBox: `0 0 ${width} ${height}`, height, onkeydown: press, style: {cursor: pick ? "pointer" : ""}, onpointermove: event => point(under(event) ?? resting),
-    onpointerleave: () => point(resting), onclick: event => pick && under(event) && pick(under(event).key),
+    class: pick ? "plot picks" : "plot", role: "group", "aria-roledescription": "chart", tabindex: 0,
+    "aria-label": [title, ...said].join(". "), width, height, onkeydown: press,
+    onpointermove: event => point(under(event) ?? picked), onpointerleave: () => point(picked),
+    onclick: event => pick && under(event) && pick(under(event).key),
   }, parts);
-  if (resting) point(resting);
-  return drawn;
+  point(picked);
+  return h("figure", {class: "card"}, h("figcaption", {class: "caption"}, h("h3", {}, title), readout), drawn);
 }
 
 // ---- kinds of error, and the commonest
@@ -400,7 +369,6 @@ function drawAyat(found, models) {
   $("ayat").replaceChildren(...(found.length ? [] : [h("p", {class: "soft"}, "Nothing fits these filters.")]));
   add(FIRST);
   $("more").onclick = () => add(MORE);
-  $("print-note").textContent = `The first of ${count(found.length)}; all are in predictions.csv.`;
 }
 
 // ---- what is drawn once
@@ -423,7 +391,4 @@ drawFilters();
 readAddress();
 window.addEventListener("hashchange", () => location.hash === "#ayat" || readAddress());
 
-// Paper gets the charts at its own width.
-window.addEventListener("beforeprint", () => redraw(drawn => drawn.classList.contains("wide") ? 660 : 310));
-window.addEventListener("afterprint", () => redraw());
-window.addEventListener("resize", () => redraw());
+window.addEventListener("resize", () => update({surah: state.surah}));

@@ -24,9 +24,10 @@ const playButton = (number, second, label, text) => h("button", {class: "play", 
 
 /** One line, the preface or an ayah: when it is said, and its text with what was heard differently. */
 function drawLine(number, [place, words, parts]) {
-  const [, start] = words[0];
+  const [, start] = words[0], firstWord = spoken[number].length;
   const nodes = words.map(([text, start, end]) => {
-    const node = h("span", {class: "word", "data-word": spoken[number].length}, text);
+    const first = spoken[number].length === firstWord; // of the line, which is one stop of the Tab key
+    const node = h("span", {class: "word", role: "button", tabindex: first ? 0 : -1, "data-word": spoken[number].length}, text);
     spoken[number].push({start, end, node});
     return node;
   });
@@ -36,6 +37,16 @@ function drawLine(number, [place, words, parts]) {
     h("div", {class: "where"}, place && h("b", {}, place),
       playButton(number, start, `Play ${place || "what is said before"}, at ${clock(start)}`, clock(start))),
     h("p", {class: "text", ...written(words.map(([text]) => text).join(" "))}, drawn));
+}
+
+/** Arrows go from word to word, Enter and Space play the word. */
+function pressWord(event, number) {
+  const word = event.target.closest(".word"), step = {ArrowLeft: 1, ArrowRight: -1}[event.key];
+  if (!word || !(step || ["Enter", " "].includes(event.key))) return;
+  event.preventDefault();
+  const place = spoken[number][+word.dataset.word + (step ?? 0)];
+  if (step) place?.node.focus();
+  else playFrom(number, place.start);
 }
 
 function drawRecitation(number, {surah, name, ayat, confidence, lines}) {
@@ -56,7 +67,7 @@ function drawRecording({file, name, duration, heard, damaged, recitations, other
   const unknown = () => [
     h("h3", {}, "Not the Qur'an"),
     h("p", {class: "text soft", ...written(heard)}, heard || "Nothing was heard.")];
-  return h("section", {id: `recording-${number}`, "aria-label": name,
+  return h("section", {id: `recording-${number}`, "aria-label": name, onkeydown: event => pressWord(event, number),
     onclick: ({target}) => {
       const word = target.closest(".word") ?? target.closest(".s")?.querySelector(".word");
       if (word) playFrom(number, spoken[number][word.dataset.word].start);
@@ -100,5 +111,4 @@ $("recordings").append(...data.recordings.map(drawRecording));
 if (data.recordings.some(({recitations}) => recitations.length)) drawKey(true);
 drawContents();
 drawFacts();
-for (const event of ["playing", "seeked", "pause"]) $("audio").addEventListener(event, follow);
-$("close").addEventListener("click", follow);
+for (const event of ["playing", "seeked", "pause", "emptied"]) $("audio").addEventListener(event, follow);
