@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -255,11 +257,16 @@ def test_a_reference_without_words_gives_valid_json(run, quran, workshop, tmp_pa
     assert results["rows"][0]["wer"] is None and "– (–)" in (tmp_path / "r" / "results.md").read_text()
 
 
-def test_a_wrong_model_is_found_before_the_ones_before_it_are_decoded(run, workshop, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "transcribe_clips", lambda *_, **__: pytest.fail("decoded"))
+def test_a_wrong_model_or_text_is_found_before_recordings_are_prepared(run, workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "decode_ayat", lambda *_, **__: pytest.fail("decoded"))
     for wrong in (tmp_path / "none.pt", workshop / "model.en.pt", "small.en"):
         code, _, err = run(workshop / "model0.pt", wrong, "--out", tmp_path / "r")
         assert code == 2 and Path(wrong).name in err
+    (tmp_path / "m.csv").write_text("audio,text\nm.csv,text\n")
+    code, _, err = run(
+        workshop / "model0.pt", "--manifest", tmp_path / "m.csv", "--constrain", "quran", "--text", "no.csv"
+    )
+    assert code == 2 and "no.csv" in err
 
 
 def test_quiet_prints_nothing(run, workshop, tmp_path):
@@ -280,7 +287,6 @@ BAD = [
     (["{workshop}/model0.pt", "--precision", "fp16"], "needs a GPU"),
     (["{workshop}/model0.pt", "--normalize", "everything"], "--normalize"),
     (["{workshop}/model0.pt", "--constrain", "koran"], "--constrain"),
-    (["{workshop}/model0.pt", "--manifest", "{tmp}/m.csv", "--constrain", "quran", "--text", "{tmp}/no.csv"], "no.csv"),
     ([], "no MODEL given: models come first"),
     (["--reciters", "AbdulWadood_Haneef", "best.pt"], "evaluate.py best.pt --reciters NAME"),
     (["small", "--language", "klingon"], "--language klingon"),
@@ -291,7 +297,6 @@ BAD = [
 @pytest.mark.parametrize(("options", "says"), BAD, ids=[" ".join(options) or "nothing" for options, _ in BAD])
 def test_bad_input_is_one_line_and_exit_2(run, workshop, tmp_path, options, says):
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    (tmp_path / "m.csv").write_text("audio,text\nm.csv,text\n")
     options = [option.format(tmp=tmp_path, workshop=workshop) for option in options]
     if "--out" not in options:
         options += ["--out", str(tmp_path / "r")]
@@ -318,10 +323,13 @@ def test_an_evaluation_killed_at_once_can_be_started_again(run, workshop, tmp_pa
     assert len(read_predictions(folder)) == 7
 
 
-def edited(row: str) -> str:
-    cells = row.split(",")
-    cells[COLUMNS.index("wer") - len(COLUMNS)] = "0.0"  # from the end: texts may have commas
-    return ",".join(cells)
+def edited(column: str, value: str) -> Callable[[str], str]:
+    def edit(row: str) -> str:
+        cells = row.split(",")
+        cells[COLUMNS.index(column) - len(COLUMNS)] = value  # from the end: texts may have commas
+        return ",".join(cells)
+
+    return edit
 
 
 @pytest.mark.parametrize(
@@ -334,9 +342,15 @@ def edited(row: str) -> str:
         lambda row: row + ",surplus",
         lambda row: row.replace(row.split(",")[4], "long"),
         lambda row: "x" * 200_000,
-        edited,
+        edited("wer", "0.0"),
+        edited("fallback", "inf"),
+        edited("fallback", "nan"),
+        edited("boundaries_found", "99"),
+        edited("segments", "-1"),
+        edited("diacritic_errors", "9" * 400),
+        edited("located", "99"),
+        edited("located", "9" * 400),
     ],
-    ids=["torn", "quote", "semicolons", "binary", "surplus", "type", "huge", "edited"],
 )
 def test_a_damaged_row_is_decoded_again_and_the_others_are_kept(run, workshop, tmp_path, damage):
     assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
@@ -347,8 +361,67 @@ def test_a_damaged_row_is_decoded_again_and_the_others_are_kept(run, workshop, t
     file.write_bytes("\n".join(lines).encode())
     code, out, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
     assert code == 0, err
-    assert "6 predictions are there already" in out
+    assert "6 predictions are there already" in out and "1 rows were cut short or edited" in out
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda text: "\ufeff" + text.replace("\n", "\r\n").replace("0.0,0,0,0,0", "0,0,0,0,0"),
+        lambda text: "".join(
+            ";".join(cell.replace(".", ",") if 6 < n < 12 or n == 4 else cell for n, cell in enumerate(row)) + "\r\n"
+            for row in csv.reader(text.splitlines())
+        ),
+        lambda text: text.replace(",", "\t"),
+    ],
+    ids=["BOM and CRLF", "semicolons", "tabs"],
+)
+def test_a_file_that_a_spreadsheet_saved_is_read(run, workshop, tmp_path, save, monkeypatch):
+    assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
+    file = tmp_path / "r" / "predictions.csv"
+    before = file.read_bytes()
+    assert b'"' not in before
+    file.write_bytes(save(before.decode()).encode())
+    monkeypatch.setattr(evaluation, "transcribe_clips", lambda *_, **__: pytest.fail("decoded again"))
+    code, out, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 0 and "7 predictions are there already" in out, err
+    assert file.read_bytes() == before
+    file.write_bytes(before.decode().encode("utf-16"))
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path / "r")
+    assert code == 2 and "predictions.csv" in err and lines_of(err) == 1
+
+
+def test_other_audio_of_the_same_length_is_heard_anew(run, quran, workshop, tmp_path):
+    """The names, the text and the lengths stay as they were."""
+    folder = tmp_path / "data" / "R"
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for number in (1, 2):
+        samples = decode_file(quran / "audio" / "AbdulWadood_Haneef" / f"00100{number}.mp3").samples
+        soundfile.write(folder / f"00100{number}.wav", samples, 16000)
+    options = [workshop / "model0.pt", "--data", tmp_path / "data", "--reciters", "R", "--out", tmp_path / "r"]
+    options += ["--text", quran / "metadata" / "ayah_text_clear.csv"]
+    assert run(*options)[0] == 0
+    before = read_predictions(tmp_path / "r")
+    noise = chance.integers(-9999, 9999, len(samples)).astype(np.int16)
+    soundfile.write(folder / "001002.wav", noise, 16000)
+    code, out, err = run(*options)
+    assert code == 0, err
+    assert "1 predictions are there already" in out
+    assert "1 predictions are of other audio or another text: they are made again" in out
+    after = read_predictions(tmp_path / "r")
+    assert after[0] == before[0]
+    assert after[1]["duration"] == before[1]["duration"] and after[1]["hypothesis"] != before[1]["hypothesis"]
+
+
+@pytest.mark.parametrize("name", ["results.md", "results.json", "report.html", "predictions.csv"])
+def test_a_file_of_another_kind_is_not_replaced(run, workshop, tmp_path, name):
+    """As the results.md of a training run."""
+    (tmp_path / name).write_text("| epoch | Husary loss |\n")
+    code, _, err = run(workshop / "model0.pt", "--out", tmp_path)
+    assert code == 2 and name in err and lines_of(err) == 1
+    assert (tmp_path / name).read_text() == "| epoch | Husary loss |\n"
 
 
 def test_a_row_that_is_not_utf8_is_decoded_again(run, workshop, tmp_path):

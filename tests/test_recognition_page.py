@@ -114,6 +114,11 @@ def test_a_word_plays_from_where_it_is_said_and_is_marked(
     page.locator("article .play").nth(1).focus()
     page.keyboard.press("Enter")
     wait_until(page, plays.format(2))
+    # And the words of a line: it is one stop of the Tab key, arrows go on from there.
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    wait_until(page, plays.format(2.5))
     # Where nothing is said nothing is marked, nor when the player is closed.
     page.evaluate("document.querySelector('#audio').currentTime = 7")
     wait_until(page, "!document.querySelector('.now')")
