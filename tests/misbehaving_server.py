@@ -7,7 +7,6 @@ is used up, the file is served as it should be: HTTP/1.1, kept open. Every reque
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Request:
     path: str
     headers: Message
-    at: float  # seconds, of time.monotonic()
 
 
 class MisbehavingServer(ThreadingHTTPServer):
@@ -66,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
-        self.server.requests.append(Request(self.path, self.headers, time.monotonic()))
+        self.server.requests.append(Request(self.path, self.headers))
         if self.server.held.search(self.path):
             self.server.open.wait()
         faults = self.server.faults.get(self.path)

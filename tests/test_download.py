@@ -245,10 +245,10 @@ def test_no_other_host_is_contacted(server, tmp_path, capsys):
     assert "112001.mp3" not in mp3s(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["http://[", "http://h:x/", "file:///etc/passwd"])
-def test_a_redirect_to_nowhere_is_one_files_failure(server, tmp_path, target):
-    server.faults[f"/data/{RECITER}/112001.mp3"] = [redirect(target)] * 9
-    with pytest.raises(UserError, match="1 files"):
+def test_a_redirect_to_nowhere_is_one_files_failure(server, tmp_path):
+    for number, target in enumerate(["http://[", "http://h:x/", "file:///etc/passwd"], 1):
+        server.faults[f"/data/{RECITER}/11200{number}.mp3"] = [redirect(target)] * 9
+    with pytest.raises(UserError, match="3 files"):
         fetch(server, tmp_path)
 
 
@@ -388,25 +388,22 @@ def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
+def test_an_unknown_reciter_is_refused_with_the_nearest(tmp_path):
+    for name, near in (
         ("Husary_128kbs", "Husary_128kbps"),
         ("husary", "Husary_128kbps"),
         ("Sudais", "Abdurrahmaan_As-Sudais_192kbps"),
         ("Jibril", "Muhammad_Jibreel_64kbps"),
-    ],
-)
-def test_an_unknown_reciter_is_refused_with_the_nearest(tmp_path, name, near):
-    line = refusal("--reciters", name, "--out", str(tmp_path / "data"))
-    assert line.startswith(f"no reciter {name} ") and near in line
+    ):
+        line = refusal("--reciters", name, "--out", str(tmp_path / "data"))
+        assert line.startswith(f"no reciter {name} ") and near in line
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b", "/tmp", ".hidden", "", "a b", "é"])
-def test_no_name_leads_out_of_the_folder(tmp_path, name):
-    line = refusal("--reciters", name, "--mirror", "everyayah=http://127.0.0.1:9", "--out", str(tmp_path / "data"))
-    assert "cannot name a folder" in line
+def test_no_name_leads_out_of_the_folder(tmp_path):
+    for name in ("../../etc", "a/b", "/tmp", ".hidden", "", "a b", "é"):
+        line = refusal("--reciters", name, "--mirror", "everyayah=http://127.0.0.1:9", "--out", str(tmp_path / "data"))
+        assert "cannot name a folder" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -431,13 +428,9 @@ def test_no_connection_is_one_line(tmp_path, monkeypatch):
     assert "Failed to resolve" in line
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    assert "in the way" in refusal(*options(server, tmp_path / "file"))
-    assert server.requests == []
-
-
 def test_places_that_are_no_folders_are_one_line(server, tmp_path):
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refusal(*options(server, tmp_path / "file"))
     (tmp_path / "loop").symlink_to("loop")
     assert "symbolic links" in refusal(*options(server, tmp_path / "loop"))
     (tmp_path / "audio" / RECITER / "112001.mp3").mkdir(parents=True)
@@ -461,23 +454,6 @@ def test_folders_that_may_not_be_read_are_one_line(server):
         finally:
             os.seteuid(user)
             Path(folder, "audio", RECITER).chmod(0o755)
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing_in_use(server, tmp_path, monkeypatch):
-    """A real full device stands in for each file in its turn: the text, then an ayah."""
-    real_open = open
-
-    def open_on_full_device(file, mode="r", *args, **kwargs):
-        full = "w" in mode and re.search(where, str(file))
-        return real_open("/dev/full" if full else file, mode, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", open_on_full_device)
-    for where in (r"ayah_text_clear", r"112001\.mp3"):
-        out = tmp_path / re.sub(r"\W", "", where)
-        line = refusal(*options(server, out))
-        assert "space left" in line
-        assert mp3s(out).items() <= served(server).items() and "112001.mp3" not in mp3s(out)
-        wait_until(lambda out=out: not list(out.rglob("*.tmp")))
 
 
 def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_path):
@@ -515,14 +491,6 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
     assert list((tmp_path / "metadata").iterdir()) == []
 
 
-@pytest.mark.parametrize("fault", [other_body(HTML), no_length, faults.chunked_cut, status(500)])
-def test_a_text_that_comes_wrong_is_asked_for_again(server, quran, tmp_path, fault):
-    server.faults["/text"] = [fault]
-    fetch(server, tmp_path)
-    assert (tmp_path / "metadata" / "ayah_text_clear.csv").exists()
-    assert server.count()["/text"] == 2
-
-
 def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
     """The proxy gets the whole address and the credentials; the host itself, which does not exist, is not looked up."""
     monkeypatch.delenv("NO_PROXY")
@@ -535,9 +503,7 @@ def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
     assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic dXNlcjpwQHNz"}
 
 
-@pytest.mark.parametrize(
-    "proxy", ["socks5://127.0.0.1:9", "http://[bad", "http://host:port", "http://ü:日@[::1]:9", ":"]
-)
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://[bad", "http://ü:日@[::1]:9"])
 def test_a_proxy_that_is_none_is_one_line(server, tmp_path, monkeypatch, proxy):
     monkeypatch.delenv("NO_PROXY")
     monkeypatch.setenv("http_proxy", proxy)
@@ -636,14 +602,6 @@ def test_check_outlives_names_that_are_not_utf8(quran, tmp_path):
         code, out, errors = command("--check", str(tmp_path), "--surahs", "110:114", PYTHONIOENCODING=encoding)
         assert (code, errors) == (0, "")
         assert "| \\udcc7lal\\n | 23 |" in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
-
-
-def test_needs_neither_home_nor_a_temporary_folder(server, tmp_path):
-    where = {"HOME": "", "TMPDIR": str(tmp_path / "gone"), "PYTHONPATH": str(ROOT)}
-    code, _, errors = command(*options(server, tmp_path / "data"), **where)
-    assert (code, errors) == (0, "")
-    code, _, errors = command("--check", str(tmp_path / "data"), "--surahs", "110:114", **where)
-    assert (code, errors) == (0, "")
 
 
 def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):

@@ -129,7 +129,8 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
             raise UserError(f"{name} {value!r}: give a tuple or list of names")
         for each in value:
-            _refuse_url(name, each)
+            if "URL" not in metadata.get("metavar", ""):
+                _refuse_url(name, each)
         return tuple(value)
     if isinstance(value, str):
         _refuse_url(name, value)

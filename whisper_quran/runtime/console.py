@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -20,15 +21,18 @@ def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, d
     options = {"total": total, "unit": unit, "desc": description, "initial": initial, "disable": disable}
     if sys.stderr is not None and sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True)
-    interval = {"mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": math.inf, "delay": _SECONDS_BETWEEN_LINES}
-    return tqdm(**options, **interval, file=_Lines(), leave=False)
+    return tqdm(**options, mininterval=1.0, file=_Lines(), leave=False)
 
 
 class _Lines:
-    """A file for a progress bar that prints what is drawn as lines on stderr, without carriage returns."""
+    """A file for a progress bar that prints, now and then, what is drawn as a line, without carriage returns."""
+
+    def __init__(self) -> None:
+        self._printed = time.monotonic()
 
     def write(self, text: str) -> None:
-        if text.strip():
+        if text.strip() and time.monotonic() > self._printed + _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
             print(text.strip(), file=sys.stderr, flush=True)
 
     def flush(self) -> None:
