@@ -22,7 +22,7 @@ from train import Clips, Setup, epoch_losses, make_trainer, open_clips  # benchm
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.encoder_cache import open_encoder_cache
-from whisper_quran.data.windows import WindowMaker
+from whisper_quran.data.prepare import WindowMaker
 from whisper_quran.runtime.console import markdown_table
 from whisper_quran.runtime.device import choose_device, choose_precision
 from whisper_quran.training.trainer import Trainer

@@ -43,8 +43,8 @@ from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.checkpoints.convert import convert
 from whisper_quran.data.batches import epoch_order
 from whisper_quran.data.encoder_cache import open_encoder_cache
+from whisper_quran.data.prepare import Example
 from whisper_quran.data.text import normalize
-from whisper_quran.data.windows import Example
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
 

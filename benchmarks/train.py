@@ -36,8 +36,7 @@ from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.batches import Batch, make_batch, prefetch, split
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.data.prepare import TrainingData
-from whisper_quran.data.windows import Example, build_examples
+from whisper_quran.data.prepare import Example, TrainingData, build_examples
 from whisper_quran.runtime.device import Precision, choose_device, choose_precision
 from whisper_quran.training.trainer import Step, Trainer
 

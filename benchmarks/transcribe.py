@@ -17,8 +17,8 @@ from whisper.model import Whisper
 
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.corpus import open_corpus
+from whisper_quran.data.prepare import Passage, join
 from whisper_quran.data.text import normalize
-from whisper_quran.data.windows import Passage, join
 from whisper_quran.evaluation.evaluate import count_found
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
 from whisper_quran.runtime.console import markdown_table, percent

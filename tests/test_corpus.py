@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
-from whisper_quran.data.windows import follows
+from whisper_quran.data.prepare import follows
 from whisper_quran.runtime.console import printable
 from whisper_quran.runtime.errors import UserError
 

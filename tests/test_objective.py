@@ -14,8 +14,7 @@ from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.batches import Batch
 from whisper_quran.data.corpus import Ayah
-from whisper_quran.data.prepare import TrainingData
-from whisper_quran.data.windows import Example
+from whisper_quran.data.prepare import Example, TrainingData
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
 from whisper_quran.training.loss import Objective, attend_to_audio

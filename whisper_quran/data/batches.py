@@ -21,7 +21,7 @@ from torch import Tensor
 from .audio_cache import AudioCache
 from .encoder_cache import CachedFeatures, FrozenEncoder
 from .features import collate
-from .windows import Example
+from .prepare import Example
 
 T = TypeVar("T")
 

@@ -23,10 +23,9 @@ from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.corpus import Ayah, Corpus, read_text
 from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
-from ..data.prepare import decode_ayat
+from ..data.prepare import Passage, decode_ayat, join
 from ..data.tables import Skipped, summary
 from ..data.text import count_diacritics, normalize
-from ..data.windows import Passage, join
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
 from ..runtime.console import (

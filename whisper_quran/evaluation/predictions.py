@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvaluationConfig
-from ..data.windows import Passage
+from ..data.prepare import Passage
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, writing

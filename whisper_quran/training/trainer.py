@@ -25,8 +25,7 @@ from ..config import TrainingConfig
 from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
 from ..data.features import log_mel
-from ..data.prepare import TrainingData
-from ..data.windows import Example
+from ..data.prepare import Example, TrainingData
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
 from ..runtime.device import Precision

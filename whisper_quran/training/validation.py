@@ -14,8 +14,8 @@ from ..checkpoints.results import Row
 from ..data.audio_cache import AudioCache
 from ..data.batches import make_batch, prefetch, split
 from ..data.encoder_cache import FrozenEncoder
+from ..data.prepare import Example
 from ..data.text import count_diacritics, normalize
-from ..data.windows import Example
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_diacritic_errors, count_errors
 from ..runtime.console import progress_bar
