@@ -215,7 +215,7 @@ def test_out_of_memory_while_texts_are_scored_halves_the_batch_and_loses_nothing
     model = talkative(make_whisper(layers=2))
     clips = [(np.random.default_rng(n).normal(size=SAMPLE_RATE) * 3000).astype(np.int16) for n in range(3)]
     candidates = Recognizer.candidates
-    decoders = lambda: sum(isinstance(each, BatchDecoder) for each in gc.get_objects())  # noqa: E731
+    decoders = lambda: sum(type(each) is BatchDecoder for each in gc.get_objects())  # noqa: E731
     before = decoders()
 
     def candidates_in_little_memory(self, clip, *args, **options):

@@ -184,7 +184,7 @@ class _PieceDecoder:
             piece, found = pieces[clip.index], list[Candidate]()
             if self.recognizer and not (self.fallback and is_silent(clip.result)):
                 seconds = (piece.end - piece.start) / SAMPLE_RATE
-                found = self.recognizer.candidates(clip, seconds, alone=count[piece.clip] == 1)
+                found = self.recognizer.candidates(clip, seconds, count[piece.clip] == 1)
             yield piece, clip.result, found
 
     def _encoded(
