@@ -28,14 +28,7 @@ from ..runtime.errors import Interrupts, UserError
 from .inputs import check_inputs, saved_options
 from .metrics_log import History, require_tensorboard
 from .optimizer import choose_rate, count_steps
-from .resume import (
-    State,
-    check_space,
-    count_parameters,
-    enter_folder,
-    load_state,
-    write_description,
-)
+from .resume import State, check_space, count_parameters, enter_folder, load_state, write_description
 from .trainer import Trainer
 
 _NOT_EVALUATED_WITH = {"out", "batch_size", "encoder_cache", "timestamps"}  # of the options that evaluate.py has too
@@ -118,11 +111,10 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
     """
     if state:
         try:
-            return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
+            model = Whisper(ModelDimensions(**state["dims"]))
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
+        return model.eval().to(device)
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
