@@ -225,17 +225,17 @@ def _read(file: IO[bytes], channel: int | None = None) -> Decoded:
             rate = SAMPLE_RATE  # FFmpeg resamples: torchaudio would need a kernel of gigabytes
         is_float = stream.codec_context.name.startswith("pcm_f")
         for block in _blocks(stream, rate):
-            if block is None or not np.isfinite(block).all():
-                damaged = True
             if block is None:
+                damaged = True
                 continue
-            block = np.nan_to_num(block, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+            if not np.isfinite(block).all():
+                block, damaged = np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0), True
             mono = block.mean(axis=0) if channel is None else block[channel]
-            energies = energies + np.square(block).sum(axis=1)
+            energies = energies + np.einsum("ij,ij->i", block, block)
             mixed += float(mono @ mono)
             parts.append(mono if is_float else _to_int16(mono))
             # A header may state more than fits in memory, so only what is decoded counts.
-            if len(parts) * _BLOCK > MAX_SECONDS * rate + _BLOCK:
+            if len(parts) * _BLOCK > MAX_SECONDS * rate:
                 raise AudioError(f"longer than {MAX_SECONDS / 3600:g} h")
         header = (container.duration or 0) / av.time_base
     if channel is None and mixed < energies.max() / 100:
@@ -247,19 +247,23 @@ def _read(file: IO[bytes], channel: int | None = None) -> Decoded:
         scale = _float_scale(samples)
         samples, mended = _to_int16(samples / np.float32(scale)), scale != 1
     estimated = any(_ESTIMATED in text for _, _, text in messages)
-    if any(_ESTIMATED not in text and source != "abuffersink" for _, source, text in messages):
-        damaged = True  # abuffersink is the resampler's: it warns of many small frames
-    elif len(samples) / rate < header - 0.1 and not estimated:
-        damaged = True
+    damaged |= any(_ESTIMATED not in text for _, _, text in messages)
+    damaged |= not estimated and len(samples) / rate < header - 0.1
     return Decoded(samples, rate, damaged, mended)
 
 
 def _blocks(stream: Any, rate: int) -> Iterator[np.ndarray | None]:
-    """Decode to blocks of float32 (channels, n) at ``rate``; None stands for what cannot be decoded."""
+    """Decode to blocks of float32 (channels, n) at ``rate``, most of :data:`_BLOCK` samples or a little more.
+
+    None stands for what cannot be decoded. Rate and channels may change within a file: the first frame's are kept.
+    """
     import av
 
+    layout: Any = None
     resampler: Any = None
-    setup = layout = None
+    setup = None
+    parts: list[np.ndarray] = []
+    length = 0
     try:
         for packet in stream.container.demux(stream):
             try:
@@ -268,18 +272,27 @@ def _blocks(stream: Any, rate: int) -> Iterator[np.ndarray | None]:
                 yield None
                 continue
             for frame in frames:
-                layout = layout or frame.layout
-                if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                    if resampler:
-                        yield from (block.to_ndarray() for block in resampler.resample(None))
-                    resampler = av.AudioResampler("fltp", layout, rate, _BLOCK)
-                yield from (block.to_ndarray() for block in resampler.resample(frame))
+                if layout is None:
+                    layout, is_planar = frame.layout, frame.format.name == "fltp"
+                part = frame.to_ndarray() if is_planar and frame.sample_rate == rate else None
+                if part is None or len(part) != layout.nb_channels:  # a resampler for all frames would be slower
+                    if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                        parts += [each.to_ndarray() for each in resampler.resample(None)] if resampler else []
+                        resampler = av.AudioResampler("fltp", layout, rate)
+                    parts += [each.to_ndarray() for each in resampler.resample(frame)]
+                else:
+                    parts.append(part)
+                length += frame.samples
+            if length >= _BLOCK:
+                yield np.concatenate(parts, axis=1)
+                parts, length = [], 0
     except av.error.FFmpegError:
-        if not resampler:
+        if layout is None:
             raise
         yield None
-    if resampler:
-        yield from (block.to_ndarray() for block in resampler.resample(None))
+    parts += [each.to_ndarray() for each in resampler.resample(None)] if resampler else []
+    if parts:
+        yield np.concatenate(parts, axis=1)
 
 
 def _require_speech(samples: np.ndarray, rate: int) -> None:
