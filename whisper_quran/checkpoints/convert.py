@@ -8,7 +8,7 @@ from pathlib import Path
 from ..runtime.console import format_size
 from ..runtime.device import DTYPES
 from ..runtime.errors import UserError
-from ..runtime.files import atomic_write, check_outputs, lock_folder, make_folder, storage_error
+from ..runtime.files import atomic_write, check_outputs, lock_folder, make_folder, writing
 from . import huggingface
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .dims import size_name
@@ -72,7 +72,7 @@ def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
 def _write_folder(dest: Path, checkpoint: Checkpoint, to: str, dtype: str, language: str) -> None:
     """Write a Hugging Face or CTranslate2 folder in a hidden folder beside ``dest``, and put it in its place."""
     work = _work(dest)
-    with lock_folder(work, "conversion"):
+    with lock_folder(work, "conversion"), writing(dest):
         try:
             for name in ("hf", "ct2"):  # of a conversion that was killed
                 shutil.rmtree(work / name, ignore_errors=True)
@@ -85,8 +85,6 @@ def _write_folder(dest: Path, checkpoint: Checkpoint, to: str, dtype: str, langu
                 converter = _import_converter()(str(work / "hf"), copy_files=list(COPIED))
                 converter.convert(str(work / "ct2"), quantization=str(DTYPES[dtype]).removeprefix("torch."))
             _replace_folder(work / to, dest)
-        except OSError as error:
-            raise storage_error(error, dest) from error
         finally:
             _restore(dest)
             shutil.rmtree(work, ignore_errors=True)

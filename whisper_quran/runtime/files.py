@@ -172,11 +172,3 @@ def _is_own(path: Path, mark: bytes | None) -> bool:
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     return not head or mark in head
-
-
-def storage_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
-    """Return the error for ``error`` while writing ``path``; :func:`writing` is the same for a block."""
-    return UserError(f"cannot write {path}: {error.strerror or error}")
-
-
-nearest_folder = check_folder
