@@ -28,7 +28,7 @@ WEIGHTS = "model.safetensors"
 # All files that a folder may hold; the model card is README.md.
 FILES = {WEIGHTS, "README.md", "config.json", "generation_config.json", "preprocessor_config.json"}
 FILES |= {"tokenizer.json", "tokenizer_config.json"}
-# Written by versions before 0.2, and so also replaced by a conversion with --force.
+# Earlier conversions wrote these too, for the slow tokenizer of transformers 4.
 FILES |= {"added_tokens.json", "merges.txt", "normalizer.json", "special_tokens_map.json", "vocab.json"}
 EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 
