@@ -424,6 +424,11 @@ def test_a_file_of_another_kind_is_not_replaced(run, workshop, tmp_path, name):
     assert (tmp_path / name).read_text() == "| epoch | Husary loss |\n"
 
 
+def test_a_file_cut_short_in_its_first_line_has_no_predictions(tmp_path):
+    (tmp_path / "predictions.csv").write_text(",".join(COLUMNS))
+    assert list(predictions_in(tmp_path / "predictions.csv")) == []
+
+
 def test_a_row_that_is_not_utf8_is_decoded_again(run, workshop, tmp_path):
     assert run(workshop / "model0.pt", "--out", tmp_path / "r")[0] == 0
     file = tmp_path / "r" / "predictions.csv"

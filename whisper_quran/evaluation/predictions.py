@@ -78,7 +78,8 @@ class Prediction:
     def is_possible(self) -> bool:
         """Whether the numbers that cannot be derived again from the texts are within their bounds."""
         return (
-            0 < self.duration < math.inf
+            (not self.sorah or self.sorah.isdecimal())
+            and 0 < self.duration < math.inf
             and 0 <= self.fallback <= 1
             and 0 <= self.boundaries_found <= self.boundaries < 10_000
             and 0 <= self.segments <= 1 + 50 * self.duration  # a timestamp is a multiple of 20 ms
@@ -116,7 +117,7 @@ def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
     if separator is None:
         raise UserError(f"{path} is not what this evaluate.py writes: move it away, or choose another --out")
     # No cell has a line end in it. The last piece is empty, or a row that was cut short.
-    left_out = int(len(lines[-1]) > 0)
+    left_out = int(any(lines[-1:]))
     for line in lines[:-1]:
         try:
             yield _read_row(next(csv.reader([line.decode().rstrip("\r")], delimiter=separator)))
