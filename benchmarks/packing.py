@@ -2,7 +2,7 @@
 
   python benchmarks/packing.py --data DIR --model base.pt --reciter Yasser_Salama_hadr [--ayat 64 --rounds 2]
 
-Every row is the same ayat, each once: with the encoder at work (--encoder-cache off), and with its outputs in the
+Every row is the same ayat, each once: with the encoder at work, and with its outputs in the
 cache. CPU seconds count where the machine has other work.
 """
 

@@ -131,14 +131,13 @@ class Clock:
         self.start = time.perf_counter()
 
 
-def ours(job: Job, encoder_cache: str = "off") -> list[Epoch]:
+def ours(job: Job, cached: bool = False) -> list[Epoch]:
     setup = job.setup
     model = load_checkpoint(job.folder / "model.pt", setup.device)
     options = {"lr": LR, "weight_decay": 0.0, "clip_grad": 0.0, "warmup_steps": 0, "epochs": job.epochs}
-    options |= {"batch_size": job.batch_size, "train_encoder": job.train_encoder}
-    options |= {"cache": job.folder, "encoder_cache": encoder_cache}
+    options |= {"batch_size": job.batch_size, "train_encoder": job.train_encoder, "cache": job.folder}
     trainer = make_trainer(model, job.clips, setup, **options)
-    if trainer.encoder:
+    if trainer.encoder and cached:
         trainer.encoder.cache = open_encoder_cache(trainer.config, model, setup.precision, setup.device)
     clock = Clock(job)
     for _ in range(job.epochs):
@@ -392,7 +391,7 @@ def finetune_openai_whisper(job: Job) -> list[Epoch]:
 
 WAYS: dict[str, Callable[[Job], list[Epoch]]] = {
     "ours, encoder cache off": ours,
-    "ours, encoder cache on": partial(ours, encoder_cache="auto"),
+    "ours, encoder cache on": partial(ours, cached=True),
     "transformers": transformers,
     "finetune-openai-whisper": finetune_openai_whisper,
     "openai-whisper, plain loop": openai_whisper,

@@ -13,7 +13,7 @@ from whisper_quran.runtime.errors import UserError
 def test_no_option_is_experiment_2a():
     config = parse(TrainingConfig, "", [])
     assert config == TrainingConfig()
-    assert (config.model, config.batch_size, config.epochs) == ("small", 16, 10)
+    assert (config.model, config.batch_size, config.epochs, config.adam_eps) == ("small", 16, 10, 1e-8)
     assert config.lr is None and config.warmup_steps is None  # by the hours: 5e-4 and 2 at Experiment 2A's
     assert config.train_reciters is None and config.valid_reciters is None
     assert not config.train_encoder
@@ -39,7 +39,7 @@ def test_every_kind_of_option_parses():
         "--max-duration 60", "--max-duration nan", "--lr inf", "--lr 2", "--lr 1e400", "--clip-grad inf",
         "--max-time inf", "--max-time -1", "--epochs 10001", "--batch-size 100000", "--accumulate 1e9", "--lora 0",
         f"--lora {10**10}", f"--seed {2**64}", "--seed -1", f"--max-steps {10**30}", f"--save-every {10**400}",
-        "--workers 9999", "--weight-decay 1e9", "--adam-eps 5", "--encoder-cache nan", "--encoder-cache inf",
+        "--workers 9999", "--weight-decay 1e9", "--adam-eps 5",
         "--pack 1.5", "--timestamps nan", "--data https://a.b/c",
     ],
 )  # fmt: skip

@@ -5,8 +5,6 @@ of :class:`TrainingConfig` are Experiment 2A's; None means "not given".
 """
 
 import dataclasses
-import math
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +54,7 @@ class TrainingConfig:
     accumulate: int = _training(1, "micro-batches an optimiser step", min=1, max=10_000)
     lr: float | None = _training(None, "peak learning rate (default: by the hours)", above=0, max=1, fixed=True)
     weight_decay: float = _training(0.01, "AdamW's; none on biases and LayerNorm", min=0, max=10, fixed=True)
+    adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, max=1, fixed=True)
     warmup_steps: int | None = _training(None, "steps of linear warmup (default: by the hours)", min=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", min=0, fixed=True)
     seed: int = _training(0, "decides order, windows, augmentation and adapters", min=0, max=2**64 - 1, fixed=True)
@@ -69,7 +68,6 @@ class TrainingConfig:
     grad_checkpoint: bool = _speed(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _speed(False, "torch.compile encoder and decoder, for a GPU: slow first steps; a CPU gains nothing")
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
-    encoder_cache: str = _speed("auto", "keep a frozen encoder's outputs there: auto, off, or so many GB")
 
     out: Path = _output(Path("runs/experiment-2a"), "folder that the run writes")
     resume: bool = _output(False, "continue the run in OUT; if nothing is saved yet, start it")
@@ -81,15 +79,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_encoder_cache(self.encoder_cache)
-
-
-def _check_encoder_cache(setting: str) -> None:
-    if setting not in ("auto", "off"):
-        with suppress(ValueError):
-            if 0 < float(setting) < math.inf:
-                return
-        raise UserError(f"--encoder-cache {setting}: give auto, off, or a number of GB")
 
 
 # Defaults that --demo changes. demo.py makes its data, model and reciters.
@@ -131,7 +120,6 @@ class EvaluationConfig:
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio the first time a reciter is used", min=1, max=1024)
     cache: Path | None = _speed(None, "folder of decoded recordings (default: ~/.cache/whisper_quran)")
-    encoder_cache: str = _speed("auto", "keep a frozen encoder's outputs there: auto, off, or so many GB")
 
     out: Path = _output(Path("results"), "folder for the table, the predictions and the report")
     embed_audio: bool = _output(False, "put the recordings into report.html, which can then be sent: 19 MB an hour")
@@ -139,7 +127,6 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_encoder_cache(self.encoder_cache)
 
 
 @dataclass(frozen=True)

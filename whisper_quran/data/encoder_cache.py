@@ -18,6 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,30 +209,13 @@ def open_encoder_cache(
     precision: Precision,
     device: torch.device,
     log: Log = no_log,
-) -> EncoderCache | None:
-    """Open the cache of ``model``'s encoder according to ``config.encoder_cache``; None if it is off.
-
-    ``auto`` takes half of the free disk space for new outputs; a number of GB includes existing outputs.
-
-    Raises:
-        UserError: the folder cannot be made or written, a number of GB was given, and there are no outputs yet.
-    """
-    setting = config.encoder_cache
-    if setting == "off":
-        return None
+) -> EncoderCache:
+    """Open the cache of ``model``'s encoder; it takes at most half of the free disk space for new outputs."""
     name = f"encoder-{encoder_digest(model)}-{device.type}-{precision.name}"
     shape = model.dims.n_audio_ctx, model.dims.n_audio_state
     cache = EncoderCache((config.cache or default_cache()) / name, shape, precision.dtype, log)
-    try:
-        folder = check_folder(cache.folder)
-    except UserError:
-        if setting != "auto" and not cache.keys:
-            raise
-        return cache  # what is there can be read
-    if setting == "auto":
-        cache.space = shutil.disk_usage(folder).free // 2 // cache.bytes
-    else:
-        cache.space = int(1e9 * float(setting) // cache.bytes) - len(cache.keys)
+    with suppress(UserError):  # it cannot be written, but what is there can be read
+        cache.space = shutil.disk_usage(check_folder(cache.folder)).free // 2 // cache.bytes
     return cache
 
 

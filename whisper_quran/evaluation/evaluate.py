@@ -185,14 +185,13 @@ class Evaluation:
                 self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), None, facts)
 
     def _encoder(self, model: Whisper, precision: Precision, device: torch.device, same_size: bool) -> FrozenEncoder:
-        """Make the model's encoder, with a cache if that is requested, or useful.
+        """Make the model's encoder, with a cache if that is useful.
 
         It is useful to another model of the ``same_size``, and to this one if it is decoded again with timestamps.
         """
         encoder = FrozenEncoder(model, precision.dtype)
         cache = open_encoder_cache(self.config, model, precision, device, self.log)
-        useful = same_size or self.config.timestamps
-        if cache and (self.config.encoder_cache != "auto" or useful or cache.keys):
+        if same_size or self.config.timestamps or cache.keys:
             encoder.cache = cache
         return encoder
 

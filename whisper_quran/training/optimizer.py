@@ -32,9 +32,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float, eps: float = 1e-8) -> torch.optim.AdamW:
     """Build AdamW over the trainable parameters, fused: one pass over the weights per step."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, eps=1e-8, fused=True)
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, eps=eps, fused=True)
 
 
 def schedule(step: int, warmup_steps: int, total_steps: int) -> float:

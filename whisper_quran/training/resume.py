@@ -42,7 +42,7 @@ _BEGINNINGS = {"config.json": b'"config"', "metrics.jsonl": b'"event"', "results
 _BEGINNINGS |= {"skipped.csv": b"file,reason"}
 _FIXED = {field.name for field in fields(TrainingConfig) if field.metadata.get("fixed")}
 # The defaults of options that runs may have been begun with and that are gone.
-_GONE = {"adam_eps": 1e-8, "average": None, "prompt": 0.0}
+_GONE = {"average": None, "prompt": 0.0}
 _CHECKPOINTS_KEPT = {"last": 4, "best": 2}  # at most, with the one being written; "all" depends on the epochs
 
 
@@ -198,23 +198,25 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
-def check_space(config: TrainingConfig, model: nn.Module, epochs: int, log: Log) -> None:
-    """Log the disk space that a run needs at most: three states (two kept, one being written) and its checkpoints.
-
-    Files that the run has written already are subtracted from what must be free.
-
-    Raises:
-        UserError: there is less free.
-    """
+def space_needed(config: TrainingConfig, model: nn.Module, epochs: int) -> int:
+    """Return the bytes that a run has yet to write at most: three states (one being written) and its checkpoints."""
     parameters, trained = count_parameters(model)
     checkpoints = _CHECKPOINTS_KEPT.get(config.keep, epochs + 2)
     # fp32 weights and two moments for each trained one; checkpoints are fp16.
     needed = 3 * (4 * parameters + 8 * trained) + checkpoints * 2 * parameters
-    written = sum(path.stat().st_size for path in config.out.glob("*.pt"))
-    free = shutil.disk_usage(config.out).free
-    if needed - written > free:
+    return max(0, needed - sum(path.stat().st_size for path in config.out.glob("*.pt")))
+
+
+def check_space(config: TrainingConfig, model: nn.Module, epochs: int, log: Log) -> None:
+    """Log the disk space that the run needs.
+
+    Raises:
+        UserError: there is less free.
+    """
+    needed, free = space_needed(config, model, epochs), shutil.disk_usage(config.out).free
+    if needed > free:
         raise UserError(
-            f"{config.out} has {free / 1e9:.1f} GB free, and this run needs {(needed - written) / 1e9:.1f} GB: "
+            f"{config.out} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} GB: "
             "free some, choose another --out, or --keep best"
         )
     log(f"disk       at most {format_size(needed)} in {config.out}, where {format_size(free)} are free")

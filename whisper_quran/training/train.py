@@ -25,13 +25,14 @@ from ..runtime.console import Log, format_duration, format_size, no_log, percent
 from ..runtime.device import choose_device, choose_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import Interrupts, UserError
+from ..runtime.files import check_folder
 from .inputs import check_inputs, saved_options
 from .metrics_log import History, require_tensorboard
 from .optimizer import choose_rate, count_steps
-from .resume import State, check_space, count_parameters, enter_folder, load_state, write_description
+from .resume import State, check_space, count_parameters, enter_folder, load_state, space_needed, write_description
 from .trainer import Trainer
 
-_NOT_EVALUATED_WITH = {"out", "batch_size", "encoder_cache", "timestamps"}  # of the options that evaluate.py has too
+_NOT_EVALUATED_WITH = {"out", "batch_size", "timestamps"}  # of the options that evaluate.py has too
 
 
 def train(config: TrainingConfig, log: Log = print) -> History:
@@ -180,17 +181,18 @@ def log_plan(trainer: Trainer, precision_before: str | None, log: Log) -> None:
 
 
 def open_cache(trainer: Trainer, log: Log) -> None:
-    """Open the cache of a frozen encoder, unless it is off or of no use, and log the disk space that it takes."""
+    """Open the cache of a frozen encoder, unless it is of no use, and log the disk space that it takes."""
     config, encoder = trainer.config, trainer.encoder
-    if not encoder or config.augment or (config.encoder_cache == "auto" and trainer.epochs == 1):
+    if not encoder or config.augment or trainer.epochs == 1:
         return
     encoder.cache = cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, log)
-    if not cache:
-        return
+    if cache.space and config.out.exists() and check_folder(cache.folder).stat().st_dev == config.out.stat().st_dev:
+        needed = space_needed(config, trainer.model, trainer.epochs)
+        cache.space = max(0, cache.space - needed // 2 // cache.bytes)  # half of what the run leaves free
     clips = len(trainer.data.train) + sum(map(len, trainer.data.valid.values()))
     capacity = len(cache.keys) + cache.space
     cached = f"; {len(cache.keys)} clips are there" if cache.keys else ""
-    limit = "" if capacity >= clips else f"; there is room for {capacity} of {clips} clips (--encoder-cache)"
+    limit = "" if capacity >= clips else f"; there is room for {capacity} of {clips} clips"
     size = f"{format_size(cache.bytes)} a clip, {format_size(clips * cache.bytes)} in all, in {cache.folder}"
     log(f"encoder    each clip is encoded once: {size}{cached}{limit}")
     cache.space //= trainer.world.size

@@ -76,7 +76,7 @@ class Trainer:
         self.objective = Objective(model, config.train_encoder, config.grad_checkpoint)
         if config.lora:
             add_adapters(model, config.lora, config.train_encoder, config.seed)
-        self.optimizer = build_optimizer(self.objective, self.lr, config.weight_decay)
+        self.optimizer = build_optimizer(self.objective, self.lr, config.weight_decay, config.adam_eps)
         # Without a scaler, small fp16 gradients would underflow; it does nothing for the other precisions.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
