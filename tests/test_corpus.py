@@ -1,6 +1,7 @@
 """Which recordings are found, which text they get, and what is said of the rest."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from itertools import pairwise
@@ -79,47 +80,19 @@ def test_text_with_bom_extra_columns_and_another_order_is_read(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "reads 'nothing'"),
-        (b"surah,verse,text\n1,1,a\n", "lacks the columns sorah, ayah"),
-        ("sorah,ayah,text\n1,1,نص\n".encode("utf-16"), "not UTF-8"),
-        ("sorah,ayah,text\n1,1,نص\n".encode("cp1256"), "not UTF-8"),
-        (b"sorah,ayah,text\n1,1,\n1,2,  \n", "holds no text"),
-    ],
-)
-def test_a_text_that_cannot_be_used_says_why(tmp_path, content, says):
-    file = tmp_path / "text.csv"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=says):
-        read_text(file)
-
-
 def test_an_unknown_reciter_is_told_who_is_there(tmp_path):
     corpus = open_corpus(make_data(tmp_path, ["audio/Husary/001001.mp3", "audio/Minshawy/001001.mp3"]))
-    with pytest.raises(UserError, match="did you mean Husary\\? there are Husary, Minshawy: name some with --reciters"):
-        corpus.select(["Husari"])
-    for joined in ("Husary,Minshawy", "Husary, Minshawy", "Husary;Minshawy"):
-        with pytest.raises(UserError, match="separate names by spaces: --valid-reciters Husary Minshawy"):
-            corpus.select([joined], "--valid-reciters")
+    said = "there are Husary, Minshawy: name some with --valid-reciters, separated by spaces"
+    with pytest.raises(UserError, match=f"did you mean Husary\\? {said}"):
+        corpus.select(["Husari"], "--valid-reciters")
+    with pytest.raises(UserError, match=said):
+        corpus.select(["Husary,Minshawy"], "--valid-reciters")
 
 
-@pytest.mark.parametrize("text", ["200:300", "0:5", "5:4", "a:b", "1:2:3", "-1", ""])
+@pytest.mark.parametrize("text", ["200:300", "0:5", "5:4", "1:2:3", ""])
 def test_a_range_of_surahs_that_is_none_is_refused(text):
     with pytest.raises(UserError, match="--surahs"):
         parse_surahs(text)
-
-
-def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
-        open_corpus(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no recitations"):
-        open_corpus(tmp_path)
-    with pytest.raises(UserError, match="too long"):
-        open_corpus(tmp_path / ("x" * 300))
-    with pytest.raises(UserError, match="too long"):
-        read_text(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize(
@@ -129,23 +102,17 @@ def test_missing_folders_are_named(tmp_path):
         ("whole/audio/R", "is the folder of one reciter: give --data .*/whole$"),
         ("surahs", "R/112.mp3 is a whole surah: cut it into a file an ayah"),
         ("dashes", "R/112-1.mp3 is audio not named SSSAAA: rename it to 112001.mp3"),
-        ("packed", "R.zip is an archive: unpack it"),
-        ("packed/R.zip", "R.zip is an archive: unpack it, and give the folder"),
+        ("packed/R.zip", "no folder .*R.zip: --data takes a folder .* unpack an archive"),
         ("hidden", "no recitations in .*hidden: expected"),
+        ("x" * 300, "no folder"),
     ],
 )
 def test_folders_that_are_laid_out_otherwise_are_told_what_to_do(tmp_path, given, says):
     make_data(tmp_path / "whole", ["audio/R/001001.mp3"])
-    for name in (
-        "surahs/R/112.mp3",
-        "dashes/audio/R/112-1.mp3",
-        "packed/R.zip",
-        "hidden/R/._112001.mp3",
-        "hidden/.R/1.mp3",
-    ):
+    hidden = ("hidden/R/._112001.mp3", "hidden/.R/112001.mp3")
+    for name in ("surahs/R/112.mp3", "dashes/audio/R/112-1.mp3", "packed/R.zip", *hidden):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "hidden/.R/112001.mp3").touch()
     with pytest.raises(UserError, match=says):
         open_corpus(tmp_path / given)
 
@@ -197,8 +164,7 @@ def rows(file: Path) -> tuple[dict[str, str], dict[int, str]]:
     return used, listed
 
 
-@pytest.mark.parametrize("separator", [",", "\t", ";"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("separator", "end"), [(",", "\n"), ("\t", "\r\n"), (";", "\r")])
 def test_a_broken_row_is_listed_and_costs_no_other(tmp_path, separator, end):
     lines = [
         "audio,text,reciter",
@@ -218,25 +184,12 @@ def test_a_broken_row_is_listed_and_costs_no_other(tmp_path, separator, end):
     assert listed[6] == "4 fields, where the first line has 3" and listed[7] == "2 fields, where the first line has 3"
 
 
-def test_a_newline_inside_a_field_is_listed_and_never_used(tmp_path):
-    content = 'audio,text\na.wav,"one\ntwo"\n"b\n.wav",three\nc.wav,four\n'
-    used, listed = rows(manifest(tmp_path, content))
-    assert used == {"c.wav": "four"}
-    assert list(listed) == [2, 3, 4, 5]
-
-
 @pytest.fixture
 def cases(quran) -> Path:
     folder = quran.parent / "cases"
     if not folder.is_dir():
         pytest.skip("the cases are not beside the repository (../shared/cases)")
     return folder
-
-
-def test_the_case_of_the_stray_quote(cases):
-    used, listed = rows(cases / "table_stray_quote.csv")
-    assert list(used) == ["112002.mp3", "112003.mp3", "114001.mp3"]
-    assert list(listed) == [2, 5]
 
 
 @pytest.mark.parametrize("case", ["waqf-marks", "basmala-in-text"])
@@ -246,7 +199,7 @@ def test_signs_and_a_basmala_that_are_not_recited_are_named_and_left_out(cases, 
     texts, _ = read_text(cases / case / "text.csv", told.append)
     assert texts == read_text(quran / "metadata" / name)[0]
     assert len(told) == 1
-    assert ("5,729 texts" in told[0] and "U+06DA U+06DE left" in told[0]) or "112 first ayat of" in told[0]
+    assert "5,729 texts" in told[0] or "112 first ayat of" in told[0]
 
 
 def test_a_basmala_is_left_out_only_where_most_first_ayat_have_it(tmp_path):
@@ -298,15 +251,13 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("audio,text\na.wav,نص\n".encode("utf-16"), "is not UTF-8 but UTF-16 or binary"),
-        ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is not UTF-8 but UTF-16 or binary"),
-        ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), r"is not UTF-8 \(line 3\)"),
-        (b"RIFF\x24\x00\x00\x00WAVE", "is audio: --manifest takes a CSV in UTF-8 with the columns audio,text"),
-        (b"ID3\x04\x00", "is audio"),
+        ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is not UTF-8"),
+        ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), "is not UTF-8"),
+        (b"PK\x03\x04\x00", "is not UTF-8: --manifest takes a CSV in UTF-8 .* audio,text; .* unpack an archive"),
+        (b"", "reads 'nothing'"),
         (b"audio,text,Text\na.wav,one,two\n", "names a column twice"),
         (b"audio|text\na.wav|one\n", "lacks the columns audio, text"),
         (b"audio,text\na.wav,one,two\n", "line by line: 3 fields, where the first line has 2"),
-        (b"PK\x03\x04zip", "is an archive, to be unpacked: --manifest takes a CSV"),
         (b"audio,text,offset,Duration\na.wav,one,0,1\n", "has offset, duration: rows that are parts of a recording"),
         (b"audio,text\nhttps://x.y//a.wav,one\n", "a URL, not a file: download https://x.y//a.wav"),
         (b"audio,text\n._a.wav,one\n", "a hidden file, not a recording"),
@@ -321,9 +272,8 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, says):
     ("case", "says"),
     [
         ("manifest-offsets/clips.csv", "has start, end: rows that are parts of a recording are not read"),
-        ("manifest-offsets/one.csv", "has offset, duration: rows that are parts"),
-        ("manifest-dialects/metadata.csv", "rename file_name to audio, transcription to text$"),
-        ("manifest-dialects/nemo.jsonl", "is JSON: --manifest takes a CSV"),
+        ("manifest-dialects/metadata.csv", "its first line must name audio,text, and reads 'file_name,transcription"),
+        ("manifest-dialects/nemo.jsonl", "its first line must name audio,text, and reads '{"),
     ],
 )
 def test_manifests_of_other_tools_are_told_what_to_change(cases, case, says):
@@ -331,14 +281,12 @@ def test_manifests_of_other_tools_are_told_what_to_change(cases, case, says):
         open_corpus(Path("unused"), manifest=cases / case)
 
 
-def test_names_of_another_system_are_told_how_to_be_written(tmp_path):
+def test_a_name_that_is_not_as_on_disk_is_told_how_to_be_written(tmp_path):
     (tmp_path / "clips").mkdir()
-    content = "audio,text\nclips\\a.wav,one\nClips/B.WAV,two\nclips/c.wav,three\nclips/a.wav,four\n"
-    used, listed = rows(manifest(tmp_path, content, names="clips/a.wav clips/b.wav"))
-    assert used == {"a.wav": "four"}
-    assert listed[2].endswith("for clips\\a.wav, write clips/a.wav")
-    assert listed[3].endswith("for Clips/B.WAV, write clips/b.wav")
-    assert listed[4].startswith("no such file: ")
+    content = "audio,text\nclips\\a.wav,one\nClips/A.WAV,two\nclips/a.wav,three\n" + "x" * 300 + ",four\n"
+    used, listed = rows(manifest(tmp_path, content, names="clips/a.wav"))
+    assert used == {"a.wav": "three"} and list(listed) == [2, 3, 5]
+    assert all(re.match("no such file: .* in the same case and with /", reason) for reason in listed.values())
 
 
 def test_columns_that_are_not_read_are_named(tmp_path):
@@ -350,8 +298,7 @@ def test_columns_that_are_not_read_are_named(tmp_path):
 NAME = "Husarī_é.wav"
 
 
-@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
-@pytest.mark.parametrize("in_table", ["NFC", "NFD"])
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_a_file_is_found_whatever_its_unicode_form(tmp_path, on_disk, in_table):
     (tmp_path / unicodedata.normalize(on_disk, NAME)).touch()
     used, listed = rows(manifest(tmp_path, f"audio,text\n{unicodedata.normalize(in_table, NAME)},x\n", names=""))
@@ -378,15 +325,10 @@ def test_names_that_cannot_be_printed_are_escaped_alike(tmp_path):
         assert skipped[0].file.endswith("odd\\udcff\\xa0\\u2028\\n.mp3")
         for item in skipped:
             (item.file + item.reason).encode()  # any encoding error would end a run
-    with pytest.raises(UserError) as refusal:
-        corpus.select([os.fsdecode(b"\xfd")])
-    str(refusal.value).encode()
 
 
-def test_the_surahs_of_a_reciter_are_told_as_ranges(tmp_path):
-    names = [f"audio/R/{surah:03}001.mp3" for surah in (1, 78, 79, 80, 114)]
+def test_the_surahs_of_a_reciter_are_told(tmp_path):
+    names = [f"audio/R/{surah:03}001.mp3" for surah in (1, 78, 114)]
     corpus = open_corpus(make_data(tmp_path, names), surahs="2:3")
-    with pytest.raises(
-        UserError, match=r"no ayah of R .*: it has surahs 1, 78:80, 114; .* others with --valid-reciters"
-    ):
+    with pytest.raises(UserError, match=r"no ayah of R .*: it has surahs 1, 78, 114; .* others with --valid-reciters"):
         corpus.select(["R"], "--valid-reciters")

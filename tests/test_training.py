@@ -134,7 +134,7 @@ def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
 BAD = [
     (["--data", "{tmp}/nowhere"], "no folder {tmp}/nowhere"),
     (["--data", "{tmp}"], "no recitations in {tmp}"),
-    (["--text", "{tmp}/none.csv"], "no file {tmp}/none.csv"),
+    (["--text", "{tmp}/none.csv"], "cannot read {tmp}/none.csv"),
     (["--text", "{tmp}/columns.csv"], "lacks the columns"),
     (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, "),
     (["--valid-reciters", "Yasser_Salama"], "did you mean Yasser_Salama_hadr"),

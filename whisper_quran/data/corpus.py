@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import TrainingConfig
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError, did_you_mean
-from .tables import ARCHIVES, AUDIO_EXTENSIONS, Skipped, read_table, summary
+from .tables import AUDIO_EXTENSIONS, Skipped, read_table, summary
 from .text import recited, without_basmala
 
 EXPERIMENT_2A_TRAIN = (
@@ -77,28 +77,26 @@ class Corpus:
         ayat, skipped = [], []
         for reciter in dict.fromkeys(printable(name) for name in reciters):
             if reciter not in self.reciters:
-                raise UserError(f"no reciter {reciter} in {self.source}: {self._advice(reciter, option)}")
+                there = list(self.reciters)
+                more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+                raise UserError(
+                    f"no reciter {reciter} in {self.source}: {did_you_mean(reciter, there)}there are "
+                    f"{', '.join(there[:20])}{more}: name some with {option}, separated by spaces"
+                )
             recitations = self.reciters[reciter]
             if not isinstance(recitations, Path):
                 ayat += recitations
                 continue
             found, left_out = _scan(recitations, reciter, self.texts, self.surahs)
             if not found:
+                surahs = sorted({key[0] for key in map(ayah_of, recitations.iterdir()) if key})
                 raise UserError(
                     f"no ayah of {reciter} in {self.source} ({summary(left_out)}): it has surahs "
-                    f"{_surahs_in(recitations)}; choose another --surahs, or others with {option}"
+                    f"{', '.join(map(str, surahs))}; choose another --surahs, or others with {option}"
                 )
             ayat += found
             skipped += left_out
         return ayat, skipped
-
-    def _advice(self, reciter: str, option: str) -> str:
-        names = [name for name in re.split(r"[,;\s]+", reciter) if name]
-        if len(names) > 1 and any(printable(name) in self.reciters for name in names):
-            return f"separate names by spaces: {option} {' '.join(names)}"
-        there = list(self.reciters)
-        more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-        return f"{did_you_mean(reciter, there)}there are {', '.join(there[:20])}{more}: name some with {option}"
 
 
 def open_corpus(
@@ -121,7 +119,7 @@ def open_corpus(
         return _open_manifest(manifest, log)
     chosen = parse_surahs(surahs)
     try:
-        reciters = find_reciters(data) if data.is_dir() else {}
+        reciters = find_reciters(data)
         if not reciters:
             raise UserError(_no_recitations(data))
     except OSError as error:
@@ -133,23 +131,18 @@ def open_corpus(
 
 
 def _no_recitations(data: Path) -> str:
-    """Return what a path is that has no reciter's folder of audio files SSSAAA, and what to do about it."""
+    """Return what to do about a path without a reciter's folder of audio files SSSAAA."""
     layout = "audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3"
-    if not data.is_dir():
-        if data.suffix.lower() in ARCHIVES:
-            return f"{data} is an archive: unpack it, and give the folder as --data"
-        if data.exists():
-            return f"{data} is a file: --data takes a folder that holds {layout}, and --manifest a table"
-        return f"no folder {data}: point --data at one that holds {layout}"
-    found = f"no recitations in {data}"
-    if any(map(ayah_of, data.iterdir())):
+    if not os.path.isdir(data):
+        return f"no folder {data}: --data takes a folder that holds {layout}; unpack an archive"
+    patterns = ("*", "[!.]*/*", "audio/[!.]*/*")
+    file = next((file for pattern in patterns for file in sorted(data.glob(pattern)) if is_audio(file)), None)
+    if file is None:
+        return f"no recitations in {data}: expected {layout}"
+    if ayah_of(file):
         above = data.absolute().parent
         return f"{data} is the folder of one reciter: give --data {above.parent if above.name == 'audio' else above}"
-    for folder in (data / "audio", data, *data.glob("audio/[!.]*"), *data.glob("[!.]*")):
-        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if is_audio(file) or file.suffix.lower() in ARCHIVES:
-                return f"{found}: {file} is {_misnamed(file) if is_audio(file) else 'an archive: unpack it'}"
-    return f"{found}: expected {layout}"
+    return f"no recitations in {data}: {file} is {_misnamed(file)}"
 
 
 def default_text(data: Path) -> Path:
@@ -202,7 +195,7 @@ def parse_surahs(text: str | None) -> range:
 def find_reciters(data: Path) -> dict[str, Path]:
     """Return the reciters' folders by name: those in ``data/audio``, or in ``data``, that hold audio named SSSAAA."""
     for parent in (data / "audio", data):
-        if parent.is_dir():
+        if os.path.isdir(parent):
             folders = sorted(each for each in parent.iterdir() if each.is_dir() and not each.name.startswith("."))
             found = {printable(folder.name): folder for folder in folders if any(map(ayah_of, folder.iterdir()))}
             if found:
@@ -229,14 +222,6 @@ def _misnamed(file: Path) -> str:
     if len(numbers) == 2 and max(map(len, numbers)) <= 3:
         return f"audio not named SSSAAA: rename it to {int(numbers[0]):03}{int(numbers[1]):03}{file.suffix}"
     return "audio not named SSSAAA"
-
-
-def _surahs_in(folder: Path) -> str:
-    """Return the surahs that have audio in a reciter's folder, as ranges: ``"1, 78:114"``."""
-    numbers = sorted({key[0] for key in map(ayah_of, folder.iterdir()) if key})
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(f"{a}:{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def _scan(
@@ -311,13 +296,11 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
 
 
 def _recited(texts: Iterable[str], path: Path, log: Log) -> list[str]:
-    """Return the recited part of each text, and log what was changed."""
+    """Return the recited part of each text, and log how many were changed."""
     given = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
     found = [recited(text) for text in given]
     if changed := sum(before != after for before, after in zip(given, found, strict=True)):
-        before, after = (Counter(sign for text in texts for sign in {*text} - {" "}) for texts in (given, found))
-        signs = " ".join(f"U+{ord(sign):04X}" for sign, _ in (before - after).most_common(8))
-        log(f"text       {changed:,} texts of {path} are read as they are recited: {signs} left out or written plainly")
+        log(f"text       {changed:,} texts of {path} are read without signs that are not recited")
     return found
 
 
@@ -327,11 +310,10 @@ def _open_manifest(path: Path, log: Log) -> Corpus:
     texts = _recited([row["text"] for _, row in table], path, log)
     seen = set()
     rows = Counter[str]()
-    listings: dict[Path, dict[str, str]] = {}
     for (place, row), text in zip(table, texts, strict=True):
         reciter = printable(row.get("reciter") or path.stem)
         rows[reciter] += 1
-        audio, reason = _find_audio(path.parent, row["audio"], listings)
+        audio, reason = _find_audio(path.parent, row["audio"])
         if audio and not text:
             reason = "the text has no word" if row["text"] else "the text is empty"
         elif audio in seen:
@@ -347,33 +329,15 @@ def _open_manifest(path: Path, log: Log) -> Corpus:
     return Corpus(path, dict(reciters), {}, range(0), skipped)
 
 
-def _find_audio(folder: Path, name: str, listings: dict[Path, dict[str, str]]) -> tuple[Path | None, str]:
-    """Return the file that a manifest names, in any Unicode form; or None, and why there is none.
-
-    ``listings`` keeps the folders that were listed for names that are not found at once.
-    """
+def _find_audio(folder: Path, name: str) -> tuple[Path | None, str]:
+    """Return the file that a manifest names, in any Unicode form; or None, and why there is none."""
     if not name:
         return None, "no audio is named"
     if "://" in name:
         return None, f"a URL, not a file: download {name}"
-    path = similar = folder / name
-    try:
-        if not path.is_file():
-            similar = folder
-            for part in Path(name.replace("\\", "/")).parts:
-                if similar not in listings and not (similar / part).exists():
-                    listings[similar] = {_folded(each): each for each in os.listdir(similar)}
-                similar /= listings.get(similar, {}).get(_folded(part), part)
-        if not similar.is_file():
-            return None, f"no such file: {path}"
-    except (OSError, ValueError):  # no folder, or a name that is too long or contains a NUL
-        return None, f"no such file: {path}"
-    if similar.name.startswith("."):
-        return None, f"a hidden file, not a recording: {path}"
-    if unicodedata.normalize("NFC", str(similar)) != unicodedata.normalize("NFC", str(path)):
-        return None, f"no file is named exactly so: for {name}, write {os.path.relpath(similar, folder)}"
-    return similar, ""
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    if Path(name).name.startswith("."):
+        return None, f"a hidden file, not a recording: {name}"
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        if os.path.isfile(folder / form):
+            return folder / form, ""
+    return None, f"no such file: {folder / name} (names are those on disk, in the same case and with /)"
