@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     find_checkpoint(options.source)
     # Imported here so that --help, a wrong option and a wrong path answer at once: torch takes seconds.
-    from whisper_quran.checkpoints.convert import convert
+    from whisper_quran.convert import convert
 
     print(convert(**vars(options)))
 

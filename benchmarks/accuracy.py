@@ -28,7 +28,7 @@ from isolated import Report, run_isolated  # benchmarks/isolated.py
 
 from evaluate import RATE, as_float  # benchmarks/evaluate.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
-from whisper_quran.checkpoints.convert import convert
+from whisper_quran.convert import convert
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.text import normalize

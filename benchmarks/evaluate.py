@@ -34,7 +34,7 @@ import torch
 import whisper
 from whisper.model import ModelDimensions, Whisper
 
-from whisper_quran.checkpoints.convert import convert
+from whisper_quran.convert import convert
 from whisper_quran.data.audio_cache import AudioCache, Clip, prepare_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.long_audio import decode_clips

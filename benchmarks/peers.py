@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from train import Clips, Setup, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
-from whisper_quran.checkpoints.convert import convert
+from whisper_quran.convert import convert
 from whisper_quran.data.batches import epoch_order
 from whisper_quran.data.encoder_cache import open_encoder_cache
 from whisper_quran.data.prepare import Example

@@ -25,10 +25,11 @@ from whisper_quran.checkpoints.checkpoint import (
     openai_name,
     save_checkpoint,
 )
-from whisper_quran.checkpoints.convert import convert
 from whisper_quran.checkpoints.dims import named_dims, tokenizer_for, whisper_shapes
 from whisper_quran.checkpoints.huggingface import byte_characters, merged_pairs
+from whisper_quran.convert import convert
 from whisper_quran.runtime.errors import UserError
+from whisper_quran.runtime.files import lock_folder
 
 
 @pytest.fixture
@@ -274,18 +275,18 @@ def test_a_conversion_that_fails_half_way_leaves_dest_alone(
 KILLED = """
 import os, signal, sys
 import convert
-from whisper_quran.checkpoints import convert as module
+from whisper_quran import convert as module
 
 moment, *arguments = sys.argv[1:]
-replace, calls = module._replace_folder, []
+replace, calls = module._replace, []
 
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if moment == "before":
-    module._replace_folder = kill
+    module._replace = kill
 elif moment == "after":
-    module._replace_folder = lambda *paths: (replace(*paths), kill())
+    module._replace = lambda *paths: (replace(*paths), kill())
 else:  # between the two renames of a file system that cannot exchange
     module.ctypes.CDLL = lambda *_: None
     rename = module.Path.rename
@@ -295,23 +296,29 @@ convert.main()
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "after", "between"])
-def test_a_killed_conversion_leaves_the_old_folder_or_the_new_one(moment: str, saved: Path, tmp_path: Path) -> None:
-    dest = tmp_path / "hf"
-    assert run(saved, dest, "--to", "hf") is None
+@pytest.mark.parametrize("to, moment", [("openai", "before"), ("hf", "before"), ("hf", "after"), ("hf", "between")])
+def test_a_killed_conversion_leaves_the_old_or_the_new_one(to: str, moment: str, saved: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    assert run(saved, dest, "--to", to) is None
     old = snapshot(dest)
-    command = [sys.executable, "-c", KILLED, moment, str(saved), str(dest), "--to", "hf", "--force", "--dtype", "fp32"]
+    command = [sys.executable, "-c", KILLED, moment, str(saved), str(dest), "--to", to, "--force", "--dtype", "fp32"]
     killed = subprocess.run(command, cwd=Path(command_module.__file__).parent, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert dest.exists() == (moment != "between")
     if moment != "between":
         assert (snapshot(dest) == old) == (moment == "before")
     # The next conversion puts the old folder back before it looks at DEST, and leaves nothing of the killed one.
-    assert "is there already" in run(saved, dest, "--to", "hf")
+    assert "is there already" in run(saved, dest, "--to", to)
     assert (snapshot(dest) == old) == (moment != "after")
-    assert run(saved, dest, "--to", "hf", "--force", "--dtype", "fp32") is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "model.pt"]
-    assert load_file(dest / "model.safetensors")["model.encoder.conv1.weight"].dtype == torch.float32
+    assert run(saved, dest, "--to", to, "--force", "--dtype", "fp32") is None
+    assert snapshot(dest) != old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dest", "model.pt"]
+
+
+def test_of_two_conversions_to_one_dest_the_second_is_refused(saved: Path, tmp_path: Path) -> None:
+    with lock_folder(tmp_path / ".new.pt.tmp", "conversion"):
+        line = run(saved, tmp_path / "new.pt")
+    assert "another conversion is writing" in line and "choose another DEST" in line
 
 
 def test_what_is_read_is_never_written_over(saved: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from conftest import make_whisper, rows_of
 
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
-from whisper_quran.checkpoints.convert import convert
 from whisper_quran.config import TrainingConfig
+from whisper_quran.convert import convert
 from whisper_quran.runtime.command_line import to_json
 
 yaml = pytest.importorskip("yaml")  # of the group `peers`

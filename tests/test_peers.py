@@ -25,7 +25,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from whisper_quran.checkpoints.convert import convert
+from whisper_quran.convert import convert
 
 pytestmark = pytest.mark.peers
 

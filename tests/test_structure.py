@@ -15,7 +15,7 @@ LAYERS = [
     {"decoding", "download"},
     {"evaluation"},
     {"training", "recognition"},
-    {"demo", "recognize"},
+    {"convert", "demo", "recognize"},
     {"__init__"},
 ]
 

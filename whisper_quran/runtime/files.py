@@ -95,7 +95,7 @@ def check_folder(path: str | os.PathLike[str]) -> Path:
     return existing
 
 
-def lock_folder(folder: Path, writer: str) -> IO[str]:
+def lock_folder(folder: Path, writer: str, option: str = "--out") -> IO[str]:
     """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
 
     On a file system without locks it stays unlocked.
@@ -116,7 +116,7 @@ def lock_folder(folder: Path, writer: str) -> IO[str]:
                 file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another {writer} is writing {folder}: wait for it, or choose another --out") from None
+            raise UserError(f"another {writer} is writing {folder}: wait for it, or choose another {option}") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

@@ -1,27 +1,37 @@
 """The metrics of a run, logged to ``metrics.jsonl``, and the table and plot made from them.
 
-:mod:`..checkpoints.results` describes the rows and makes the table. In ``loss.png`` the background is white, and lines
-differ in style and marker as well as in colour, so it is readable on a dark page and in greyscale. Epoch 3 ends at
-x = 3, and the untouched model is at -1. The user's own matplotlib settings are ignored.
+A row is one JSON object a line. ``{"event": "train", …}`` is an optimiser step, ``{"event": "valid", …}`` one reciter
+after one epoch; the untouched model is epoch -1.
+
+In ``loss.png`` the background is white, and lines differ in style and marker as well as in colour, so it is readable on
+a dark page and in greyscale. Epoch 3 ends at x = 3, and the untouched model is at -1. The user's own matplotlib
+settings are ignored.
 """
 
 import io
 import json
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.results import Row, best_epoch, read_rows, results_table, valid_rows
+from ..runtime.console import markdown_table, percent
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+Row = dict[str, Any]
+
+# What no row can do without.
+_NAMES = {
+    "train": {"step", "epoch", "loss", "lr", "grad_norm", "skipped", "clips_per_s", "data_wait"},
+    "valid": {"step", "epoch", "reciter", "loss", "wer", "cer", "words", "word_errors", "seconds"},
+}
 COLORS = ("#0067a5", "#c04f00", "#00805c", "#9e4a84", "#7a6400")  # distinguishable by the colour-blind
 LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")  # 20 combinations
 SETTINGS = {
@@ -126,6 +136,77 @@ class History:
         """Remove every row, on disk too."""
         self.rows = []
         self.path.unlink(missing_ok=True)
+
+
+def valid_rows(rows: Iterable[Row]) -> dict[int, dict[str, Row]]:
+    """Return the validation rows by epoch, then by reciter."""
+    epochs: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        if row["event"] == "valid":
+            epochs.setdefault(row["epoch"], {})[row["reciter"]] = row
+    return epochs
+
+
+def read_rows(path: Path) -> tuple[list[Row], int]:
+    """Read the rows in ``path``; none if it does not exist.
+
+    Also return the number of lines that cannot be read, without a last line that is incomplete.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    rows = [row for row in map(_parse_row, lines) if row is not None]
+    return rows, max(sum(bool(line.strip()) for line in lines[:-1]) - len(rows), 0)
+
+
+def _parse_row(line: bytes) -> Row | None:
+    """Parse a line of metrics.jsonl; return None if it is not a row that a run wrote."""
+    try:
+        row = json.loads(line)
+        is_row = row.keys() >= _NAMES[row["event"]] and isinstance(row.get("reciter", ""), str)
+        is_row &= all(isinstance(row.get(name, 0), int) for name in ("step", "epoch", "words", "word_errors"))
+        # None is written for a number that is not finite.
+        numbers = (value for name, value in row.items() if name not in ("event", "reciter") and value is not None)
+        return row if is_row and all(abs(number) < 1e100 for number in numbers) else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def corpus_wer(rows: Collection[Row]) -> float:
+    """Return the WER over the words of all reciters, from one row of each; NaN if there are none."""
+    words = sum(row["words"] for row in rows)
+    return sum(row["word_errors"] for row in rows) / words if words else math.nan
+
+
+def results_table(rows: Iterable[Row]) -> str:
+    """Make Experiment 2A's table in Markdown: the vanilla model, then a row an epoch; per reciter loss, WER and CER.
+
+    If the texts are vocalised, it also has the diacritic error rate (DER).
+    """
+    epochs = valid_rows(rows)
+    reciters = list(dict.fromkeys(reciter for measured in epochs.values() for reciter in measured))
+    rates = ["wer", "cer"]
+    if any(row.get("der") is not None for measured in epochs.values() for row in measured.values()):
+        rates.append("der")
+    columns = ["loss", *map(str.upper, rates)]
+    header = ["epoch", *(f"{reciter} {name}" for reciter in reciters for name in columns)]
+    lines = []
+    for epoch, measured in epochs.items():
+        cells = ["vanilla" if epoch < 0 else str(epoch)]
+        for reciter in reciters:
+            row = measured.get(reciter, {})
+            loss = row.get("loss")
+            cells.append("–" if loss is None else f"{loss:.4f}")
+            cells += [percent(row.get(rate)) for rate in rates]
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def best_epoch(rows: Iterable[Row]) -> int | None:
+    """Return the first epoch with the lowest WER over all words, which best.pt is from; None without validation."""
+    wer = {epoch: corpus_wer(measured.values()) for epoch, measured in valid_rows(rows).items() if epoch >= 0}
+    return min(wer, key=wer.__getitem__, default=None)
 
 
 def require_tensorboard() -> None:

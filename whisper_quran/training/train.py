@@ -16,7 +16,6 @@ from whisper.model import ModelDimensions, Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
-from ..checkpoints.results import best_epoch, corpus_wer, results_table
 from ..config import EvaluationConfig, TrainingConfig
 from ..data.encoder_cache import open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data
@@ -27,7 +26,7 @@ from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import check_folder
 from .inputs import check_inputs, saved_options
-from .metrics_log import History, require_tensorboard
+from .metrics_log import History, best_epoch, corpus_wer, require_tensorboard, results_table
 from .optimizer import choose_rate, count_steps
 from .resume import State, check_space, count_parameters, enter_folder, load_state, space_needed, write_description
 from .trainer import Trainer

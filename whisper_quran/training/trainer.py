@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
-from ..checkpoints.results import Row, best_epoch
 from ..config import TrainingConfig
 from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
 from ..data.encoder_cache import FrozenEncoder
@@ -34,7 +33,7 @@ from ..runtime.errors import Interrupted, Interrupts, UserError
 from .adapters import add_adapters
 from .augment import Augmentation
 from .loss import Objective
-from .metrics_log import History
+from .metrics_log import History, Row, best_epoch
 from .optimizer import build_optimizer, count_steps, schedule
 from .resume import State, clips_per_step, save_state
 from .validation import validate

@@ -10,7 +10,6 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.results import Row
 from ..data.audio_cache import AudioCache
 from ..data.batches import make_batch, prefetch, split
 from ..data.encoder_cache import FrozenEncoder
@@ -22,6 +21,7 @@ from ..runtime.console import progress_bar
 from ..runtime.device import Precision
 from ..runtime.distributed import World
 from .loss import Objective
+from .metrics_log import Row
 
 
 @torch.no_grad()
