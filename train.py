@@ -12,7 +12,7 @@ Every checkpoint it writes is opened by whisper.load_model(path) as it is.
 import os
 
 from whisper_quran.runtime.errors import UserError, run_command
-from whisper_quran.training.inputs import check_inputs, parse_command_line
+from whisper_quran.training import check_inputs, parse_command_line
 
 
 def main() -> None:

@@ -36,8 +36,7 @@ from whisper.model import Whisper
 
 from train import SIZES, make_model  # benchmarks/train.py
 from whisper_quran.runtime.console import markdown_table
-from whisper_quran.training.adapters import add_adapters
-from whisper_quran.training.loss import Objective
+from whisper_quran.training.loss import Objective, add_adapters
 from whisper_quran.training.optimizer import build_optimizer
 
 GIB = 2**30

@@ -9,7 +9,7 @@ from whisper_quran.config import TrainingConfig
 from whisper_quran.data.prepare import TrainingData
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
-from whisper_quran.training.adapters import add_adapters
+from whisper_quran.training.loss import add_adapters
 from whisper_quran.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -47,7 +47,7 @@ def prepared(config: TrainingConfig) -> TrainingData:
 
 
 def digest(config: TrainingConfig) -> str:
-    return prepared(config).digest()
+    return prepared(config).digest
 
 
 def test_both_splits_are_prepared_in_order(config):
@@ -104,6 +104,7 @@ def test_identical_recordings_are_named(config):
         decode_ayat(open_corpus(config.data).select("AB")[0], config, lines.append)
         warnings = [line for line in lines if line.startswith("warning")]
         assert len(warnings) == 1
+        assert "1 recordings are there more than once" in warnings[0]
         assert "A/112001.wav and " in warnings[0] and "A/112003.wav" in warnings[0]
 
 
@@ -121,7 +122,7 @@ def test_audio_without_speech_is_listed_and_counted(config):
 def test_what_needs_no_audio_is_checked_before_torch_is_imported(config):
     code = (
         "import sys; from pathlib import Path; from whisper_quran.config import TrainingConfig\n"
-        "from whisper_quran.training.inputs import check_inputs\n"
+        "from whisper_quran.training import check_inputs\n"
         "try: check_inputs(TrainingConfig(data=Path(sys.argv[1]), surahs='111', model='tiny'\n"
         "     , train_reciters=('A',), valid_reciters=('B',)))\n"
         "finally: print('torch' in sys.modules)\n"

@@ -194,7 +194,7 @@ def test_a_damaged_text_file_is_one_line_or_passed_over(run, command, tmp_path, 
         assert [row["step"] for row in rows_of(out)] in ([1, 2], [2])
 
 
-@pytest.mark.parametrize("damage", ["a folder", "a list", "other dims", "other tensors"])
+@pytest.mark.parametrize("damage", ["a folder", "a list", "other tensors"])
 def test_a_state_of_another_kind_is_passed_over_or_one_line(run, tmp_path, damage):
     out = tmp_path / "run"
     assert run(*ONE_STEP, "--out", out)[0] == 0
@@ -204,15 +204,10 @@ def test_a_state_of_another_kind_is_passed_over_or_one_line(run, tmp_path, damag
     if damage == "a folder":
         (out / "state.pt").mkdir()
     else:
-        changes = {
-            "other dims": {"dims": {"n_mels": "many"}},
-            "other tensors": {"model": {"weight": torch.zeros(1)}},
-        }
-        torch.save([1] if damage == "a list" else state | changes[damage], out / "state.pt")
+        torch.save([1] if damage == "a list" else state | {"model": {"weight": torch.zeros(1)}}, out / "state.pt")
     code, said, err = run(*ONE_STEP, "--out", out, "--resume")
-    if damage in ("other dims", "other tensors"):
-        said = "is of no Whisper" if damage == "other dims" else "does not fit its run"
-        assert code == 2 and said in one_line(err)
+    if damage == "other tensors":
+        assert code == 2 and "does not fit its run" in one_line(err)
     else:
         assert code == 0 and "the one before it is" in said and "1 are done" in said, err
         assert (out / "damaged-state.pt").exists()

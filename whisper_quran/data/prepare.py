@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -250,13 +251,13 @@ class TrainingData:
             for split, reciters in splits.items()
         }
 
+    @cached_property
     def digest(self) -> str:
         """Digest what a run's results depend on: the recordings' bytes, their target tokens, and their order."""
-        splits = [self.train, *self.valid.values()]
         digests = self.cache.digest
         content = [
             [([digests(ayah.audio) for ayah in e.parts], e.samples + e.cut_samples, e.tokens) for e in examples]
-            for examples in splits
+            for examples in (self.train, *self.valid.values())
         ]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -319,12 +320,10 @@ def _warn_of_identical(cache: AudioCache, log: Log) -> None:
     """Warn of recordings that are byte-identical to another: at least one of them is not the ayah of its name."""
     by_digest: dict[str, list[str]] = {}
     for path, clip in cache.clips.items():
-        by_digest.setdefault(clip.digest, []).append(path)
-    groups = [paths for paths in by_digest.values() if len(paths) > 1]
-    for group in groups[:10]:
-        log(f"warning    the same bytes in {' and '.join(printable(path) for path in group)}: check which ayah it is")
-    if len(groups) > 10:
-        log(f"warning    and {len(groups) - 10} more recordings that are there more than once")
+        by_digest.setdefault(clip.digest, []).append(printable(path))
+    if groups := [paths for paths in by_digest.values() if len(paths) > 1]:
+        example = " and ".join(groups[0][:2])
+        log(f"warning    {len(groups)} recordings are there more than once, as {example}: check which ayah they are")
 
 
 def _by_reciter(examples: Sequence[Example]) -> dict[str, list[Example]]:

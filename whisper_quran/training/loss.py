@@ -1,16 +1,20 @@
-"""The loss of Whisper's decoder under teacher forcing, summed over target tokens.
+"""What is trained: the loss of Whisper's decoder under teacher forcing, summed over target tokens; and adapters.
 
 It is summed, not averaged: if token counts differ, a mean of micro-batch means is not the mean over the step. The
 training step divides the sum by the target tokens of the whole step.
 """
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from whisper.model import MultiHeadAttention, ResidualAttentionBlock, Whisper
+
+from ..runtime.errors import UserError
 
 
 class Objective(nn.Module):
@@ -80,3 +84,40 @@ def attend_to_audio(attention: MultiHeadAttention, x: Tensor, audio_features: Te
     means = (weights @ audio_features).view(batch, heads, length, state).transpose(0, 1)
     values = means.flatten(1, 2) @ attention.value.weight.view(heads, size, state).mT
     return attention.out(values.transpose(0, 1).reshape(batch, length, state) + attention.value.bias)
+
+
+class LowRank(nn.Module):
+    """The low-rank update B A of a weight (out, in), as a parametrization; zero at first, because B is zero.
+
+    Only A (rank, in) and B (out, rank) are trained (Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language
+    Models"). Reading the layer's weight returns the sum: validation, decoding and saving see an ordinary Whisper.
+    """
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        rows, columns = weight.shape
+        a = torch.empty(rank, columns, dtype=weight.dtype)  # drawn on the CPU, for the same numbers on every device
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        self.a = nn.Parameter(a.to(weight.device))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
+
+
+def add_adapters(model: Whisper, rank: int, encoder: bool, seed: int) -> None:
+    """Freeze ``model`` and add an adapter to every linear layer of the decoder's (and ``encoder``'s) blocks.
+
+    Raises:
+        UserError: ``rank`` is more than the model's width, where adapters would take more memory than the weights.
+    """
+    width = model.dims.n_text_state
+    if rank > width:
+        raise UserError(f"--lora {rank}: the rank is at most {width}, the width of this model")
+    model.requires_grad_(False)
+    parts = [model.encoder, model.decoder] if encoder else [model.decoder]
+    linears = [m for part in parts for block in part.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for linear in linears:
+            parametrize.register_parametrization(linear, "weight", LowRank(linear.weight, rank))

@@ -25,7 +25,7 @@ from ..runtime.device import choose_device, choose_precision
 from ..runtime.distributed import World, connect, disconnect, join_world
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import check_folder
-from .inputs import check_inputs, saved_options
+from . import check_inputs, saved_options
 from .metrics_log import History, best_epoch, corpus_wer, require_tensorboard, results_table
 from .optimizer import choose_rate, count_steps
 from .resume import State, check_space, count_parameters, enter_folder, load_state, space_needed, write_description
@@ -96,8 +96,8 @@ def prepare(
         return trainer
 
     trainer = world.on_all(make_trainer)
-    digest = world.on_main(lambda: trainer.data_digest)
-    world.on_all(lambda: check_agreement(trainer.data_digest, digest))
+    digest = world.on_main(lambda: trainer.data.digest)
+    world.on_all(lambda: check_agreement(trainer.data.digest, digest))
     log_plan(trainer, before, log)
     world.on_all(lambda: open_cache(trainer, log))
     world.on_main(lambda: begin(trainer, state, log))
@@ -110,11 +110,7 @@ def load_model(source: str, state: State | None, device: torch.device, world: Wo
     On each machine one process loads first, since it may have to download the model.
     """
     if state:
-        try:
-            model = Whisper(ModelDimensions(**state["dims"]))
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise UserError(f"the saved state is of no Whisper ({error}): start again with another --out") from error
-        return model.eval().to(device)
+        return Whisper(ModelDimensions(**state["dims"])).eval().to(device)
     first = world.on_all(lambda: load_checkpoint(source, device) if world.local_rank == 0 else None)
     return world.on_all(lambda: first or load_checkpoint(source, device))
 
@@ -151,10 +147,8 @@ def log_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
             log(f"{split:<10} {reciter}: {amount['ayat']} ayat{joined}, {amount['hours']:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
-    if data.cache.damaged:
-        log(f"damaged    {len(data.cache.damaged)} files have damaged frames; they are used")
-    if data.cache.mended:
-        log(f"mended     {len(data.cache.mended)} files: channels that cancelled out, or samples of another scale")
+    if corrected := {*data.cache.damaged, *data.cache.mended}:
+        log(f"corrected  {len(corrected)} files: damaged, or channels that cancelled out; they are used")
     listed = f" (listed in {config.out / 'skipped.csv'})" if data.skipped else ""
     log(f"left out   {summary(data.skipped)}{listed}")
 
@@ -198,16 +192,13 @@ def open_cache(trainer: Trainer, log: Log) -> None:
 
 
 def log_results(trainer: Trainer, seconds: float, log: Log) -> None:
-    """Log the table of results, the duration, the paths of the results, and the next command to run."""
+    """Log the table of results, the duration, the best epoch, and the next command to run."""
     config, out, history = trainer.config, trainer.config.out, trainer.history
     skipped = sum(row["skipped"] for row in history.rows if row["event"] == "train")
     if skipped:
         log(f"{skipped} of {trainer.step} steps were skipped: their loss or gradient was not finite")
     log(f"\n{results_table(history.rows)}")
-    log(f"done in    {format_duration(seconds)}")
-    log(f"table      {out / 'results.md'}")
-    if (out / "loss.png").exists():
-        log(f"picture    {out / 'loss.png'}")
+    log(f"done in    {format_duration(seconds)}; the results are in {out}")
     wer = {epoch: corpus_wer(rows.values()) for epoch, rows in history.valid().items()}
     best = best_epoch(history.rows)
     rate = "the last epoch" if best is None else f"epoch {best}, WER {percent(wer[best])}"

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from signal import SIGTERM
 from statistics import median
 
@@ -30,9 +29,8 @@ from ..runtime.console import Log, format_duration, no_log, percent, progress_ba
 from ..runtime.device import Precision
 from ..runtime.distributed import ProcessLost, World
 from ..runtime.errors import Interrupted, Interrupts, UserError
-from .adapters import add_adapters
 from .augment import Augmentation
-from .loss import Objective
+from .loss import Objective, add_adapters
 from .metrics_log import History, Row, best_epoch
 from .optimizer import build_optimizer, count_steps, schedule
 from .resume import State, clips_per_step, save_state
@@ -393,7 +391,7 @@ class Trainer:
             "config": to_json(self.config),
             "clips_per_step": self.clips_per_step,
             "dims": asdict(self.model.dims),
-            "data": self.data_digest,
+            "data": self.data.digest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -405,7 +403,7 @@ class Trainer:
         Raises:
             UserError: the recordings or their texts have changed since the run began, or ``state`` was edited.
         """
-        if state["data"] != self.data_digest:
+        if state["data"] != self.data.digest:
             raise UserError(
                 f"the recordings or their texts are not those the run in {self.config.out} began with "
                 f"(now {len(self.data.train)} ayat to train on; see skipped.csv): restore them, or choose another --out"
@@ -425,11 +423,6 @@ class Trainer:
         lost = self.history.restore(self.step, self.epoch)
         if lost:
             self.log(f"warning    {self.history.path}: {lost} lines cannot be read, and are left out")
-
-    @cached_property
-    def data_digest(self) -> str:
-        """Digest of the recordings and their texts."""
-        return self.data.digest()
 
 
 def is_finite(loss: float, norm: float) -> bool:
