@@ -5,7 +5,7 @@ import random
 import re
 import tracemalloc
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
 
 import jiwer
 import pytest
@@ -15,8 +15,6 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.text import count_diacritics, normalize, recited, target_tokens
 from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_diacritic_errors, count_errors
-
-WORDS = st.lists(st.sampled_from("الله رب الناس قل هو أحد ملك".split()), max_size=8).map(" ".join)
 
 
 def texts(quran, name: str) -> list[str]:
@@ -100,21 +98,11 @@ def test_counts_are_jiwers_and_add_up():
     counts = count_errors("a b c d", "a x c d e")
     assert counts == ErrorCounts(4, 3, 1, 0, 1, characters=7, character_errors=3)
     assert counts.wer == 0.5
-    total = counts + count_errors("a b", "")
+    total = counts + count_errors("a b", "")  # an empty side is counted, not raised
     assert (total.words, total.deletions, total.wer) == (6, 2, 4 / 6)
-
-
-def test_empty_sides_are_counted_not_raised():
     assert count_errors("a b", "") == ErrorCounts(2, 0, 0, 2, 0, characters=3, character_errors=3)
     assert count_errors("", "x y").insertions == 2
     assert ErrorCounts().wer != ErrorCounts().wer  # NaN
-
-
-@given(WORDS, WORDS)
-def test_hits_substitutions_and_deletions_cover_the_reference(reference, hypothesis):
-    counts = count_errors(reference, hypothesis)
-    assert counts.hits + counts.substitutions + counts.deletions == counts.words == len(reference.split())
-    assert counts.hits + counts.substitutions + counts.insertions == len(hypothesis.split())
 
 
 @pytest.mark.parametrize("language", ["ar", "en"])
@@ -124,18 +112,6 @@ def test_targets_run_from_sot_to_eot_as_whisper_decodes_them(language):
     names = [tokenizer.encoding.decode_single_token_bytes(token).decode() for token in (*tokens[:4], tokens[-1])]
     assert names == ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>", "<|endoftext|>"]
     assert tokenizer.decode(tokens[4:-1]) == " قل هو الله أحد"
-
-
-def every_alignment(reference: list[str], heard: list[str]) -> Iterator[list[tuple[str, str]]]:
-    """All alignments as (word read, word heard), one of them blank for a deletion or an insertion."""
-    if not reference and not heard:
-        yield []
-    if reference:
-        yield from ([(reference[0], ""), *rest] for rest in every_alignment(reference[1:], heard))
-    if heard:
-        yield from ([("", heard[0]), *rest] for rest in every_alignment(reference, heard[1:]))
-    if reference and heard:
-        yield from ([(reference[0], heard[0]), *rest] for rest in every_alignment(reference[1:], heard[1:]))
 
 
 def pairs_of(reference: str, edits: str) -> list[tuple[str, str]]:
@@ -152,26 +128,17 @@ NEAR = st.lists(st.sampled_from("قال قالوا قل كان كانوا ك".sp
 
 @settings(deadline=None)
 @given(NEAR.filter(bool), NEAR)
-def test_of_the_alignments_with_jiwers_counts_the_nearest_words_are_paired(reference, hypothesis):
-    def cost(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
-        changed = [(read, heard) for read, heard in pairs if read != heard]
-        letters = sum(count_errors(r, h).character_errors for r, h in changed if r and h)
-        return len(changed), len(pairs) - len(changed), letters
-
-    output = jiwer.process_words(reference, hypothesis)
-    errors = output.substitutions + output.deletions + output.insertions
-    nearest = min(
-        cost(pairs)[2]
-        for pairs in every_alignment(reference.split(), hypothesis.split())
-        if cost(pairs)[:2] == (errors, output.hits)
-    )
-    found = align(reference, hypothesis)
+def test_words_are_paired_in_order_with_jiwers_counts_of_each_kind(reference, hypothesis):
+    output, found = jiwer.process_words(reference, hypothesis), align(reference, hypothesis)
     pairs = pairs_of(reference, found.edits)
+    assert " ".join(read for read, _ in pairs if read) == reference
     assert " ".join(heard for _, heard in pairs if heard) == hypothesis
-    assert cost(pairs) == (errors, output.hits, nearest)
-    assert (found.errors.hits, found.errors.substitutions, found.errors.deletions) == (
-        *(output.hits, output.substitutions, output.deletions),
-    )
+    counts = Counter((bool(read), bool(heard), read == heard) for read, heard in pairs)
+    kinds = ((True, True, True), (True, True, False), (True, False, False), (False, True, False))
+    counted = [counts[kind] for kind in kinds]
+    assert counted == [output.hits, output.substitutions, output.deletions, output.insertions]
+    errors = found.errors
+    assert counted == [errors.hits, errors.substitutions, errors.deletions, errors.insertions]
 
 
 def test_very_long_texts_are_aligned_in_linear_memory():

@@ -4,6 +4,7 @@ The unit is the recording: another sample would have other recordings, and error
 compared on the recordings that both heard, each with itself, so that an ayah that is hard for both favours neither.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import erfc, sqrt
@@ -12,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from .predictions import Prediction
+from .word_errors import ErrorCounts
 
 Z = 1.96  # standard errors from the middle of an interval of 95 % to its ends
 
 
 def rates_of(rows: Sequence[Prediction]) -> dict[str, Any]:
     """Return WER, CER and DER of ``rows`` with their intervals: fractions, None where nothing was counted."""
-    errors = [row.errors for row in rows]
     counts = {
-        "wer": [(e.word_errors, e.words) for e in errors],
-        "cer": [(e.character_errors, e.characters) for e in errors],
-        "der": [(e.diacritic_errors, e.letters) for e in errors],
+        "wer": ("word_errors", "words"),
+        "cer": ("character_errors", "characters"),
+        "der": ("diacritic_errors", "letters"),
     }
     rates: dict[str, Any] = {}
-    for name, pairs in counts.items():
-        wrong, of = np.array(pairs, np.float64).reshape(-1, 2).T
+    for name, pair in counts.items():
+        wrong, of = (np.array([getattr(row.errors, count) for row in rows], np.float64) for count in pair)
         rates[name] = float(wrong.sum() / of.sum()) if of.sum() else None
         rates[f"{name}_interval"] = rate_interval(wrong, of)
     return rates
@@ -74,9 +75,9 @@ def plus_minus(rate: float | None, interval: Sequence[float] | None, unit: str =
 
 def overall(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
     """Return the rates of each model over all reciters."""
-    models: dict[str, list[Prediction]] = {}
+    models: defaultdict[str, list[Prediction]] = defaultdict(list)
     for row in predictions:
-        models.setdefault(row.model, []).append(row)
+        models[row.model].append(row)
     return [{"model": model, "recordings": len(rows), **rates_of(rows)} for model, rows in models.items()]
 
 
@@ -87,35 +88,35 @@ def differences(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
     two-sided p-value of the score test: if there is no difference, each recording's has either sign. It is therefore
     never small for a few recordings.
     """
-    models: dict[str, dict[tuple[str, ...], Prediction]] = {}
+    models: defaultdict[str, dict[tuple[str, ...], ErrorCounts]] = defaultdict(dict)
     for row in predictions:
-        models.setdefault(row.model, {})[row.key[1:]] = row
+        models[row.model][row.key[1:]] = row.errors
     found = []
     for first, second in combinations(models, 2):
-        both = [key for key in models[first] if key in models[second]]
-        reciters = list(dict.fromkeys(key[0] for key in both))
+        both = [(key[0], a, models[second][key]) for key, a in models[first].items() if key in models[second]]
+        reciters = list(dict.fromkeys(reciter for reciter, *_ in both))
         for reciter in [*reciters, None] if len(reciters) > 1 else reciters:
-            pairs = [(models[first][key], models[second][key]) for key in both if reciter in (key[0], None)]
-            more = np.array([a.errors.word_errors - b.errors.word_errors for a, b in pairs], np.float64)
-            words = np.array([a.errors.words for a, _ in pairs], np.float64)
+            pairs = [(a, b) for its_reciter, a, b in both if reciter in (its_reciter, None)]
+            more = np.array([a.word_errors - b.word_errors for a, b in pairs], np.float64)
+            words = np.array([a.words for a, _ in pairs], np.float64)
             if len(pairs) < 2 or not words.any():
                 continue
             wer = float(more.sum() / words.sum())
             half = Z * sqrt(_variance(more, words)) if more.any() else Z**2 / words.sum()
             p = erfc(abs(more.sum()) / sqrt(2 * (more**2).sum())) if more.any() else 1.0
-            compared = {"wer": wer, "interval": [wer - half, wer + half], "p": p}
-            found.append({"models": [first, second], "reciter": reciter, "recordings": len(pairs), **compared})
+            which = {"models": [first, second], "reciter": reciter, "recordings": len(pairs)}
+            found.append(which | {"wer": wer, "interval": [wer - half, wer + half], "p": p})
     return found
 
 
 def differences_table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Arrange :func:`differences` as a table, its header first: pairs of models down, reciters across."""
     reciters = list(dict.fromkeys(each["reciter"] for each in found))
-    lines: dict[str, dict[str | None, str]] = {}
+    lines: defaultdict[str, dict[str | None, str]] = defaultdict(dict)
     for each in found:
         p = f"p = {each['p']:.3f}" if each["p"] >= 0.0005 else "p < 0.001"
         cell = f"{plus_minus(each['wer'], each['interval'], 'points')} ({p})"
-        lines.setdefault(" − ".join(each["models"]), {})[each["reciter"]] = cell
+        lines[" − ".join(each["models"])][each["reciter"]] = cell
     header = ["difference in WER", *(name or "all reciters" for name in reciters)]
     return [header, *([pair, *(cells.get(name, "–") for name in reciters)] for pair, cells in lines.items())]
 

@@ -8,7 +8,7 @@ as one), and the parts of a recording add up to its word errors.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -53,7 +53,6 @@ class Part:
 
     @property
     def errors(self) -> int:
-        """The word errors that this part counts for."""
         return max(len(self.expected), len(self.heard) * self.times) if self.kind else 0
 
 
@@ -67,10 +66,9 @@ def explain(reference: str, edits: str) -> list[Part]:
 
 
 def explain_steps(steps: list[Step]) -> list[Part]:
-    """Explain an alignment that is already cut into steps, or a part of one, as :func:`explain` does."""
+    """Explain an alignment, or a part of one, that is already cut into steps."""
     repeated = _repeated(steps)
     arabic = any(expected and _ARABIC.search(expected) for expected, _ in steps)
-    anything_heard = any(heard for _, heard in steps)
 
     def group_of(number: int) -> str:
         expected, heard = steps[number]
@@ -85,16 +83,9 @@ def explain_steps(steps: list[Step]) -> list[Part]:
             parts += _repeats(some)
         else:
             parts += _merged(_explain_neighbours(some, arabic))
-    if anything_heard and parts and parts[-1].kind == "missing":
+    if parts and parts[-1].kind == "missing" and any(heard for _, heard in steps):
         parts[-1] = Part("end", parts[-1].expected)
     return parts
-
-
-def letters_confused(part: Part) -> tuple[str, str]:
-    """Return the letter expected and the letter heard of a part of the kind "letter"; "" if one is missing or added."""
-    letters = _one_letter(part.expected[0], part.heard[0])
-    assert letters is not None
-    return letters
 
 
 def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
@@ -102,16 +93,17 @@ def count_kinds(predictions: Iterable[Prediction]) -> dict[str, Any]:
 
     ``errors`` counts words and adds up to the errors of the word error rate; ``times`` counts parts.
     """
-    errors: dict[tuple[str, str], Counter[Part]] = {}
-    letters: Counter[tuple[str, str, str]] = Counter()
+    errors: defaultdict[tuple[str, str], Counter[Part]] = defaultdict(Counter)
+    letters: Counter[tuple[str, ...]] = Counter()
     for row in predictions:
         for part in explain(row.reference, row.alignment.edits):
             if part.kind:
-                errors.setdefault((row.model, part.kind), Counter())[part] += 1
+                errors[row.model, part.kind][part] += 1
             if part.kind == "letter":
                 letters[(row.model, *letters_confused(part))] += 1
     kinds = []
-    for (model, kind), parts in sorted(errors.items(), key=lambda item: (item[0][0], list(KINDS).index(item[0][1]))):
+    for model, kind in sorted(errors, key=lambda each: (each[0], list(KINDS).index(each[1]))):
+        parts = errors[model, kind]
         examples = [
             {"expected": " ".join(part.expected), "heard": " ".join(part.heard), "repeated": part.times, "times": times}
             for part, times in parts.most_common(EXAMPLES)
@@ -205,27 +197,28 @@ def _kind_of(step: Step, arabic: bool) -> str:
         return "extra"
     if any(bare.translate(fold) == bare_heard.translate(fold) for fold in (SEATS, ONE_HAMZA)):
         return "spelling"
-    return "letter" if _one_letter(expected, heard) else "word"
+    return "letter" if letters_confused(Part("", (expected,), (heard,))) else "word"
 
 
-def _one_letter(expected: str, heard: str) -> tuple[str, str] | None:
-    """Return (expected, heard) if one letter alone differs, ignoring marks, or else marks and spelling; None if not."""
-    bare, bare_heard = _MARKS.sub("", expected), _MARKS.sub("", heard)
+def letters_confused(part: Part) -> tuple[str, ...]:
+    """Return the letter expected and the letter heard ("" if it is missing or added) of a part of the kind "letter".
+
+    It is the only one that differs, ignoring marks, or else marks and spelling; nothing if there are more.
+    """
+    bare, bare_heard = (_MARKS.sub("", word) for word in (*part.expected, *part.heard))
     for a, b in ((bare, bare_heard), (bare.translate(SEATS), bare_heard.translate(SEATS))):
         edits = list(Levenshtein.editops(a, b))
         if len(edits) == 1:
             kind, at, heard_at = edits[0].tag, edits[0].src_pos, edits[0].dest_pos
             return a[at] if kind != "insert" else "", b[heard_at] if kind != "delete" else ""
-    return None
+    return ()
 
 
 def _merged(parts: Iterable[Part]) -> Iterator[Part]:
     """Join adjacent parts of one kind that were all added, or all left out."""
-    for (kind, added, left_out), group in groupby(
-        parts, key=lambda part: (part.kind, not part.expected, not part.heard)
-    ):
+    for (kind, both), group in groupby(parts, key=lambda part: (part.kind, bool(part.expected and part.heard))):
         some = list(group)
-        if added or left_out:
-            yield Part(kind, sum((part.expected for part in some), ()), sum((part.heard for part in some), ()))
-        else:
+        if both:
             yield from some
+        else:
+            yield Part(kind, sum((part.expected for part in some), ()), sum((part.heard for part in some), ()))

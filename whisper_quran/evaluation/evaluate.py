@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
@@ -28,16 +29,8 @@ from ..data.tables import Skipped, summary
 from ..data.text import count_diacritics, normalize
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
-from ..runtime.console import (
-    Log,
-    format_duration,
-    format_size,
-    markdown_table,
-    no_log,
-    printable,
-    progress_bar,
-)
-from ..runtime.device import DTYPES, Precision, choose_device, choose_precision
+from ..runtime.console import Log, format_duration, format_size, markdown_table, no_log, printable, progress_bar
+from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import atomic_write
 from . import check_inputs, text_of
@@ -73,11 +66,10 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         data_address(np.zeros(SAMPLE_RATE, np.int16))  # raises at once if it cannot be done
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}
     with Interrupts(), closing(Predictions(config.out, options, log)) as predictions:
-        evaluation = Evaluation(config, corpus, reciters, predictions, log)
+        evaluation = Evaluation(config, corpus, reciters, device, predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            same_size = list(dims.values()).count(dims[source]) > 1
-            evaluation.evaluate_model(source, device, same_size)
+            evaluation.evaluate_model(source, same_size=list(dims.values()).count(dims[source]) > 1)
         return evaluation.finish()
 
 
@@ -95,35 +87,36 @@ class _Clips(Sequence[np.ndarray]):
 
 
 class Evaluation:
-    """An evaluation in progress: the data common to its models, and the ``results`` so far.
-
-    Attributes:
-        passages: of each reciter.
-        undecodable: how many recordings of each reciter cannot be decoded.
-    """
+    """An evaluation in progress: the ``passages`` of each reciter, and the ``results`` so far."""
 
     def __init__(
-        self, config: EvaluationConfig, corpus: Corpus, reciters: Sequence[str], predictions: Predictions, log: Log
+        self,
+        config: EvaluationConfig,
+        corpus: Corpus,
+        reciters: Sequence[str],
+        device: torch.device,
+        predictions: Predictions,
+        log: Log,
     ):
         """Decode the recordings of ``reciters``, and leave out those that are too long.
 
         Raises:
             UserError: nothing is left of a reciter, or the cache cannot be written.
         """
-        self.config, self.predictions, self.log = config, predictions, log
+        self.config, self.device, self.predictions, self.log = config, device, predictions, log
         self.started = time.perf_counter()
+        self.normalize = partial(normalize, normalization=config.normalize)  # type: ignore[arg-type]
+        self.recognizer = Recognizer(Quran(read_text(text_of(config))[0]), device) if config.constrain else None
         selected, left_out = corpus.select(reciters)
         self.cache, undecoded = decode_ayat(selected, config, log)
+        self.undecodable = Counter(ayah.reciter for ayah in selected if ayah.audio not in self.cache)
         skipped = [*corpus.skipped, *left_out, *undecoded]
         longest = (config.max_duration or float("inf")) * SAMPLE_RATE
-        self.undecodable = dict.fromkeys(reciters, 0)
         ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
         for ayah in selected:
-            if ayah.audio not in self.cache:
-                self.undecodable[ayah.reciter] += 1
-            elif self.cache.length(ayah.audio) > longest:
+            if ayah.audio in self.cache and self.cache.length(ayah.audio) > longest:
                 skipped.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
-            else:
+            elif ayah.audio in self.cache:
                 ayat[ayah.reciter].append(ayah)
         self.passages = {reciter: join(its_ayat, self.cache, config.join or 1) for reciter, its_ayat in ayat.items()}
         for reciter, passages in self.passages.items():
@@ -131,25 +124,22 @@ class Evaluation:
                 raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(skipped)}")
             seconds = sum(passage.seconds for passage in passages)
             log(f"{reciter}: {len(ayat[reciter])} ayat, {format_duration(seconds)} of audio")
+        self.all_passages = [passage for passages in self.passages.values() for passage in passages]
         if self.cache.damaged:
             log(f"damaged: {len(self.cache.damaged)} files have damaged frames; they are used")
         if self.cache.mended:
             log(f"mended: {len(self.cache.mended)} files had channels that cancelled out, or samples of another scale")
         log(f"left out: {summary(skipped)}")
-        environment = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "whisper": whisper.__version__,
-        }
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "whisper": whisper.__version__}
         self.results: dict[str, Any] = {
             "rows": [],
-            "environment": environment,
+            "environment": versions,
             "normalization": config.normalize,
             # A reciter of a few surahs lacks audio for most texts: these are counted above, but not listed.
             "skipped": [asdict(item) for item in skipped if item.reason != "text without audio"],
         }
 
-    def evaluate_model(self, source: str, device: torch.device, same_size: bool = False) -> None:
+    def evaluate_model(self, source: str, same_size: bool = False) -> None:
         """Make the predictions that are missing, and add the model's rows to the results; with timestamps, more rows.
 
         If there is another model of the ``same_size``, their encoders may be the same: their output is kept on disk.
@@ -157,110 +147,86 @@ class Evaluation:
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
         """
-        config, name = self.config, printable(source)
+        config, device, name = self.config, self.device, printable(source)
         files = _identity(source)  # before the weights are read: a training run may replace them meanwhile
         model = load_checkpoint(source, device)
-        recorded = self.predictions.precision_of(name)
-        before = recorded if recorded in tuple(DTYPES) else None
+        before = self.predictions.made["models"].get(name, {"identity": {}})["identity"].get("precision")
         precision = choose_precision(config.precision, device, model, before)
         self.results["environment"]["precision"] = precision.name
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.log(f"{name}: {parameters / 1e6:.0f} M parameters, {precision.name} on {device} ({precision.reason})")
+        facts = {"parameters": parameters, "precision": precision.name}
         identity = {"files": files, "precision": precision.name}
         identities = {name: identity}
-        recognizer = None
         if config.constrain:
-            text = text_of(config)
-            recognizer = Recognizer(Quran(read_text(text)[0]), device)
-            identities[name + CONSTRAINED] = identity | {"text": hashlib.sha256(text.read_bytes()).hexdigest()}
-        with closing(self._encoder(model, precision, device, same_size)) as encoder:
+            text = hashlib.sha256(text_of(config).read_bytes()).hexdigest()
+            identities[name + CONSTRAINED] = identity | {"text": text}
+        with closing(FrozenEncoder(model, precision.dtype)) as encoder:
+            cache = open_encoder_cache(config, model, precision, device, self.log)
+            if same_size or config.timestamps or cache.keys:
+                encoder.cache = cache
             transcribe = partial(
                 transcribe_clips, encoder, batch_size=config.batch_size or _default_batch(model), log=self.log,
                 language=config.language, dtype=precision.dtype,
                 fallback=not config.no_fallback, stop_loops=not config.no_fallback,
             )  # fmt: skip
-            facts = {"parameters": parameters, "precision": precision.name}
-            self._evaluate(identities, partial(transcribe, recognizer=recognizer), recognizer, facts)
+            self._evaluate(identities, partial(transcribe, recognizer=self.recognizer), facts)
             if config.timestamps:
-                self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), None, facts)
+                self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), facts)
 
-    def _encoder(self, model: Whisper, precision: Precision, device: torch.device, same_size: bool) -> FrozenEncoder:
-        """Make the model's encoder, with a cache if that is useful.
-
-        It is useful to another model of the ``same_size``, and to this one if it is decoded again with timestamps.
-        """
-        encoder = FrozenEncoder(model, precision.dtype)
-        cache = open_encoder_cache(self.config, model, precision, device, self.log)
-        if same_size or self.config.timestamps or cache.keys:
-            encoder.cache = cache
-        return encoder
-
-    def _evaluate(
-        self, identities: Mapping[str, Any], transcribe: partial, recognizer: Recognizer | None, facts: Row
-    ) -> None:
-        """Predict under the names and ``identities``, those of the free and, with a recognizer, the constrained texts.
+    def _evaluate(self, identities: Mapping[str, Any], transcribe: partial, facts: Row) -> None:
+        """Predict under the names and ``identities``: those of the free and, if there are any, the constrained texts.
 
         ``facts`` are added to the rows of the table.
         """
+        names = list(identities)
         for name, identity in identities.items():
             self.predictions.start(name, identity)
-            present = [each for each in self._all_passages() if key_of(name, each) in self.predictions.rows]
-            current = sum(self._is_current([name], passage) for passage in present)
+            present = sum(key_of(name, passage) in self.predictions.rows for passage in self.all_passages)
+            current = sum(self._is_current([name], passage) for passage in self.all_passages)
             if current:
                 self.log(f"{name}: {current} predictions are there already")
-            if stale := len(present) - current:
+            if stale := present - current:
                 self.log(f"{name}: {stale} predictions are of other audio or another text: they are made again")
         # From here on results.json records how the predictions are made, even if they are interrupted.
         self._write_results()
-        names = list(identities)
         for reciter in self.passages:
             try:
-                self._predict(names, transcribe, recognizer, reciter)
+                self._predict(names, transcribe, reciter)
             finally:
                 self._write_results()
             self.results["rows"] += [self._row(name, reciter) | facts for name in names]
 
-    def _all_passages(self) -> list[Passage]:
-        return [passage for each in self.passages.values() for passage in each]
-
     def _is_current(self, names: Iterable[str], passage: Passage) -> bool:
-        return all(self.predictions.is_current(key_of(name, passage), self._about(passage)) for name in names)
+        rows, about = [self.predictions.rows.get(key_of(name, passage)) for name in names], self._about(passage)
+        return all(row and all(getattr(row, name) == value for name, value in about.items()) for row in rows)
 
     def _about(self, passage: Passage) -> dict[str, Any]:
         """Return what a prediction of ``passage`` holds that does not depend on the model."""
         digests = [self.cache.digest(ayah.audio) for ayah in passage.parts]
         return {
             "duration": round(passage.seconds, 3),
-            "reference": self._normalized(passage.text),
+            "reference": self.normalize(passage.text),
             "boundaries": len(passage.parts) - 1,
             "diacritics": count_diacritics(passage.text),
             "audio": digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()[:16],
         }
 
-    def _normalized(self, text: str) -> str:
-        return normalize(text, self.config.normalize)  # type: ignore[arg-type]
-
-    def _predict(self, names: Sequence[str], transcribe: partial, recognizer: Recognizer | None, reciter: str) -> None:
+    def _predict(self, names: Sequence[str], transcribe: partial, reciter: str) -> None:
         """Predict the passages of ``reciter`` that have no current prediction."""
-        waiting, errors = [], ErrorCounts()
-        for passage in self.passages[reciter]:
-            if self._is_current(names, passage):
-                errors += self.predictions.rows[key_of(names[0], passage)].alignment.errors
-            else:
-                waiting.append(passage)
+        waiting = [passage for passage in self.passages[reciter] if not self._is_current(names, passage)]
         if not waiting:
             return
         decoded = transcribe(_Clips(waiting, self.cache))
-        start, audio = time.perf_counter(), 0.0
+        start, audio, errors = time.perf_counter(), 0.0, ErrorCounts()
         total, unit = len(self.passages[reciter]), "passage" if self.config.join else "ayah"
         with progress_bar(total, unit, reciter, initial=total - len(waiting), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
                     passage = waiting[transcript.clip]
-                    row = self._prediction(names[0], passage, transcript)
-                    self.predictions.append(row)
-                    if recognizer:
-                        self.predictions.append(self._constrained(names[1], passage, transcript, recognizer))
+                    for name in names:
+                        self.predictions.append(self._prediction(name, passage, transcript))
+                    row = self.predictions.rows[key_of(names[0], passage)]
                     audio += row.duration
                     errors += row.alignment.errors
                     bar.update()
@@ -270,28 +236,29 @@ class Evaluation:
                     self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
 
     def _prediction(self, name: str, passage: Passage, transcript: Transcript) -> Prediction:
-        """Make a row of a transcript: its texts, the boundaries between ayat that it found, its diacritics."""
+        """Make a row of a transcript, or, under a constrained name, of the words of the Qur'an found in it."""
+        place, located = "", 0
+        if self.recognizer and name.endswith(CONSTRAINED):
+            found, quran = transcript.found, self.recognizer.quran
+            transcript = replace(transcript, text=self.recognizer.join_words(found), temperature=0.0)
+            place = "; ".join(quran.describe(span) for span in joined(each.span for each in found))
+            located = int(_is_located(passage, found, quran))
         about, marks = self._about(passage), ErrorCounts()
-        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
         if about["diacritics"]:
             marks = count_diacritic_errors(passage.text, transcript.text)
+        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
         return Prediction(
             *key_of(name, passage),
-            hypothesis=self._normalized(transcript.text),
+            hypothesis=self.normalize(transcript.text),
             fallback=transcript.temperature,
             boundaries_found=count_found(passage.joints(self.cache), times),
             segments=len(transcript.segments),
             letters=marks.letters,
             diacritic_errors=marks.diacritic_errors,
+            place=place,
+            located=located,
             **about,
         )
-
-    def _constrained(self, name: str, passage: Passage, transcript: Transcript, recognizer: Recognizer) -> Prediction:
-        """Make a row of the words of the Qur'an found in a transcript."""
-        found, quran = transcript.found, recognizer.quran
-        row = self._prediction(name, passage, replace(transcript, text=recognizer.join_words(found), temperature=0.0))
-        place = "; ".join(quran.describe(span) for span in joined(each.span for each in found))
-        return replace(row, place=place, located=int(_is_located(passage, found, quran)))
 
     def _row(self, name: str, reciter: str) -> Row:
         """Make a row of the table: sums over the ayat, and rates of those sums."""
@@ -301,6 +268,7 @@ class Evaluation:
         wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
         is_locatable = name.endswith(CONSTRAINED) and passages[0].parts[0].surah is not None
         counts = ("words", "hits", "substitutions", "deletions", "insertions", "letters", "diacritic_errors")
+        sums = ("boundaries", "boundaries_found", "segments")
         return {
             "model": name,
             "reciter": reciter,
@@ -310,9 +278,7 @@ class Evaluation:
             **{count: getattr(errors, count) for count in counts},
             **rates_of(rows),
             "fallback": sum(row.fallback > 0 for row in rows),
-            "boundaries": sum(row.boundaries for row in rows),
-            "boundaries_found": sum(row.boundaries_found for row in rows),
-            "segments": sum(row.segments for row in rows),
+            **{column: sum(getattr(row, column) for row in rows) for column in sums},
             "located": sum(row.located for row in rows) if is_locatable else None,
             "audio_s": sum(row.duration for row in rows),
             "wall_s": wall,
@@ -321,15 +287,16 @@ class Evaluation:
 
     def finish(self) -> list[Row]:
         """Write the table and the report, and return the rows of the table."""
-        self.predictions.finish()
+        self.predictions.write()
         rows, out = self.results["rows"], self.config.out
         requested = {key_of(row["model"], each) for row in rows for each in self.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in requested]
-        self.results |= {"overall": overall(reported), "differences": differences(reported), **count_kinds(reported)}
+        found = differences(reported)
+        self.results |= {"overall": overall(reported), "differences": found, **count_kinds(reported)}
         self._write_results()
         table = results_table(rows)
-        if found := self.results["differences"]:
-            header, *lines = ([cell.replace("|", "\\|") for cell in line] for line in differences_table(found))
+        if found:
+            header, *lines = ([_cell(text) for text in line] for line in differences_table(found))
             table += "\n" + markdown_table(header, lines)
         with atomic_write(out / "results.md") as file:
             file.write(table)
@@ -340,12 +307,11 @@ class Evaluation:
 
     def _recordings(self) -> dict[Key, tuple[list[str], bool]]:
         """Link the recordings for the report, or embed them; by their key without the model."""
-        passages = self._all_passages()
         config, damaged, found = self.config, set(self.cache.damaged), {}
         if config.embed_audio:
-            size = format_size(embedded_size(sum(each.seconds for each in passages)))
+            size = format_size(embedded_size(sum(passage.seconds for passage in self.all_passages)))
             self.log(f"putting the audio into {config.out / 'report.html'}: {size}")
-        for passage in passages:
+        for passage in self.all_passages:
             if config.embed_audio:
                 addresses = [data_address(passage.audio(self.cache))]
             else:
@@ -359,19 +325,17 @@ class Evaluation:
             json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _check_models(names: Iterable[str], language: str) -> dict[str, ModelDimensions]:
-    """Check all models before hours are spent on the first of them; no weights are read yet.
-
-    Return the dimensions of each.
-    """
+def _check_models(sources: Iterable[str], language: str) -> dict[str, ModelDimensions]:
+    """Check all models before hours are spent on the first of them, and return their dimensions."""
     found = {}
     named = named_dims()  # without some names of the large ones, which are multilingual
-    for name in names:
+    for source in sources:
         try:
-            found[name] = named.get(name, named["large-v3"]) if name in WHISPER_NAMES else read_checkpoint(name).dims
-            tokenizer_for(found[name], language)
+            known = named.get(source, named["large-v3"]) if source in WHISPER_NAMES else None
+            found[source] = known or read_checkpoint(source).dims
+            tokenizer_for(found[source], language)
         except UserError as error:
-            raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
+            raise UserError(str(error) if source in str(error) else f"{source}: {error}") from None
     return found
 
 
@@ -389,35 +353,41 @@ def results_table(rows: Sequence[Row]) -> str:
 
     Reciters whose text is vocalised have the diacritic error rate (DER) too.
     """
-    reciters = list(dict.fromkeys(row["reciter"] for row in rows))
-    models = {name: [row for row in rows if row["model"] == name] for name in dict.fromkeys(r["model"] for r in rows)}
-    rates = {r: ["wer", "cer"] + ["der"] * any(row["der"] is not None for row in rows if row["reciter"] == r)
-             for r in reciters}  # fmt: skip
-    columns = [f"{r} WER ({', '.join(rates[r][1:]).upper()})".replace("|", "\\|") for r in reciters]
+    rates = {row["reciter"]: ["wer", "cer"] for row in rows}
+    rates |= {row["reciter"]: ["wer", "cer", "der"] for row in rows if row["der"] is not None}
+    columns = [_cell(f"{name} WER ({', '.join(others).upper()})") for name, (_, *others) in rates.items()]
     lines, notes = [], ""
-    for model, its_rows in models.items():
+    for model in dict.fromkeys(row["model"] for row in rows):
+        its_rows = [row for row in rows if row["model"] == model]
         texts = [[plus_minus(row[rate], row[f"{rate}_interval"]) for rate in rates[row["reciter"]]] for row in its_rows]
         # wall_s / rtf is the audio that was timed: after an interruption it may be less than all.
         timed = [row for row in its_rows if row["rtf"]]
         audio = sum(row["wall_s"] / row["rtf"] for row in timed)
-        speed = f"{sum(row['wall_s'] for row in timed) / audio:.4f}" if audio else "–"
+        speed = f"{_total(timed, 'wall_s') / audio:.4f}" if audio else "–"
         cells = [f"{wer} ({', '.join(others)})" for wer, *others in texts]
-        lines.append([model.replace("|", "\\|"), f"{its_rows[0]['parameters'] / 1e6:.0f} M", *cells, speed])
-        boundaries, found, segments, ayat, passages = (
-            sum(row[name] for row in its_rows)
-            for name in ("boundaries", "boundaries_found", "segments", "ayat", "passages")
-        )
+        lines.append([_cell(model), f"{its_rows[0]['parameters'] / 1e6:.0f} M", *cells, speed])
+        boundaries = _total(its_rows, "boundaries")
         if model.endswith(TIMESTAMPS) and boundaries:
-            which = f"{share(found, boundaries)} of {boundaries} within {BOUNDARY_SECONDS} s"
-            notes += f"\nboundaries: {model} found {which}, with {segments / ayat:.2f} segments an ayah\n"
+            which = f"{share(_total(its_rows, 'boundaries_found'), boundaries)} of {boundaries}"
+            often = f"{_total(its_rows, 'segments') / _total(its_rows, 'ayat'):.2f} segments an ayah"
+            notes += f"\nboundaries: {model} found {which} within {BOUNDARY_SECONDS} s, with {often}\n"
         if its_rows[0]["located"] is not None:
-            which = f"{share(sum(row['located'] for row in its_rows), passages)} of {passages} recordings"
+            passages = _total(its_rows, "passages")
+            which = f"{share(_total(its_rows, 'located'), passages)} of {passages} recordings"
             notes += f"\nlocated: {model} names the ayat that were recited in {which}\n"
     table = markdown_table(["model", "parameters", *columns, "real-time factor"], lines)
-    if fallbacks := sum(row["fallback"] for row in rows):
-        recordings = sum(row["passages"] for row in rows if not row["model"].endswith(CONSTRAINED))
+    if fallbacks := _total(rows, "fallback"):
+        recordings = _total([row for row in rows if not row["model"].endswith(CONSTRAINED)], "passages")
         table += f"\nfallback: {fallbacks} of {recordings} recordings were decoded again at higher temperatures\n"
     return table + notes
+
+
+def _total(rows: Iterable[Row], name: str) -> Any:
+    return sum(row[name] for row in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def count_found(joints: Sequence[float], times: Sequence[float]) -> int:

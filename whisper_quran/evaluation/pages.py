@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,7 @@ def write_page(path: str | os.PathLike[str], template: Path, data: Mapping[str, 
 def _json_for_html(data: Any) -> str:
     """Write ``data`` as JSON that is safe in a ``<script>`` element: nothing in it opens or closes a tag."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return text.replace("<", "\\u003c")
 
 
 def relative_address(audio: Path, folder: Path) -> str:
@@ -114,10 +113,7 @@ def write_report(
     """Write the report of one evaluation to ``path``.
 
     Args:
-        predictions: ``sorah`` is blank if the recordings are not the Qur'an's, and ``ayah`` then names the recording.
-        results: what results.json holds: ``rows`` and ``environment``; if present, also ``parameters`` (a count) in a
-            row, ``normalization``, ``overall`` and ``differences`` (see chance.py), and ``skipped``, a list of
-            ``{"file", "reason"}``. A rate without words is None.
+        results: what results.json holds: ``rows`` and ``environment``, and possibly the rest.
         recordings: those that the page can play, by the key of their predictions with a blank model: the addresses
             that are played one after the other, and whether the audio is damaged.
 
@@ -135,26 +131,25 @@ def _report_data(
 
     - ``rows`` of [model, reciter, ayah, [substitutions, deletions, insertions], parts (:func:`short_parts`)],
     - ``recordings`` of [reciter, ayah, seconds], and if there is audio, its addresses and if it is damaged.
-
-    So a perfect ayah costs nothing, and the page aligns and explains nothing itself.
     """
-    models, reciters = (_numbered(row[name] for row in results["rows"]) for name in ("model", "reciter"))
+    models, reciters = (list(dict.fromkeys(row[name] for row in results["rows"])) for name in ("model", "reciter"))
     ayat: dict[tuple[int, str, str], int] = {}
     rows: list[list[Any]] = []
     heard: dict[tuple[int, int], list[Any]] = {}
-    right = dict.fromkeys(models, 0)
+    right = Counter[str]()
     for row in predictions:
         ayah = ayat.setdefault((int(row.sorah or 0), row.ayah, row.reference), len(ayat))
-        reciter, errors = reciters[row.reciter], row.alignment.errors
+        reciter, errors = reciters.index(row.reciter), row.alignment.errors
         counts = [errors.substitutions, errors.deletions, errors.insertions]
         parts = short_parts(explain(row.reference, row.alignment.edits))
-        rows.append([models[row.model], reciter, ayah, counts, parts])
+        rows.append([models.index(row.model), reciter, ayah, counts, parts])
         right[row.model] += not any(counts)
         heard[reciter, ayah] = [reciter, ayah, round(row.duration, 1), *audio.get(("", *row.key[1:]), ())]
     places = list(ayat)
     in_order = sorted(heard.values(), key=lambda each: (places[each[1]][0], _natural(places[each[1]][1]), each[0]))
     compared = COMPARED.get(results.get("normalization") or "")
-    subtitle = [_count(len(models), "model"), _count(len(reciters), "reciter"), _count(len(in_order), "recording")]
+    numbers = {"model": len(models), "reciter": len(reciters), "recording": len(in_order)}
+    subtitle = [f"{number:,}\u00a0{noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
     subtitle.append(f"{format_duration(sum(recording[2] for recording in in_order))} of audio")
     skipped = [[item["file"], item["reason"]] for item in results.get("skipped", [])]
     different = differences_table(results.get("differences", []))
@@ -173,9 +168,9 @@ def _report_data(
             "p": "how likely a difference as large is if there is none",
             **results["environment"],
         },
-        "models": [{"name": name, "short": short} for name, short in zip(models, short_names([*models]), strict=True)],
-        "table": _table(list(models), list(reciters), results, right),
-        "reciters": list(reciters),
+        "models": [{"name": name, "short": short} for name, short in zip(models, short_names(models), strict=True)],
+        "table": _table(models, reciters, results, right),
+        "reciters": reciters,
         "ayat": places,
         "surahs": {surah: SURAHS[surah - 1] for surah, *_ in sorted(places) if 1 <= surah <= len(SURAHS)},
         "rows": rows,
@@ -185,12 +180,12 @@ def _report_data(
 
 
 def _table(
-    models: Sequence[str], reciters: Sequence[str], results: Mapping[str, Any], right: Mapping[str, int]
+    models: list[str], reciters: list[Any], results: Mapping[str, Any], right: Mapping[str, int]
 ) -> dict[str, Any]:
     """Arrange the table: for each model its rates, reciter by reciter, and facts: a text each, and a small one."""
     rates = {(row["model"], row["reciter"]): row for row in results["rows"]}
     rates |= {(row["model"], None): row for row in results.get("overall", [])}
-    columns = [*reciters, None] if len(reciters) > 1 else list(reciters)
+    columns = [*reciters, None] if len(reciters) > 1 else reciters
     known = {key: row["wer"] for key, row in rates.items() if row["wer"] is not None}
     highest = max(known.values(), default=0) or 1
     lines = []
@@ -198,12 +193,10 @@ def _table(
         cells = []
         for column in columns:
             row = rates.get((model, column), {})
-            others = [rate for (_, reciter), rate in known.items() if reciter == column]
-            cell: dict[str, Any] = {
-                name: plus_minus(row.get(name), row.get(f"{name}_interval")) for name in ("wer", "cer")
-            }
-            cell |= {"reciter": column, "width": 100 * (row.get("wer") or 0) / highest}
-            cells.append(cell | {"best": len(models) > 1 and others != [] and row.get("wer") == min(others)})
+            wer, lowest = row.get("wer"), min((rate for key, rate in known.items() if key[1] == column), default=None)
+            cell = {name: plus_minus(row.get(name), row.get(f"{name}_interval")) for name in ("wer", "cer")}
+            place = {"reciter": column, "width": 100 * (wer or 0) / highest}
+            cells.append(cell | place | {"best": len(models) > 1 and wer is not None and wer == lowest})
         rows = [row for row in results["rows"] if row["model"] == model]
         lines.append({"cells": cells, "facts": _facts(rows, right[model])})
     heads = ["word error rate", *("all reciters" if column is None else column for column in columns)]
@@ -255,15 +248,6 @@ def short_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,}\u00a0{noun}{'s' * (number != 1)}"
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts numbers in names by value: 2 before 10."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split("([0-9]+)", name) if piece]
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    """Number the distinct names in the order of their first appearance."""
-    return {name: index for index, name in enumerate(dict.fromkeys(names))}

@@ -8,7 +8,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -60,32 +60,17 @@ class Prediction:
 
     @cached_property
     def alignment(self) -> Alignment:
-        """The alignment of the two texts, computed on first access."""
         return align(self.reference, self.hypothesis)
 
     @property
     def errors(self) -> ErrorCounts:
-        """All counts of the row: those of the alignment, and of the diacritics."""
+        """The counts of the alignment, and of the diacritics."""
         return self.alignment.errors + ErrorCounts(letters=self.letters, diacritic_errors=self.diacritic_errors)
 
     def cells(self) -> list[Any]:
         """Return the values of the row's columns."""
-        errors = self.alignment.errors
-        values = [getattr(self, name) if hasattr(self, name) else getattr(errors, name) for name in COLUMNS]
+        values = [getattr(self if hasattr(self, name) else self.alignment.errors, name) for name in COLUMNS]
         return [_to_cell(value) if isinstance(value, str) else value for value in values]
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether the numbers that cannot be derived again from the texts are within their bounds."""
-        return (
-            (not self.sorah or self.sorah.isdecimal())
-            and 0 < self.duration < math.inf
-            and 0 <= self.fallback <= 1
-            and 0 <= self.boundaries_found <= self.boundaries < 10_000
-            and 0 <= self.segments <= 1 + 50 * self.duration  # a timestamp is a multiple of 20 ms
-            and 0 <= self.diacritic_errors <= self.letters < 10**6
-            and self.located in (0, 1)
-        )
 
 
 def key_of(model: str, passage: Passage) -> Key:
@@ -100,8 +85,7 @@ def key_of(model: str, passage: Passage) -> Key:
 def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
     """Yield the rows of a predictions.csv, also of one that a spreadsheet saved.
 
-    A row that was cut short or edited is left out, and their number is logged: a row is whole if its counts are those
-    of its texts, and its other numbers are possible.
+    Rows that were cut short or edited are left out, and their number is logged.
 
     Raises:
         UserError: it cannot be read, or is another kind of file.
@@ -110,10 +94,8 @@ def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
         header, *lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from error
-    if not header and not lines:
-        return
-    names = (tuple(header.decode(errors="replace").replace('"', "").strip().split(mark)) for mark in ",;\t")
-    separator = dict(zip(names, ",;\t", strict=True)).get(COLUMNS)
+    names = header.decode(errors="replace").replace('"', "").strip()
+    separator = next((mark for mark in ",;\t" if names == mark.join(COLUMNS)), None)
     if separator is None:
         raise UserError(f"{path} is not what this evaluate.py writes: move it away, or choose another --out")
     # No cell has a line end in it. The last piece is empty, or a row that was cut short.
@@ -127,22 +109,27 @@ def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
         log(f"{path}: {left_out} rows were cut short or edited: they are left out")
 
 
-def _number(cell: str) -> float:
-    return float(cell.replace(",", "."))  # as spreadsheets write it in some languages
-
-
 def _read_row(cells: list[str]) -> Prediction:
-    """Read the cells of a row; raise ValueError if they are not what was written."""
+    """Read a row; raise ValueError unless its counts are those of its texts, and its other numbers are possible."""
+
+    def number(cell: str) -> float:
+        return float(cell.replace(",", "."))  # as spreadsheets write it in some languages
+
     cell = dict(zip(COLUMNS, cells, strict=True))
-    readers: dict[Any, Callable[[str], Any]] = {str: _from_cell, int: int, float: _number}
+    readers: dict[Any, Callable[[str], Any]] = {str: _from_cell, int: int, float: number}
     row = Prediction(**{field.name: readers[field.type](cell[field.name]) for field in fields(Prediction)})
-    errors = row.alignment.errors
-    counts = all(int(cell[name]) == getattr(errors, name) for name in COLUMNS[7:11])
-    wer = _number(cell["wer"])
-    # A spreadsheet saves as many digits as it shows.
-    if counts and (math.isclose(wer, errors.wer, abs_tol=1e-4) or not errors.words) and row.is_possible:
-        return row
-    raise ValueError
+    if (
+        any(int(cell[name]) != getattr(row.alignment.errors, name) for name in COLUMNS[7:11])
+        or not (row.sorah or "0").isdecimal()
+        or not 0 < row.duration < math.inf
+        or not 0 <= row.fallback <= 1
+        or not 0 <= row.boundaries_found <= row.boundaries < 10_000
+        or not 0 <= row.segments <= 1 + 50 * row.duration  # a timestamp is a multiple of 20 ms
+        or not 0 <= row.diacritic_errors <= row.letters < 10**6
+        or row.located not in (0, 1)
+    ):
+        raise ValueError
+    return row
 
 
 # What a spreadsheet runs as a formula: at the start, and after the semicolon that it may take for the end of a cell.
@@ -178,14 +165,15 @@ class Predictions:
         self.made: dict[str, Any] = {"options": options, "models": {}}
         if not self.rows:
             return  # nothing to keep, whatever was recorded
-        made = _made_with(folder / "results.json")
-        if made is None:
+        try:
+            made = json.loads((folder / "results.json").read_text(encoding="utf-8"))["made_with"]
+            # An option that did not exist yet had the value that is now its default.
+            before = {field.name: field.default for field in fields(EvaluationConfig)} | made["options"]
+        except (OSError, ValueError, LookupError, TypeError):
             raise UserError(
                 f"{folder / 'results.json'} does not say how the predictions beside it were made: "
                 "choose another --out, or delete predictions.csv"
-            )
-        # An option that did not exist yet had the value that is now its default.
-        before = {field.name: field.default for field in fields(EvaluationConfig)} | made["options"]
+            ) from None
         changed = [f"--{k.replace('_', '-')} {before.get(k)}" for k in options if before.get(k) != options[k]]
         if changed:
             raise UserError(f"{folder} holds predictions made with {', '.join(changed)}: choose another --out")
@@ -197,20 +185,11 @@ class Predictions:
         if self.made["models"].get(model, {}).get("identity") != identity:
             self.rows = {key: row for key, row in self.rows.items() if row.model != model}
             self.made["models"][model] = {"identity": identity, "seconds": {}}
-        self._rewrite()  # without rows that are no longer current, and without a last row that was cut short
+        self.write()  # without rows that are no longer current, and without a last row that was cut short
 
     def close(self) -> None:
         """Release the folder: another evaluation may write there."""
         self._lock.close()
-
-    def precision_of(self, model: str) -> str | None:
-        """Return the precision of the predictions of ``model`` that are there."""
-        return self.made["models"].get(model, {}).get("identity", {}).get("precision")
-
-    def is_current(self, key: Key, expected: Mapping[str, Any]) -> bool:
-        """Return whether there is a prediction ``key`` with the values ``expected`` of its audio and its text."""
-        row = self.rows.get(key)
-        return row is not None and all(getattr(row, name) == value for name, value in expected.items())
 
     def append(self, row: Prediction) -> None:
         self.rows[row.key] = row
@@ -220,11 +199,11 @@ class Predictions:
     def add_time(self, model: str, reciter: str, seconds: float, audio: float) -> None:
         """Add the wall time ``seconds`` that ``model`` took to decode ``audio`` seconds of ``reciter``."""
         times = self.made["models"][model]["seconds"]
-        before = times.get(reciter, [0.0, 0.0])
-        times[reciter] = [before[0] + seconds, before[1] + audio]
+        wall, decoded = times.get(reciter, (0.0, 0.0))
+        times[reciter] = [wall + seconds, decoded + audio]
 
-    def finish(self) -> None:
-        """Put the rows in the order of models, reciters and ayat."""
+    def write(self) -> None:
+        """Write all rows, in the order of models, reciters and ayat."""
         models = list(self.made["models"])
 
         def place(key: Key) -> tuple[Any, ...]:
@@ -232,23 +211,7 @@ class Predictions:
             return models.index(model), reciter, sorah.zfill(3), ayah.partition("-")[0].zfill(3), ayah
 
         self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place)}
-        self._rewrite()
-
-    def _rewrite(self) -> None:
         with atomic_write(self.path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row.cells() for row in self.rows.values())
-
-
-def _made_with(path: Path) -> dict[str, Any] | None:
-    """Read from results.json how the predictions beside it were made; None if it does not say."""
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))["made_with"]
-        json.dumps(made, allow_nan=False)  # it will be written again
-        records = list(made["models"].values())
-        times = [time for record in records for time in record["seconds"].values()]
-        valid = isinstance(made["options"], dict) and all(isinstance(r["identity"], dict) for r in records)
-        return made if valid and all(type(x) is float and 0 <= x < 1e9 for time in times for x in time) else None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
