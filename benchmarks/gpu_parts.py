@@ -226,7 +226,8 @@ def worst_choice(model: Whisper, decoder: BatchDecoder, features: Tensor, texts:
         logits = model.decoder(torch.tensor([[*prompt, *tokens]]), audio[None])[0, len(prompt) - 1 :]
         logits[0, decoder.suppressed_first.cpu()] = -torch.inf
         logits[1:, decoder.suppressed.cpu()] = -torch.inf
-        chosen = torch.tensor([*tokens, decoder.eot][: decoder.sample_len])  # without eot if the limit was reached
+        # Without eot if the limit was reached.
+        chosen = torch.tensor([*tokens, decoder.eot][: decoder.last + 2 - decoder.begin])
         logits = logits[: len(chosen)]
         worst = max(worst, (logits.amax(dim=1) - logits.gather(1, chosen[:, None])[:, 0]).max().item())
     return worst

@@ -25,8 +25,7 @@ import evaluate as command
 from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from whisper_quran.data.audio import decode_file
 from whisper_quran.data.text import normalize
-from whisper_quran.decoding.long_audio import Transcript
-from whisper_quran.decoding.timestamps import Segment
+from whisper_quran.decoding.long_audio import Segment, Transcript
 from whisper_quran.evaluation import evaluate as evaluation
 from whisper_quran.evaluation.chance import plus_minus
 from whisper_quran.evaluation.predictions import COLUMNS, Prediction, Predictions

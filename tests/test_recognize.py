@@ -16,7 +16,6 @@ from conftest import ROOT, make_whisper
 from whisper import timing
 from whisper.tokenizer import get_tokenizer
 
-import whisper_quran
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import decode_file
@@ -68,7 +67,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     return found, folder, [end / 16_000 for end in accumulate(map(len, clips))]
 
 
-def test_a_recording_of_two_surahs_is_found_ayah_by_ayah(recited):
+def test_a_recording_of_two_surahs_is_found_ayah_by_ayah_word_by_word(recited):
     """By the untouched model, which hears half of the words wrong."""
     found, folder, ends = recited
     assert [row["file"] for row in found] == [str(folder / name) for name in ("a.wav", "b.flac", "c.wav", "a.wave")]
@@ -79,19 +78,14 @@ def test_a_recording_of_two_surahs_is_found_ayah_by_ayah(recited):
     ]
     near = [abs(ayah["end"] - end) <= 1 for (_, ayah), end in zip(ayat, ends, strict=True)]
     assert sum(near) >= 8, [(ayah["end"], end) for (_, ayah), end in zip(ayat, ends, strict=True)]
-    times = [time for _, ayah in ayat for time in (ayah["start"], ayah["end"])]
+    times = [time for _, ayah in ayat for word in ayah["words"] for time in (word["start"], word["end"])]
     assert times == sorted(times)
+    for _, ayah in ayat:
+        assert " ".join(word["text"] for word in ayah["words"]) == ayah["text"]
+        assert [ayah["words"][0]["start"], ayah["words"][-1]["end"]] == [ayah["start"], ayah["end"]]
+    long = [end - start >= 0.1 for start, end in zip(times[::2], times[1::2], strict=True)]
+    assert sum(long) >= 0.8 * len(long)
     assert all(0.5 < each["confidence"] <= 1 for each in found[0]["recitations"])
-
-
-def test_every_word_has_its_time(recited):
-    for each in recited[0][0]["recitations"]:
-        for ayah in each["ayat"]:
-            assert " ".join(word["text"] for word in ayah["words"]) == ayah["text"]
-            times = [time for word in ayah["words"] for time in (word["start"], word["end"])]
-            assert times == sorted(times) and [times[0], times[-1]] == [ayah["start"], ayah["end"]]
-        long = [word["end"] - word["start"] >= 0.1 for ayah in each["ayat"] for word in ayah["words"]]
-        assert sum(long) >= 0.8 * len(long)
 
 
 def test_the_first_and_the_last_word_do_not_take_the_silence_around_them(recited):
@@ -148,15 +142,11 @@ def command(quran, tmp_path, monkeypatch):
         (["x.wav", "--text", "no.csv"], "give the whole Qur'an with --text FILE"),
         (["x.wav", "--model", "no.pt"], "no.pt"),
         (["x.wav", "--embed-audio"], "give --html PAGE.html too"),
-        (["x.wav", "--html", "empty"], "empty is a folder"),
-        (["x.wav", "--html", "x.wav"], "x.wav is, or holds, x.wav, which is read"),
-        ([".", "--html", "x.wav"], "x.wav, which is read"),
-        (["x.wav", "--html", "link.html"], "x.wav, which is read"),
+        ([".", "--html", "link.html"], "x.wav, which is read"),
         (["x.wav", "--html", "text.csv"], "text.csv, which is read"),
         (["x.wav", "--model", "m.pt", "--html", "m.pt"], "m.pt, which is read"),
         (["x.wav", "--html", "mine.html"], "is not this command's own"),
         (["x.wav", "--srt-dir", "x.wav/srt"], "x.wav/srt"),
-        ([], "FILE"),
     ],
 )
 def test_bad_input_is_one_line_before_any_model_is_opened(command, monkeypatch, options, reason):
@@ -164,9 +154,8 @@ def test_bad_input_is_one_line_before_any_model_is_opened(command, monkeypatch, 
     Path("link.html").symlink_to("x.wav")
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     monkeypatch.setattr(recitations, "load_checkpoint", lambda *_: pytest.fail("the model was opened"))
-    with pytest.raises((UserError, SystemExit)) as error:
+    with pytest.raises(UserError, match=re.escape(reason)):
         command(*options)
-    assert reason in str(error.value) or isinstance(error.value, SystemExit)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -191,12 +180,6 @@ def ikhlas(number: int, times: tuple) -> RecognizedPiece:
     words = tuple("قل هو الله احد".split())
     heard = Candidate(Span(112, 0, 3), "", words, 0, 0, "قل هو الله أحد", -1.0, -1.0, times)
     return Transcript(number, heard.heard, 0.0, pieces=(RecognizedPiece(0.0, 3.0, heard.heard, heard),))
-
-
-def test_the_function_is_not_hidden_by_the_command_of_its_name():
-    """Importing whisper_quran.recognize, as this test does, makes the module an attribute of the package."""
-    with pytest.raises(UserError, match="no file or folder nowhere"):
-        next(whisper_quran.recognize(RecognitionConfig(("nowhere.mp3",))))
 
 
 @pytest.fixture
@@ -267,7 +250,7 @@ def test_letters_that_are_pronounced_by_name_are_right(quran):
         ("كاف هاء ياء عين صاد", ""),
     ):
         times = tuple((letter, i / 2, i / 2 + 0.5) for i, letter in enumerate(letters(heard)))
-        candidate = replace(recognizer.index.nearest(heard)[0], times=times)
+        candidate = replace(recognizer.nearest(heard)[0], times=times)
         transcript = Transcript(0, heard, 0.0, pieces=(RecognizedPiece(0.0, 9.0, heard, candidate),))
         (recitation,) = recitations._recognition(Path("x"), audio, transcript, recognizer).recitations
         assert recitation.edits == edits
@@ -295,7 +278,7 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
     assert all(a <= b for a, b in pairwise(ours))
 
 
-@pytest.mark.parametrize("text", ["قل ﴿", "قل ﻻ", "قل \ufffd"])
+@pytest.mark.parametrize("text", ["قل ﴿", "قل ﻻ"])
 def test_a_text_may_end_inside_a_character(text):
     """One of several tokens, which the limit or a stopped loop cuts."""
     model = make_whisper(layers=2)
@@ -320,9 +303,6 @@ def test_words_take_the_times_of_the_letters_they_are_aligned_with():
     [
         (0, 0.0, "حم", True),
         (1, 0.0, "حم", False),
-        (2, 2.0, "الصمد", True),
-        (3, 2.0, "الصمد", False),
-        (2, 4.0, "الصمد", False),
         (5, 6.0, "قل هو الله أحد", True),
         (5, 7.0, "قل هو الله أحد", False),
         (6, 6.0, "قل هو الله أحد", False),

@@ -16,7 +16,7 @@ from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.batches import epoch_order, generator, make_batch, prefetch
 from whisper_quran.data.corpus import Ayah, open_corpus
 from whisper_quran.data.prepare import TrainingData, WindowMaker, build_examples, spoken
-from whisper_quran.decoding.timestamps import read_segments
+from whisper_quran.decoding.long_audio import read_segments
 from whisper_quran.runtime.console import no_log
 
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")

@@ -14,7 +14,7 @@ The prompt, and the tokens that are never sampled, are those of whisper's own ``
 depend on its neighbours, up to the rounding of differently shaped matrix products.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ from whisper.utils import compression_ratio
 
 from ..data.batches import split
 from ..data.features import encode
-from .sampling import Hypotheses
-from .timestamps import TimestampRules
+from .sampling import Hypotheses, TimestampRules
 
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
 _FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
@@ -40,10 +39,10 @@ Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a
 
 
 class _Block:
-    """A decoder block's weights in the type it computes in. Self-attention's query, key and value are one matrix.
+    """A decoder block's weights in the type it computes in: query, key and value, or key and value, are one matrix.
 
-    Cross-attention's key and value are one matrix without a bias. The value's bias is added to the output's instead:
-    attention weights sum to 1, so it passes through them unchanged. This saves an addition to a clip's largest product.
+    The bias of cross-attention's value is added to the output's instead: attention weights sum to 1, so it passes
+    through them unchanged. This saves an addition to a clip's largest product.
     """
 
     def __init__(self, block: ResidualAttentionBlock, dtype: torch.dtype) -> None:
@@ -67,7 +66,7 @@ def _weights(module: nn.Linear | nn.LayerNorm, dtype: torch.dtype) -> Weights:
 
 @dataclass(frozen=True)
 class _Clip:
-    """A clip in a slot: its index, its encoded audio, and how many steps had run when it entered."""
+    """A clip in a slot, which ``entered`` when so many steps had run."""
 
     index: int
     features: Tensor
@@ -94,19 +93,18 @@ class DecodedClip:
         end, is cut to fit.
         """
         decoder, begin = self.decoder, self.decoder.begin
-        max_length = len(decoder.positional_embedding) + 1
         encoded = [decoder.task.tokenizer.encode(f" {text}", disallowed_special=()) for text in texts]
+        max_length = len(decoder.positional_embedding) + 1
         rows = [[*decoder.prompt.tolist(), *tokens, decoder.eot][:max_length] for tokens in encoded]
         sums = []
         for some in split(rows, max(1, _SCORED_TOKENS // max(map(len, rows)))):
             longest = max(map(len, some))
-            padded = [row + [decoder.eot] * (longest - len(row)) for row in some]
-            tokens = torch.tensor(padded, device=decoder.device)
-            is_text = [[begin <= i < len(row) for i in range(longest)] for row in some]
-            scored = torch.tensor(is_text, device=decoder.device)
+            tokens = torch.tensor([row + [decoder.eot] * (longest - len(row)) for row in some], device=decoder.device)
+            is_text = torch.tensor([[begin <= i < len(row) for i in range(longest)] for row in some])
             x, _ = decoder._read(tokens[:, :-1], self.slot)
+            scored = is_text.to(decoder.device)
             losses = F.cross_entropy(decoder._logits(x[scored[:, 1:]]), tokens[scored], reduction="none").cpu()
-            sums += [-float(each.sum()) for each in losses.split([len(row) - begin for row in some])]
+            sums += [-float(each.sum()) for each in losses.split(is_text.sum(dim=1).tolist())]
         return sums
 
     @torch.no_grad()
@@ -117,7 +115,8 @@ class DecodedClip:
         """
         decoder = self.decoder
         inputs = torch.tensor([[*decoder.prompt.tolist(), *tokens]], device=decoder.device)
-        _, queries = decoder._read(inputs, self.slot, heads)
+        _, all_queries = decoder._read(inputs, self.slot)
+        queries = torch.stack([all_queries[layer][0, head] for layer, head in heads])
         keys = torch.stack([decoder.cross_keys[layer][self.slot, head, :frames] for layer, head in heads])
         scores = (queries @ keys.transpose(1, 2)).float() / queries.shape[-1] ** 0.5
         return scores.softmax(dim=-1)
@@ -127,13 +126,12 @@ class BatchDecoder:
     """A decoder of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
-    after they change. With ``timestamps``, timestamp tokens are decoded too (:mod:`.timestamps`); with ``stop_loops`` a
-    text ends once :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; by default
-    ``language`` is Arabic, and ``sample_len`` the length of the context.
+    after they change. With ``timestamps``, timestamp tokens are decoded too; with ``stop_loops`` a text ends once
+    :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; by default ``language`` is Arabic,
+    and ``sample_len`` the length of the context.
 
     Raises:
-        ValueError: the options contain a temperature, which is an argument of :meth:`decode`, beams or several samples,
-            or no language: it is not detected.
+        ValueError: the options contain a temperature, beams or several samples, or no language.
     """
 
     @torch.no_grad()
@@ -149,12 +147,10 @@ class BatchDecoder:
     ) -> None:
         options = {"language": "ar", "sample_len": model.dims.n_text_ctx, **options}
         self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
-        if self.task.options.temperature != 0:
-            raise ValueError("the temperature is not an option of the decoder: give it to decode")
-        if self.task.options.beam_size is not None or self.task.options.best_of is not None:
-            raise ValueError("there are no beams: a text is decoded once, greedily or at a temperature")
-        if self.task.options.language is None or self.task.options.task == "lang_id":
-            raise ValueError("the language is not detected: give one")
+        own = self.task.options
+        decodes_otherwise = own.temperature != 0 or own.beam_size is not None or own.best_of is not None
+        if decodes_otherwise or own.language is None or own.task == "lang_id":
+            raise ValueError("give a language, give decode the temperature, and neither beam_size nor best_of")
         self.dtype = dtype or model.decoder.token_embedding.weight.dtype
         self.device, self.slots = model.decoder.token_embedding.weight.device, slots
         self.embedding = model.decoder.token_embedding.weight.to(self.dtype)
@@ -163,18 +159,16 @@ class BatchDecoder:
         self.ln = _weights(model.decoder.ln, self.dtype)
 
         self.eot, self.begin = self.task.tokenizer.eot, self.task.sample_begin
-        # Like whisper: at most sample_len tokens, and none after prompt and tokens exceed the context by one.
-        self.sample_len = min(self.task.sample_len, model.dims.n_text_ctx + 1 - self.begin)
-        self.last = self.begin + self.sample_len - 2  # the input position whose output is the last token sampled
-        prompt = [*self.task.initial_tokens]
-        self.prompt = torch.tensor(prompt, device=self.device)
-        self.suppressed_first = self._suppressed(prompt, model.dims.n_vocab)
-        self.suppressed = self._suppressed([*prompt, self.eot], model.dims.n_vocab)
+        # The input position whose output is the last token sampled. Like whisper: at most sample_len tokens, and none
+        # after prompt and tokens exceed the context by one.
+        self.last = min(self.begin + self.task.sample_len, model.dims.n_text_ctx + 1) - 2
+        self.prompt = torch.tensor(self.task.initial_tokens, device=self.device)
+        self.suppressed_first = self._suppressed([*self.task.initial_tokens], model.dims.n_vocab)
+        self.suppressed = self._suppressed([*self.task.initial_tokens, self.eot], model.dims.n_vocab)
         self.rules = None
-        for logit_filter in self.task.logit_filters:
-            if isinstance(logit_filter, ApplyTimestampRules):
-                latest_start = logit_filter.max_initial_timestamp_index
-                self.rules = TimestampRules(self.task.tokenizer, latest_start, slots, self.device)
+        for each in self.task.logit_filters:
+            if isinstance(each, ApplyTimestampRules):
+                self.rules = TimestampRules(self.task.tokenizer, each.max_initial_timestamp_index, slots, self.device)
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
@@ -260,44 +254,40 @@ class BatchDecoder:
                 yield DecodedClip(clip.index, result, self, slot)
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, slot: int, heads: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, Tensor]:
-        """Run the decoder's blocks on ``tokens`` (n, length) and the clip in ``slot``, without changing the caches.
+    def _read(self, tokens: Tensor, slot: int) -> tuple[Tensor, list[Tensor]]:
+        """Run the blocks on ``tokens`` (n, length) and the clip in ``slot``, without changing the caches.
 
-        Return their output (n, length, state), and the cross-attention queries (n_heads, length, width) of ``heads``
-        (layer, head) for the first row.
+        Return their output (n, length, state), and the queries (n, heads, length, width) of each cross-attention.
         """
-        queries: dict[tuple[int, int], Tensor] = {}
-        with torch.autocast(self.device.type, enabled=False):
-            x = self.embedding[tokens] + self.positional_embedding[: tokens.shape[1]]
-            for layer, block in enumerate(self.blocks):
-                q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
-                x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                if selected := [head for its_layer, head in heads if its_layer == layer]:
-                    (q,) = self._heads(F.linear(_norm(x[:1], block.cross_attn_ln), *block.cross_query))
-                    queries.update(((layer, head), q[0, head]) for head in selected)
-                flat = x.view(1, -1, x.shape[-1])  # all rows attend to the same audio
-                keys, values = self.cross_keys[layer][slot : slot + 1], self.cross_values[layer][slot : slot + 1]
-                x = self._after_self_attention(flat, block, keys, values).view(x.shape)
-            return x, torch.stack([queries[each] for each in heads]) if heads else x.new_empty(0)
+        queries: list[Tensor] = []
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        def attend_audio(layer: int, query: Tensor) -> Tensor:
+            queries.append(query)
+            key, value = self.cross_keys[layer][slot : slot + 1], self.cross_values[layer][slot : slot + 1]
+            flat = query.transpose(0, 1).flatten(1, 2)[None]  # all rows attend to the same audio
+            return F.scaled_dot_product_attention(flat, key, value)[0].unflatten(1, (len(query), -1)).transpose(0, 1)
+
+        x = self.embedding[tokens] + self.positional_embedding[: tokens.shape[1]]
+        return self._run_blocks(x, attend, attend_audio), queries
 
     def _ended(self, active: Iterable[int]) -> list[tuple[int, list[int], float, float]]:
         """Return (slot, tokens, sum of their log-probabilities, probability of no speech) of the clips that ended."""
         at_eot = (self.hypotheses.tokens == self.eot).tolist()
         ended = [slot for slot in active if at_eot[slot]]
         if self.stop_loops and self.steps % _STRIDE == 0:
-            ended += self._stop_loops([slot for slot in active if not at_eot[slot]])
+            running = [slot for slot in active if not at_eot[slot]]
+            texts = self.hypotheses.texts(self._index(running))
+            looping = [slot for slot, text in zip(running, texts, strict=True) if is_looping(text)]
+            self.hypotheses.end(self._index(looping))
+            ended += looping
         if not ended:
             return []
         index = self._index(ended)
         sums, no_speech_probs = self.hypotheses.sum_logprobs[index].tolist(), self.no_speech_probs[index].tolist()
         return [*zip(ended, self.hypotheses.texts(index), sums, no_speech_probs, strict=True)]
-
-    def _stop_loops(self, slots: list[int]) -> list[int]:
-        """End the texts in ``slots`` that loop, and return their slots."""
-        texts = self.hypotheses.texts(self._index(slots))
-        looping = [slot for slot, text in zip(slots, texts, strict=True) if is_looping(text)]
-        self.hypotheses.end(self._index(looping))
-        return looping
 
     def _gather(self, active: dict[int, _Clip], in_use: int) -> dict[int, _Clip]:
         """Move the clips that are beyond the first ``in_use`` slots into free ones among these."""
@@ -353,55 +343,68 @@ class BatchDecoder:
 
     def _enter(self, features: Tensor, slots: Tensor, seeds: Tensor) -> None:
         """Fill ``slots`` (n,) with clips, ``features`` (n, n_audio_ctx, n_audio_state): run the prompt, sample once."""
-        with torch.autocast(self.device.type, enabled=False):
-            x = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
-            x = x.expand(len(features), -1, -1)
-            for layer, block in enumerate(self.blocks):
-                q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
-                self.keys[layer][slots, :, : self.begin] = k
-                self.values[layer][slots, :, : self.begin] = v
-                x = x + _join(F.scaled_dot_product_attention(q, k, v, is_causal=True), block.out)
-                k, v = self._heads(F.linear(features, *block.cross_key_value), 2)
-                self.cross_keys[layer][slots] = k
-                self.cross_values[layer][slots] = v
-                x = self._after_self_attention(x, block, k, v)
-            if self.task.tokenizer.no_speech is not None:
-                probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
-                self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
-            self.hypotheses.enter(slots, self.prompt[-1], seeds)
-            logits = self._logits(x[:, -1]).index_fill_(1, self.suppressed_first, -torch.inf)
-            if self.rules:
-                self.rules(logits, slots, None)
-            self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.keys[layer][slots, :, : self.begin] = key
+            self.values[layer][slots, :, : self.begin] = value
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+        def attend_audio(layer: int, query: Tensor) -> Tensor:
+            key, value = self._heads(F.linear(features, *self.blocks[layer].cross_key_value), 2)
+            self.cross_keys[layer][slots] = key
+            self.cross_values[layer][slots] = value
+            return F.scaled_dot_product_attention(query, key, value)
+
+        prompt = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
+        x = self._run_blocks(prompt.expand(len(features), -1, -1), attend, attend_audio)
+        if self.task.tokenizer.no_speech is not None:
+            probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
+            self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
+        self.hypotheses.enter(slots, self.prompt[-1], seeds)
+        self._sample(x, slots, None, self.suppressed_first)
 
     def _step(self, n: int, length: int) -> None:
         """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions.
 
         Everything is read from and written to the same memory each time: this is what a CUDA graph captures.
         """
-        with torch.autocast(self.device.type, enabled=False):
-            slots, tokens, positions = self.arange[:n], self.hypotheses.tokens[:n], self.hypotheses.positions[:n]
-            ahead = self.arange[:length] > positions[:, None]
-            mask = torch.zeros_like(ahead, dtype=self.dtype).masked_fill_(ahead, -torch.inf)[:, None, None]
-            x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
-            for layer, block in enumerate(self.blocks):
-                q, k, v = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
-                keys, values = self.keys[layer], self.values[layer]
-                keys[slots, :, positions] = k[:, :, 0]
-                values[slots, :, positions] = v[:, :, 0]
-                attended = F.scaled_dot_product_attention(q, keys[:n, :, :length], values[:n, :, :length], mask)
-                x = x + _join(attended, block.out)
-                x = self._after_self_attention(x, block, self.cross_keys[layer][:n], self.cross_values[layer][:n])
-            logits = self._logits(x[:, 0]).index_fill_(1, self.suppressed, -torch.inf)
-            if self.rules:
-                self.rules(logits, slots, tokens)
-            self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
+        slots, tokens, positions = self.arange[:n], self.hypotheses.tokens[:n], self.hypotheses.positions[:n]
+        ahead = self.arange[:length] > positions[:, None]
+        mask = torch.zeros_like(ahead, dtype=self.dtype).masked_fill_(ahead, -torch.inf)[:, None, None]
 
-    def _after_self_attention(self, x: Tensor, block: _Block, keys: Tensor, values: Tensor) -> Tensor:
-        """Compute the rest of a block after self-attention: cross-attention and the MLP."""
-        (q,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
-        x = x + _join(F.scaled_dot_product_attention(q, keys, values), block.cross_out)
-        return x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.keys[layer], self.values[layer]
+            keys[slots, :, positions] = key[:, :, 0]
+            values[slots, :, positions] = value[:, :, 0]
+            return F.scaled_dot_product_attention(query, keys[:n, :, :length], values[:n, :, :length], mask)
+
+        def attend_audio(layer: int, query: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(query, self.cross_keys[layer][:n], self.cross_values[layer][:n])
+
+        x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
+        self._sample(self._run_blocks(x, attend, attend_audio), slots, tokens, self.suppressed)
+
+    def _sample(self, x: Tensor, slots: Tensor, last: Tensor | None, suppressed: Tensor) -> None:
+        """Sample the next token of ``slots`` (n,) from the blocks' output ``x``; ``last`` are those before it."""
+        logits = self._logits(x[:, -1]).index_fill_(1, suppressed, -torch.inf)
+        if self.rules:
+            self.rules(logits, slots, last)
+        self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
+
+    def _run_blocks(self, x: Tensor, attend: Callable[..., Tensor], attend_audio: Callable[..., Tensor]) -> Tensor:
+        """Run the blocks on ``x`` (n, length, state), outside any autocast.
+
+        Self-attention is ``attend(layer, query, key, value)`` and cross-attention ``attend_audio(layer, query)``, each
+        of (n, heads, length, width).
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            for layer, block in enumerate(self.blocks):
+                query, key, value = self._heads(F.linear(_norm(x, block.attn_ln), *block.qkv), 3)
+                x = x + _join(attend(layer, query, key, value), block.out)
+                (query,) = self._heads(F.linear(_norm(x, block.cross_attn_ln), *block.cross_query))
+                x = x + _join(attend_audio(layer, query), block.cross_out)
+                x = x + F.linear(F.gelu(F.linear(_norm(x, block.mlp_ln), *block.mlp_in)), *block.mlp_out)
+        return x
 
     def _heads(self, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """Split (n, length, parts * state) into ``parts`` tensors (n, heads, length, width)."""
@@ -409,14 +412,12 @@ class BatchDecoder:
         return x.view(*x.shape[:2], parts, heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(_norm(x, self.ln), self.embedding).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return F.linear(_norm(x, self.ln), self.embedding).float()
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
-    """Return whether ``tokens`` end in one pattern that is repeated at least 6 times, over at least 24 tokens.
-
-    No ayah does, in either spelling, nor the whole Qur'an as one text; a model that is stuck does.
-    """
+    """Return whether ``tokens`` end in one pattern, repeated at least 6 times over at least 24 tokens: no ayah does."""
     for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
         length = max(_LOOP_REPEATS * period, _LOOP_TOKENS)
         differs = length > len(tokens) or tokens[-1] != tokens[-1 - period]  # the usual case, cheap to check
@@ -443,7 +444,7 @@ def decode_batch(
 ) -> list[DecodingResult]:
     """Decode clips, each as ``whisper.decode`` with ``without_timestamps=True`` would alone.
 
-    For more clips than fit into memory at once, see :func:`.long_audio.decode_clips` and :meth:`BatchDecoder.decode`.
+    For more clips than fit into memory at once, see :func:`.long_audio.decode_clips`.
 
     Args:
         mel: log-mel spectrograms (batch, n_mels, 3000), or encoded audio (batch, n_audio_ctx, n_audio_state).

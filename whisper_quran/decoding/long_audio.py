@@ -6,18 +6,19 @@ points, and each piece is decoded the way the model was trained, in batches with
 """
 
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from whisper.audio import N_SAMPLES, SAMPLE_RATE
+from whisper.audio import N_SAMPLES, SAMPLE_RATE, TOKENS_PER_SECOND
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
-from whisper.tokenizer import get_tokenizer
+from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
 from ..data.encoder_cache import FrozenEncoder
@@ -26,7 +27,6 @@ from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
 from .quran_search import Candidate, Recognizer
-from .timestamps import Segment, read_segments
 
 _PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
@@ -34,13 +34,22 @@ _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A text with its start and end, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Piece:
-    """Samples ``start`` to ``end`` of a clip, its ``number``-th piece."""
+    """Samples ``start`` to ``end`` of a clip, one of ``count`` such pieces."""
 
     clip: int
-    number: int
     start: int
     end: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -120,28 +129,23 @@ def transcribe_clips(
     return _transcribe_windows(decoder) if options.get("timestamps") else _transcribe_pieces(decoder)
 
 
+@dataclass
 class _PieceDecoder:
     """Encoding and decoding of pieces of ``clips``, in batches that fit into the memory."""
 
-    def __init__(
-        self,
-        encoder: FrozenEncoder,
-        clips: Sequence[np.ndarray],
-        batch_size: int,
-        fallback: bool,
-        recognizer: Recognizer | None,
-        log: Log,
-        options: dict[str, Any],
-    ) -> None:
-        self.encoder, self.clips, self.batch_size, self.options = encoder, clips, batch_size, options
-        self.fallback, self.recognizer, self.log = fallback, recognizer, log
+    encoder: FrozenEncoder
+    clips: Sequence[np.ndarray]
+    batch_size: int
+    fallback: bool
+    recognizer: Recognizer | None
+    log: Log
+    options: dict[str, Any]
 
     def decode(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
         """Decode ``pieces``, longest first; with fallback, decode those that need it again, at higher temperatures.
 
         Yield each with its last result, which is empty if it is silent, and the candidates of all its texts.
         """
-        count = Counter(piece.clip for piece in pieces)
         candidates: dict[Piece, list[Candidate]] = defaultdict(list)
         waiting = list(pieces)
         for temperature in _TEMPERATURES if self.fallback else (0.0,):
@@ -151,7 +155,7 @@ class _PieceDecoder:
                 done = set[Piece]()
                 slots = min(self.batch_size, len(waiting))
                 try:
-                    for piece, result, found in self._decode_once(waiting, slots, temperature, count):
+                    for piece, result, found in self._decode_once(waiting, slots, temperature):
                         done.add(piece)
                         candidates[piece] += found
                         if self.fallback and temperature < _TEMPERATURES[-1] and needs_fallback(result):
@@ -173,9 +177,9 @@ class _PieceDecoder:
             waiting = again
 
     def _decode_once(
-        self, pieces: Sequence[Piece], slots: int, temperature: float, count: Mapping[int, int]
+        self, pieces: Sequence[Piece], slots: int, temperature: float
     ) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
-        """Decode ``pieces``, ``count`` of each clip, encoded in batches of a quarter of the slots; find candidates.
+        """Decode ``pieces``, encoded in batches of a quarter of the slots, and find candidates.
 
         The decoder's memory is freed at the end.
         """
@@ -183,8 +187,7 @@ class _PieceDecoder:
         for clip in decoder.decode(self._encoded(pieces, max(1, slots // 4), temperature), temperature):
             piece, found = pieces[clip.index], list[Candidate]()
             if self.recognizer and not (self.fallback and is_silent(clip.result)):
-                seconds = (piece.end - piece.start) / SAMPLE_RATE
-                found = self.recognizer.candidates(clip, seconds, count[piece.clip] == 1)
+                found = self.recognizer.candidates(clip, (piece.end - piece.start) / SAMPLE_RATE, piece.count == 1)
             yield piece, clip.result, found
 
     def _encoded(
@@ -202,19 +205,15 @@ class _PieceDecoder:
 
 
 def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
-    pieces = [
-        Piece(clip, number, start, end)
-        for clip in range(len(decoder.clips))
-        for number, (start, end) in enumerate(cut_at_pauses(decoder.clips[clip]))
-    ]
-    count = Counter(piece.clip for piece in pieces)
+    spans = [cut_at_pauses(decoder.clips[clip]) for clip in range(len(decoder.clips))]
+    pieces = [Piece(clip, start, end, len(its)) for clip, its in enumerate(spans) for start, end in its]
     decoded: dict[int, list[tuple[Piece, str, float, list[Candidate]]]] = defaultdict(list)  # of each clip
     for piece, result, candidates in decoder.decode(pieces):
         parts = decoded[piece.clip]
         parts.append((piece, result.text, result.temperature, candidates))
-        if len(parts) < count[piece.clip]:
+        if len(parts) < piece.count:
             continue
-        parts = sorted(decoded.pop(piece.clip), key=lambda part: part[0].number)
+        parts = sorted(decoded.pop(piece.clip), key=lambda part: part[0].start)
         found: list[RecognizedPiece] = []
         if decoder.recognizer:
             chosen = decoder.recognizer.choose(candidates for *_, candidates in parts)
@@ -226,27 +225,49 @@ def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
 
 
 def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
-    clips, whisper = decoder.clips, decoder.encoder.model
-    tokenizer = get_tokenizer(
-        whisper.is_multilingual, num_languages=whisper.num_languages, language=decoder.options.get("language", "ar")
-    )
+    clips, model = decoder.clips, decoder.encoder.model
+    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
     decoded: dict[int, list[Segment]] = defaultdict(list)
     temperatures: dict[int, float] = defaultdict(float)  # the highest of each clip
-    windows = [Piece(clip, 0, 0, min(len(clips[clip]), N_SAMPLES)) for clip in range(len(clips))]
-    while windows:
-        next_windows = []
+    starts = dict.fromkeys(range(len(clips)), 0)  # of each clip's next window
+    while starts:
+        windows = [Piece(clip, start, min(start + N_SAMPLES, len(clips[clip])), 1) for clip, start in starts.items()]
         for window, result, _ in decoder.decode(windows):
             clip, start = window.clip, window.start / SAMPLE_RATE
             segments, reached = read_segments(result.tokens, tokenizer, (window.end - window.start) / SAMPLE_RATE)
             decoded[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
             temperatures[clip] = max(temperatures[clip], result.temperature)
-            begin, length = window.start + round(reached * SAMPLE_RATE), len(clips[clip])
-            if begin < length:
-                next_windows.append(Piece(clip, window.number + 1, begin, min(length, begin + N_SAMPLES)))
-            else:
+            starts[clip] += round(reached * SAMPLE_RATE)
+            if starts[clip] >= len(clips[clip]):
+                del starts[clip]
                 segments = decoded.pop(clip)
                 yield Transcript(clip, " ".join(each.text for each in segments), temperatures[clip], tuple(segments))
-        windows = next_windows
+
+
+def read_segments(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> tuple[list[Segment], float]:
+    """Return the segments of a window of ``seconds``, and the time up to which it is decoded: the next window's start.
+
+    A text without an end timestamp is left to the next window, unless it is the only one.
+    """
+    begin = tokenizer.timestamp_begin
+
+    def segment(part: Sequence[int], start: float, end: float) -> list[Segment]:
+        text = tokenizer.decode([token for token in part if token < tokenizer.eot]).strip()
+        return [Segment(min(start, seconds), min(end, seconds), text)] if text else []
+
+    def time(token: int) -> float:
+        return (token - begin) / TOKENS_PER_SECOND
+
+    cuts = [i + 1 for i, pair in enumerate(pairwise(tokens)) if min(pair) >= begin]
+    complete = len(tokens) > 1 and tokens[-1] >= begin > tokens[-2]
+    if not cuts:
+        times = [time(token) for token in tokens if token >= begin]
+        start, end = (times[0], times[-1]) if len(times) > 1 else (0.0, seconds)
+        return segment(tokens, start, end), seconds
+    parts = [tokens[first:after] for first, after in pairwise([0, *cuts, *([len(tokens)] if complete else [])])]
+    segments = [each for part in parts for each in segment(part, time(part[0]), time(part[-1]))]
+    reached = time(tokens[cuts[-1] - 1])
+    return segments, seconds if complete or reached == 0 else min(reached, seconds)
 
 
 def needs_fallback(result: DecodingResult) -> bool:

@@ -64,8 +64,6 @@ class Span:
 class Quran:
     """The Qur'an, or a part of it, from its ``texts`` by (surah, ayah).
 
-    A recitation is of spans of whole words; none crosses from one surah to the next.
-
     Attributes:
         surahs: the words of each surah.
         places: the (ayah, word of the ayah from 1) of each word of each surah.
@@ -117,13 +115,6 @@ class Quran:
         after = places[span.last + 1 : span.last + 2]
         return int(places[span.first][1] > 1) + int(bool(after) and after[0][1] > 1)
 
-    def pronounced(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the (surah, first words) that are not pronounced as they are written, as they are pronounced."""
-        for surah, words in self.surahs.items():
-            opening = [_pronounced(word) for word in words[:2]]
-            if opening[0] != words[0]:
-                yield surah, [*opening, *words[2:_OPENING_WORDS]]
-
 
 def _pronounced(word: str) -> str:
     spelled = letters(word)
@@ -136,10 +127,8 @@ def _prefaces(texts: Mapping[tuple[int, int], str]) -> list[str]:
     The isti'adha's words are spelled as in the ayat of ``texts`` that contain them, if there are any.
     """
     spelled = {letters(word): word for word in _ISTIADHA.split()}
-    for ayah in _AYAT_WITH_ISTIADHA_WORDS:
-        for word in texts.get(ayah, "").split():
-            if letters(word) in spelled:
-                spelled[letters(word)] = word
+    known = [word for ayah in _AYAT_WITH_ISTIADHA_WORDS for word in texts.get(ayah, "").split()]
+    spelled |= {letters(word): word for word in known if letters(word) in spelled}
     istiadha, basmala = (normalize(text, "none") for text in (" ".join(spelled.values()), texts.get((1, 1), "")))
     return [istiadha, basmala, f"{istiadha} {basmala}"] if basmala else [istiadha]
 
@@ -177,24 +166,32 @@ class Candidate:
         return self.log_probability + self.free_log_probability - _LETTER * self.cost
 
 
-class LetterIndex:
-    """An index of the letters of ``quran`` on ``device``; for the whole Qur'an it takes a second."""
+class Recognizer:
+    """A finder of spans of ``quran``, on ``device``; for the whole Qur'an its index of letters takes a second to make.
 
-    def __init__(self, quran: Quran, device: torch.device) -> None:
-        self.quran = quran
+    With the model's alignment ``heads``, what was heard is timed, too (:mod:`.word_times`).
+    """
+
+    def __init__(self, quran: Quran, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
+        self.quran, self.heads = quran, heads
         self.prefaces = {letters(preface): preface for preface in ("", *quran.prefaces)}
         self.apart = [letters(each) for each in quran.apart]
         spelled, length = [], 0
-        self.words: list[tuple[int, int]] = []  # each word's surah, and its number there
+        self.numbers: list[tuple[int, int]] = []  # each word's surah, and its number there
         self.first: list[int] = []  # for each word, the first that can be in one span with it
         self.starts, self.ends = [], []  # each word's first letter, and the one after its last
-        for surah, words in [*quran.surahs.items(), *quran.pronounced()]:
+        pronounced = (
+            (surah, [*map(_pronounced, words[:2]), *words[2:_OPENING_WORDS]])
+            for surah, words in quran.surahs.items()
+            if _pronounced(words[0]) != words[0]
+        )
+        for surah, words in [*quran.surahs.items(), *pronounced]:
             spelled.append(_SEPARATOR)
             length += len(_SEPARATOR)
-            first = len(self.words)
+            first = len(self.numbers)
             for number, word in enumerate(words):
                 spelled.append(letters(word))
-                self.words.append((surah, number))
+                self.numbers.append((surah, number))
                 self.first.append(first)
                 self.starts.append(length)
                 length += len(spelled[-1])
@@ -211,7 +208,7 @@ class LetterIndex:
         self.span_begins[self.starts] = 0
         self._allow_deletions(self.span_begins)
         self.end_places = torch.tensor(self.ends, device=device)
-        breaks = [quran.breaks(Span(surah, 0, number)) for surah, number in self.words]
+        breaks = [quran.breaks(Span(surah, 0, number)) for surah, number in self.numbers]
         self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * BREAK
 
     def nearest(self, heard: str, margin: int = 0) -> list[Candidate]:
@@ -251,13 +248,13 @@ class LetterIndex:
             if prefaced < count:
                 torch.add(self.span_begins, prefaced, out=changed)
                 torch.minimum(next_row, changed, out=next_row)
-            self._allow_deletions(next_row, changed)
+            self._allow_deletions(next_row)
             row, next_row = next_row, row
         return row
 
-    def _allow_deletions(self, row: Tensor, spare: Tensor | None = None) -> None:
+    def _allow_deletions(self, row: Tensor) -> None:
         """Lower the distances in ``row`` by deletions of letters of the text before each place."""
-        spare = torch.empty_like(row) if spare is None else spare
+        spare = torch.empty_like(row)
         for shift in _SHIFTS:
             torch.add(row[:-shift], shift, out=spare[shift:])
             torch.minimum(row[shift:], spare[shift:], out=row[shift:])
@@ -272,26 +269,18 @@ class LetterIndex:
 
     def _spans_to(self, last: int, heard: str, query: str, limit: int) -> Iterator[Candidate]:
         """Yield the spans up to the word ``last`` that cost at most ``limit``; ``query`` are the letters ``heard``."""
-        end, (surah, number) = self.ends[last], self.words[last]
+        end, (surah, number) = self.ends[last], self.numbers[last]
         earliest = bisect_left(self.starts, end - len(query) - limit)
         for first in range(max(earliest, self.first[last]), last + 1):
             text = self.text[self.starts[first] : end]
             distances = {p: Levenshtein.distance(p + text, query, score_cutoff=limit) for p in self.prefaces}
             spelled, distance = min(distances.items(), key=lambda item: item[1])
-            span = Span(surah, self.words[first][1], number)
+            span = Span(surah, self.numbers[first][1], number)
             cost = distance + BREAK * self.quran.breaks(span)
             if cost <= limit:
                 preface = self.prefaces[spelled]
                 said = [self.text[self.starts[word] : self.ends[word]] for word in range(first, last + 1)]
                 yield Candidate(span, preface, (*map(letters, preface.split()), *said), distance, cost, heard)
-
-
-class Recognizer:
-    """A finder of spans of ``quran``, on ``device``; with the model's alignment ``heads`` what was heard is timed, too
-    (:mod:`.word_times`)."""
-
-    def __init__(self, quran: Quran, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
-        self.quran, self.index, self.heads = quran, LetterIndex(quran, device), heads
 
     def candidates(self, clip: DecodedClip, seconds: float, alone: bool = True) -> list[Candidate]:
         """Return the spans that may have been said in the ``clip``, of so many ``seconds``, that was just decoded.
@@ -301,7 +290,7 @@ class Recognizer:
         allows for two ends inside ayat, which cost nothing if its neighbours continue there.
         """
         heard, log_probability = clip.result.text, clip.result.avg_logprob * (len(clip.result.tokens) + 1)
-        nearest = self.index.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
+        nearest = self.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
         if not nearest:
             return []
         texts = [self.join_words([each]) for each in nearest]

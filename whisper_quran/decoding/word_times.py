@@ -26,11 +26,8 @@ _FILTER = 7  # frames, whisper's median filter
 
 
 def alignment_heads(model: Whisper) -> list[tuple[int, int]]:
-    """Return (layer, head) of the heads that attend to the audio of the token being written.
-
-    :func:`..checkpoints.checkpoint.load_checkpoint` sets those of a named size; Whisper's default is all heads of the
-    upper half of the layers.
-    """
+    """Return (layer, head) of the heads that attend to the audio of the token being written; those of the upper half of
+    the layers, unless :func:`..checkpoints.checkpoint.load_checkpoint` knows those of a named size."""
     return [(layer, head) for layer, head in model.alignment_heads.indices().T.tolist()]
 
 
@@ -80,10 +77,8 @@ def letter_times(clip: DecodedClip, heads: Sequence[tuple[int, int]], seconds: f
     times: list[LetterTime] = []
     decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
     character_start = starts[0]
-    for token, (_, end) in zip(tokens, pairwise(starts), strict=True):
-        if token >= tokenizer.eot:
-            continue
-        text = decode(tokenizer.encoding.decode_single_token_bytes(token))
+    for token, end in zip(tokens, starts[1:], strict=True):
+        text = decode(tokenizer.encoding.decode_single_token_bytes(token)) if token < tokenizer.eot else ""
         if text:  # or the token ends inside a character
             spelled = letters(text)
             edges = np.linspace(character_start, end, len(spelled) + 1).tolist()
@@ -111,5 +106,4 @@ def word_times(words: Sequence[str], heard: Sequence[LetterTime]) -> list[tuple[
         return [(0.0, 0.0)] * len(words)
     edges = [*(start for _, start, _ in heard), heard[-1][2]]
     positions = word_positions(words, "".join(letter for letter, *_ in heard))
-    starts = np.interp(positions, range(len(edges)), edges).tolist()
-    return [*pairwise(starts)]
+    return [*pairwise(np.interp(positions, range(len(edges)), edges).tolist())]
