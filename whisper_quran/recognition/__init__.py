@@ -1,7 +1,5 @@
-"""Recognition: from a recording to its ayat, words and mistakes.
-
-Here are the paths that it reads and writes, checked before torch is imported and before any recording is decoded.
-"""
+"""Recognition: from a recording to its ayat, words and mistakes. Here: the checks of its paths, without torch, which
+takes seconds to import."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,12 +22,10 @@ def check_inputs(config: RecognitionConfig) -> list[Path]:
         UserError: one of them, the text or the model is not there.
     """
     files: list[Path] = []
-    for name in config.files:
-        path = Path(name)
+    for path in map(Path, config.files):
         if not path.exists():
-            raise UserError(f"no file or folder {printable(name)}: give recordings, or folders of them")
-        found = [path] if path.is_file() else sorted(path.rglob("*"))
-        files += [each for each in found if each == path or is_audio(each)]
+            raise UserError(f"no file or folder {printable(str(path))}: give recordings, or folders of them")
+        files += [path] if path.is_file() else filter(is_audio, sorted(path.rglob("*")))
     if not files:
         raise UserError(f"no recordings in {', '.join(config.files)}: give audio files, or folders of them")
     if not config.text.is_file():
@@ -54,19 +50,17 @@ def check_results(config: RecognitionConfig, files: Sequence[Path]) -> dict[str,
     if not config.srt and not config.srt_dir:
         return {}
     plain = [(config.srt_dir or file.parent) / f"{file.stem}.srt" for file in files]
-    shared, taken = Counter(plain), set[Path]()
     for folder in dict.fromkeys(path.parent for path in plain):
         try:
             check_folder(folder)
         except UserError as error:
             raise UserError(f"{error}; --srt-dir FOLDER puts the subtitles there") from None
-    paths = {}
+    times, named, paths = Counter(plain), Counter[Path](), {}
     for file, path in zip(files, plain, strict=True):
-        if shared[path] > 1:
-            path, number = path.with_name(f"{file.name}.srt"), 1
-            while path in taken:
-                number += 1
-                path = path.with_name(f"{file.name}.{number}.srt")
-        taken.add(path)
+        if times[path] > 1:
+            path = path.with_name(f"{file.name}.srt")
+            named[path] += 1
+            if named[path] > 1:
+                path = path.with_name(f"{file.name}.{named[path]}.srt")
         paths[str(file)] = path
     return paths

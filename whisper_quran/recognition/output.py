@@ -7,17 +7,17 @@ The page is built like the report of an evaluation (:mod:`..evaluation.pages`), 
 import textwrap
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from ..config import RecognitionConfig
-from ..data.audio import AudioError, decode_file
+from ..data.audio import AudioError, decode_files
 from ..data.corpus import SURAHS
 from ..data.text import normalize
 from ..evaluation import pages
-from ..evaluation.error_kinds import KINDS, Part, Step, explain_steps, steps_of
+from ..evaluation.error_kinds import KINDS, Step, explain_steps, steps_of
 from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts
 from ..runtime import __version__
 from ..runtime.console import Log, format_duration, format_size, percent, printable
@@ -82,7 +82,7 @@ def _wrapped(words: Sequence[RecitedWord], place: str) -> list[str]:
 
 
 def write_subtitles(recognition: Recognition, path: Path, log: Log = print) -> None:
-    """Write :func:`subtitles` to ``path``, and log that. An existing file is kept, and a line is logged.
+    """Write :func:`subtitles` to ``path``, unless the file is there already; log either.
 
     Raises:
         UserError: it cannot be written.
@@ -118,18 +118,13 @@ def write_page(config: RecognitionConfig, found: Sequence[Recognition], log: Log
     if config.embed_audio:
         size = format_size(embedded_size(sum(each.seconds for each in found)))
         log(f"putting the audio into {config.html}: {size}")
-        addresses = [_embedded(each.file) for each in found]
+        decoded = decode_files([each.file for each in found], config.workers)
+        # One that is silent, or no longer there, has none.
+        addresses = [[] if isinstance(each, AudioError) else [data_address(each.samples)] for each in decoded]
     else:
         addresses = [[relative_address(Path(each.file), folder)] for each in found]
     pages.write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, addresses))
     log(f"to look into, and to listen to: {config.html}")
-
-
-def _embedded(file: str) -> list[str]:
-    try:
-        return [data_address(decode_file(file).samples)]
-    except AudioError:  # it is silent, or is no longer there
-        return []
 
 
 def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Sequence[list[str]]) -> dict[str, Any]:
@@ -142,13 +137,10 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
         "subtitle": [f"{len(found):,}\u00a0recording{'s' * (len(found) != 1)}", f"{seconds} of audio"],
         "recordings": [
             {
-                "file": name,
+                **asdict(replace(each, file=name, recitations=())),
                 "name": short,
                 "duration": format_duration(each.seconds),
-                "heard": each.heard,
                 "addresses": urls,
-                "damaged": each.damaged,
-                "others": [[other.start, other.heard] for other in each.others],
                 "recitations": [
                     {
                         "surah": recitation.surah,
@@ -185,12 +177,9 @@ def _lines(recitation: Recitation) -> list[list[Any]]:
     for step in steps_of([normalize(word.text, "diacritics") for word in recitation.words], recitation.edits):
         count += step[0] is not None
         steps[bisect_left(ends, count)].append(step)  # an added word is in the line of the one before it
-    return [
-        [number, [[word.text, word.start, word.end] for word in words], short_parts(_audible(explain_steps(edits)))]
-        for (number, words), edits in zip(lines, steps, strict=True)
-    ]
-
-
-def _audible(parts: Sequence[Part]) -> list[Part]:
-    """Mark the parts that sound as they are written as right."""
-    return [replace(part, kind="") if part.kind in _SOUND_ALIKE and part.expected else part for part in parts]
+    drawn = []
+    for (number, words), edits in zip(lines, steps, strict=True):
+        parts = explain_steps(edits)
+        audible = [replace(each, kind="") if each.kind in _SOUND_ALIKE and each.expected else each for each in parts]
+        drawn.append([number, [[word.text, word.start, word.end] for word in words], short_parts(audible)])
+    return drawn

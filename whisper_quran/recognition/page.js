@@ -57,7 +57,7 @@ function drawRecitation(number, {surah, name, ayat, confidence, lines}) {
   ];
 }
 
-function drawOther(number, [start, heard]) {
+function drawOther(number, {start, heard}) {
   return [
     h("h3", {}, "Not the Qur'an ", playButton(number, start, `Play what is not the Qur'an, at ${clock(start)}`, clock(start))),
     h("p", {class: "text soft", ...written(heard)}, heard)];

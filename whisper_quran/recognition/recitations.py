@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..data.corpus import read_text
 from ..data.tables import summary
 from ..data.text import letters, normalize
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
-from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
+from ..decoding.quran_search import Candidate, Quran, Recognizer
 from ..decoding.word_times import alignment_heads, word_times
 from ..evaluation.word_errors import align
 from ..runtime.console import Log, printable
@@ -106,10 +105,8 @@ class Recognition:
 def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recognition]:
     """Recognise the recordings of ``config``, in order; files that cannot be decoded are logged and left out.
 
-    They are transcribed in groups, each of which fills a batch of pieces of 30 s. If an error ends the recognition, the
-    recordings that were done are yielded before it is raised.
-
-    It prints and writes nothing: the command does what ``json``, ``srt`` and ``html`` ask for.
+    They are transcribed in groups, each of which fills a batch of pieces of 30 s. Nothing is written: the command does
+    what ``json``, ``srt`` and ``html`` ask for.
 
     Raises:
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
@@ -123,34 +120,29 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     model = load_checkpoint(config.model, device)
     recognizer = Recognizer(quran, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
-    transcribe = partial(
-        transcribe_clips, model, batch_size=config.batch_size, log=log, recognizer=recognizer, dtype=dtype,
-        language=config.language, stop_loops=True,
-    )  # fmt: skip
     none_decoded = True
     with closing(decode_files(files, config.workers)) as decoded:
         for group in _groups(zip(files, decoded, strict=True), config.batch_size * CHUNK_LENGTH):
-            clips = [audio.samples for _, audio in group if not isinstance(audio, AudioError)]
-            transcripts, failure = {}, None
+            speech = [(file, audio) for file, audio in group if isinstance(audio, Decoded)]
+            transcripts = transcribe_clips(
+                model, [audio.samples for _, audio in speech], batch_size=config.batch_size, log=log,
+                recognizer=recognizer, dtype=dtype, language=config.language, stop_loops=True,
+            )  # fmt: skip
+            heard: dict[Path, Recognition] = {}
             try:
-                for transcript in transcribe(clips):
-                    transcripts[transcript.clip] = transcript
-            except BaseException as error:
-                failure = error
-            number = 0
-            for file, audio in group:
-                if not isinstance(audio, AudioError):
-                    if number in transcripts:
-                        yield _recognition(file, audio, transcripts[number], recognizer)
-                    number += 1
-                elif str(audio).startswith(NO_SPEECH):
-                    yield Recognition(str(file), header_seconds(file) or 0.0, False, "", ())
-                else:
-                    log(f"{printable(str(file))}: left out: {audio}")
-                    continue
-                none_decoded = False
-            if failure:
-                raise failure
+                for transcript in transcripts:
+                    file, audio = speech[transcript.clip]
+                    heard[file] = _recognition(file, audio, transcript, recognizer)
+            finally:  # an error is raised after what was done
+                for file, audio in group:
+                    if file in heard:
+                        yield heard[file]
+                    elif isinstance(audio, AudioError) and str(audio).startswith(NO_SPEECH):
+                        yield Recognition(str(file), header_seconds(file) or 0.0, False, "", ())
+                    elif isinstance(audio, AudioError):
+                        log(f"{printable(str(file))}: left out: {audio}")
+                        continue
+                    none_decoded = False
     if none_decoded:
         raise UserError("none of the recordings can be decoded: give other audio files")
 
@@ -168,12 +160,8 @@ def _groups(decoded: Iterable[tuple[Path, Decoded | AudioError]], seconds: float
 
 
 def is_likely(candidate: Candidate) -> bool:
-    """Return whether ``candidate`` is more than a chance match.
-
-    Less than half of its letters are wrong, and if other texts were as near, the model finds it hardly less likely than
-    what it heard. This accepts 93 % of 486 ayat heard by OpenAI's ``base``; with a text that lacks their surahs, 5 % of
-    494.
-    """
+    """Return whether less than half of the letters are wrong and the model finds the words hardly less likely than what
+    it heard. Of 486 ayat heard by OpenAI's ``base``, 93 % are; with a text that lacks their surahs, 5 % of 494."""
     count = sum(map(len, candidate.letters))
     lost = candidate.free_log_probability - candidate.log_probability
     return candidate.distance <= (count - 1) / 2 and lost < _MOST_LOST * count
@@ -202,15 +190,12 @@ def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer:
     heard: list[str] = []
     for piece, candidate in pieces:
         its_words = recognizer.words(candidate)
-        times = word_times(candidate.letters, candidate.times)
-        words += [
-            RecitedWord(word, round(piece.start + start, 2), round(piece.start + end, 2))
-            for word, (start, end) in zip(its_words, times, strict=True)
-        ]
+        for word, (start, end) in zip(its_words, word_times(candidate.letters, candidate.times), strict=True):
+            words.append(RecitedWord(word, round(piece.start + start, 2), round(piece.start + end, 2)))
         heard.append(_as_written(_NOT_SPOKEN.sub(" ", piece.text), its_words, candidate.letters))
-    (span,) = joined(candidate.span for _, candidate in pieces)
-    preface = len(pieces[0][1].preface.split())
-    places = recognizer.quran.places[span.surah][span.first : span.last + 1]
+    first, last = pieces[0][1], pieces[-1][1]
+    preface = len(first.preface.split())
+    places = recognizer.quran.places[first.span.surah][first.span.first : last.span.last + 1]
     ayat = []
     for ayah, group in groupby(zip(places, words[preface:], strict=True), key=lambda each: each[0][0]):
         numbers, ayah_words = zip(*group, strict=True)
@@ -220,7 +205,7 @@ def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer:
     edits = align(normalize(whole, "diacritics"), normalize(" ".join(heard), "diacritics")).edits
     confidence = round(confidence_of([candidate for _, candidate in pieces]), 3)
     text = " ".join(piece.text for piece, _ in pieces)
-    return Recitation(span.surah, tuple(words[:preface]), tuple(ayat), text, edits, confidence)
+    return Recitation(first.span.surah, tuple(words[:preface]), tuple(ayat), text, edits, confidence)
 
 
 def _as_written(heard: str, words: Sequence[str], pronounced: Sequence[str]) -> str:
