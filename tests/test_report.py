@@ -171,7 +171,7 @@ def test_charts_show_chance_the_number_of_recordings_and_rates_above_100_percent
     ] + [prediction("tiny", "Husary", 112, 2, "الله الصمد", "ا ب ج د ه و ز")]
     page = open_report(rows)
     # The page's intervals are of its filtered recordings, by the formula of the table's.
-    found = page.evaluate("tallied(recordings, ({ayah}) => ayah.surah).map(column => column.rates[0])")
+    found = page.evaluate("tallied(recordings, ({ayah}) => ayah.surah, String, String).map(column => column.rates[0])")
     low, high = rates_of(rows[:-1])["wer_interval"]
     assert (found[0]["low"], found[0]["high"]) == pytest.approx((low, high), rel=1e-9)
     said = page.locator("#charts .plot").first.get_attribute("aria-label")

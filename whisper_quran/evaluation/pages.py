@@ -110,7 +110,7 @@ def write_report(
     results: Mapping[str, Any],
     recordings: Mapping[Key, tuple[list[str], bool]] | None = None,
 ) -> None:
-    """Write the report of one evaluation to ``path``.
+    """Write the report of one evaluation to ``path``: names and ayat once each, and by their indices its rows.
 
     Args:
         results: what results.json holds: ``rows`` and ``environment``, and possibly the rest.
@@ -119,18 +119,6 @@ def write_report(
 
     Raises:
         UserError: ``path`` cannot be written.
-    """
-    data = _report_data(predictions, results, recordings or {})
-    write_page(path, Path(__file__).with_name("report.html"), data)
-
-
-def _report_data(
-    predictions: Iterable[Prediction], results: Mapping[str, Any], audio: Mapping[Key, tuple[list[str], bool]]
-) -> dict[str, Any]:
-    """Arrange one evaluation for the page: names and ayat once each, and by their indices
-
-    - ``rows`` of [model, reciter, ayah, [substitutions, deletions, insertions], parts (:func:`short_parts`)],
-    - ``recordings`` of [reciter, ayah, seconds], and if there is audio, its addresses and if it is damaged.
     """
     models, reciters = (list(dict.fromkeys(row[name] for row in results["rows"])) for name in ("model", "reciter"))
     ayat: dict[tuple[int, str, str], int] = {}
@@ -144,7 +132,8 @@ def _report_data(
         parts = short_parts(explain(row.reference, row.alignment.edits))
         rows.append([models.index(row.model), reciter, ayah, counts, parts])
         right[row.model] += not any(counts)
-        heard[reciter, ayah] = [reciter, ayah, round(row.duration, 1), *audio.get(("", *row.key[1:]), ())]
+        audio = (recordings or {}).get(("", *row.key[1:]), ())
+        heard[reciter, ayah] = [reciter, ayah, round(row.duration, 1), *audio]
     places = list(ayat)
     in_order = sorted(heard.values(), key=lambda each: (places[each[1]][0], _natural(places[each[1]][1]), each[0]))
     compared = COMPARED.get(results.get("normalization") or "")
@@ -153,12 +142,11 @@ def _report_data(
     subtitle.append(f"{format_duration(sum(recording[2] for recording in in_order))} of audio")
     skipped = [[item["file"], item["reason"]] for item in results.get("skipped", [])]
     different = differences_table(results.get("differences", []))
-    if_chance = "Is a difference chance? Any two models on the same recordings"
-    return {
+    data = {
         "title": f"What the model{'s' * (len(models) > 1)} heard",
         "subtitle": subtitle + ([f"words compared {compared}"] if compared else []),
         "unfolded": [
-            ["differences", if_chance, different[1:] and different],
+            ["differences", "Is a difference chance? Two models on the same recordings", different[1:] and different],
             ["skipped", f"{len(skipped):,} left out and counted nowhere, with the reasons", skipped],
         ],
         "facts": {
@@ -177,6 +165,7 @@ def _report_data(
         "recordings": in_order,
         "kinds": list(KINDS.items()),
     }
+    write_page(path, Path(__file__).with_name("report.html"), data)
 
 
 def _table(

@@ -27,17 +27,12 @@ const noun = quran ? "recitation" : "recording";
 const rtl = ayat.some(ayah => isArabic(ayah.words.join(" ")));
 const place = ayah => ayah.surah ? `${ayah.surah}:${ayah.name}` : ayah.name;
 const surahName = surah => data.surahs[surah] ?? "";
-const recordings = readRecordings();
-
-function readRecordings() {
-  const keyOf = (reciter, index) => reciter * ayat.length + index;
-  const found = new Map(data.recordings.map(([reciter, index, seconds, addresses, damaged]) => [keyOf(reciter, index),
-    {reciter, ayah: ayat[index], words: ayat[index].words.length, runs: [], seconds, addresses, damaged}]));
-  for (const [model, reciter, index, [substitutions, deletions, insertions], parts] of data.rows) {
-    const errors = substitutions + deletions + insertions;
-    found.get(keyOf(reciter, index)).runs[model] = {parts, substitutions, deletions, insertions, errors};
-  }
-  return [...found.values()]; // in order
+const byKey = new Map(data.recordings.map(([reciter, index, seconds, addresses, damaged]) => [`${reciter} ${index}`,
+  {reciter, ayah: ayat[index], words: ayat[index].words.length, runs: [], seconds, addresses, damaged}]));
+const recordings = [...byKey.values()];
+for (const [model, reciter, index, [substitutions, deletions, insertions], parts] of data.rows) {
+  const errors = substitutions + deletions + insertions;
+  byKey.get(`${reciter} ${index}`).runs[model] = {parts, substitutions, deletions, insertions, errors};
 }
 
 /** What a model heard, in parts. `name` is the same for errors that are alike. */
@@ -194,27 +189,26 @@ function showChosen(chosen) {
 function drawCharts(heard, inSurah, models) {
   const pick = surah => choose({surah: state.surah === `${surah}` ? "" : `${surah}`});
   const refocus = document.activeElement.matches(".plot");
-  const surahs = tallied(heard, ({ayah}) => ayah.surah, surah => [`${surah}`, `Surah ${surah} \u2068${surahName(surah)}\u2069`]);
+  const range = bin => bin + 1 < LENGTHS.length ? `${LENGTHS[bin]}–${LENGTHS[bin + 1] - 1}` : `${LENGTHS[bin]}+`;
+  const surahs = tallied(heard, ({ayah}) => ayah.surah, surah => surah, surah => `Surah ${surah} \u2068${surahName(surah)}\u2069`);
   const lengths = tallied(inSurah.filter(({words}) => words), ({words}) => LENGTHS.findLastIndex(least => words >= least),
-    bin => [bin + 1 < LENGTHS.length ? `${LENGTHS[bin]}–${LENGTHS[bin + 1] - 1}` : `${LENGTHS[bin]}+`, "words"]);
+    range, bin => `${range(bin)} words`);
   $("charts").replaceChildren(...(quran ? [drawChart("WER by surah", surahs, models, pick)] : []),
     drawChart(quran ? "WER by ayah length" : "WER by length", lengths, models));
   if (refocus) $("charts").querySelector(".plot").focus();
 }
 
-/** A column for each value of `keyOf`, with its recordings, its names, and the rate of each model over them. */
-function tallied(list, keyOf, namesOf = key => [`${key}`, ""]) {
+/** A column for each value of `keyOf`, with its recordings, and the rate of each model over them. */
+function tallied(list, keyOf, tickOf, labelOf) {
   const columns = new Map();
   for (const recording of list) {
     const key = keyOf(recording);
     if (!columns.has(key)) columns.set(key, []);
     columns.get(key).push(recording);
   }
-  return [...columns].sort(([a], [b]) => a - b).map(([key, recordings]) => {
-    const [tick, name] = namesOf(key);
-    const label = name === "words" ? `${tick} words` : name;
-    return {key, tick, label, recordings, rates: names.map((_, model) => rateOf(recordings, model))};
-  });
+  return [...columns].sort(([a], [b]) => a - b).map(([key, recordings]) => ({
+    key, tick: tickOf(key), label: labelOf(key), recordings, rates: names.map((_, model) => rateOf(recordings, model)),
+  }));
 }
 
 /** A model's rate, and the ends of its 95 % interval: rate_interval of chance.py. */
@@ -373,22 +367,17 @@ function drawAyat(found, models) {
 
 // ---- what is drawn once
 
-function drawFrame() {
-  $("title").textContent = data.title;
-  document.title = `${data.title}: ${names.join(", ")}`;
-  $("subtitle").textContent = data.subtitle.join(" · ");
-  $("legend").append(...(names.length > 1 ? names.map((_, model) => named(model)) : []));
-  drawKey(rtl);
-  $("unfolded").append(...data.unfolded.filter(([,, rows]) => rows.length).map(([id, summary, rows]) =>
-    h("details", {class: "small", id}, h("summary", {}, summary),
-      h("table", {}, rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell))))))));
-  drawFacts();
-}
-
-drawFrame();
+$("title").textContent = data.title;
+document.title = `${data.title}: ${names.join(", ")}`;
+$("subtitle").textContent = data.subtitle.join(" · ");
+$("legend").append(...(names.length > 1 ? names.map((_, model) => named(model)) : []));
+drawKey(rtl);
+$("unfolded").append(...data.unfolded.filter(([,, rows]) => rows.length).map(([id, summary, rows]) =>
+  h("details", {class: "small", id}, h("summary", {}, summary),
+    h("table", {}, rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell))))))));
+drawFacts();
 drawTable();
 drawFilters();
 readAddress();
 window.addEventListener("hashchange", () => location.hash === "#ayat" || readAddress());
-
 window.addEventListener("resize", () => update({surah: state.surah}));
