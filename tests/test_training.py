@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 import whisper
-from conftest import results_of, rows_of
+from conftest import rows_of
 from tqdm import tqdm
 
 from whisper_quran.config import EvaluationConfig, TrainingConfig
@@ -20,7 +21,6 @@ from whisper_quran.runtime import console
 from whisper_quran.runtime.command_line import parse
 from whisper_quran.training import trainer
 from whisper_quran.training.optimizer import LR, WARMUP_STEPS, choose_rate, suited
-from whisper_quran.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,42 +68,11 @@ def test_checkpoints_are_whispers_own(run, quran, workshop, tmp_path):
     assert isinstance(model.transcribe(str(audio), language="ar", fp16=False, sample_len=20)["text"], str)
 
 
-def test_a_run_that_stopped_after_an_epoch_resumes_to_the_same_weights(run, tmp_path, monkeypatch):
-    options = ("--epochs", 3, "--no-vanilla")
-    assert run("--out", tmp_path / "whole", *options)[0] == 0
-
-    validate = Trainer.validate
-
-    def cut_off(self: Trainer, epoch: int) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        validate(self, epoch)
-
-    monkeypatch.setattr(Trainer, "validate", cut_off)
-    assert run("--out", tmp_path / "cut", *options)[0] == 130
-    monkeypatch.setattr(Trainer, "validate", validate)
-    assert run("--out", tmp_path / "cut", *options)[0] == 2
-    code, _, err = run("--out", tmp_path / "cut", *options, "--resume")
-    assert code == 0, err
-
-    whole, cut = (torch.load(tmp_path / name / "epoch-002.pt")["model_state_dict"] for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert results_of(tmp_path / "whole") == results_of(tmp_path / "cut")
-
-
-def test_resuming_with_options_that_change_the_run_is_refused(run, tmp_path):
-    assert run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1)[0] == 0
-    code, _, err = run("--out", tmp_path / "run", "--no-vanilla", "--epochs", 1, "--lr", "1e-3", "--resume")
-    assert code == 2 and "--lr was 0.0005, is 0.001" in err
-
-
 def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path):
     audio = tmp_path / "data" / "audio" / "R"
     audio.mkdir(parents=True)
     odd = quran / "odd"
-    for number, name in enumerate(
-        ["damaged_frames", "mono_8kHz", "stereo_48kHz", "truncated", "empty", "noise_bytes"], 1
-    ):
+    for number, name in enumerate(["damaged_frames", "mono_8kHz", "truncated", "empty", "noise_bytes"], 1):
         (audio / f"001{number:03}.mp3").symlink_to(odd / f"{name}.mp3")
     code, out, err = run(
         "--data", tmp_path / "data", "--text", quran / "metadata" / "ayah_text_clear.csv", "--train-reciters", "R",
@@ -114,8 +83,8 @@ def test_damaged_and_undecodable_files_are_listed_not_fatal(run, quran, tmp_path
     assert "R is in the training data too" in (tmp_path / "run" / "results.md").read_text()
     with open(tmp_path / "run" / "skipped.csv", newline="") as file:
         skipped = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
-    assert set(skipped) == {"001005.mp3", "001006.mp3", "001007.*"}
-    assert "not audio" in skipped["001006.mp3"]
+    assert set(skipped) == {"001004.mp3", "001005.mp3", "001006.*", "001007.*"}
+    assert "not audio" in skipped["001005.mp3"]
 
 
 def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
@@ -132,17 +101,12 @@ def test_a_manifest_trains_without_a_validation_reciter(run, quran, tmp_path):
 
 
 BAD = [
-    (["--data", "{tmp}/nowhere"], "no folder {tmp}/nowhere"),
     (["--data", "{tmp}"], "no recitations in {tmp}"),
     (["--text", "{tmp}/none.csv"], "cannot read {tmp}/none.csv"),
-    (["--text", "{tmp}/columns.csv"], "lacks the columns"),
-    (["--train-reciters", "Husary"], "there are AbdulWadood_Haneef, "),
     (["--valid-reciters", "Yasser_Salama"], "did you mean Yasser_Salama_hadr"),
-    (["--surahs", "200:300"], "--surahs 200:300"),
     (["--surahs", "50:51"], "no ayah of"),
     (["--max-duration", "0.5"], "nothing left to train on"),
     (["--model", "{tmp}/none.pt"], "none.pt"),
-    (["--model", "enormous"], "enormous"),
     (["--model", "{workshop}/model.en.pt"], "English-only"),
     (["--language", "klingon"], "--language klingon"),
     (["--precision", "fp16"], "--precision fp16 needs a GPU"),
@@ -167,19 +131,12 @@ def test_bad_input_is_one_line_and_exit_2(run, workshop, tmp_path, options, says
     assert says.format(**places) in lines[0]
 
 
-def test_the_command_line_itself(tmp_path):
-    """A real process: help without torch, and a mistake without a traceback."""
+def test_help_names_every_option(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-
-    def train(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "train.py"), *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-
-    help = train("--help")
-    assert help.returncode == 0 and "--train-reciters" in help.stdout and "--demo" in help.stdout
-    wrong = train("--data", "nowhere")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: no folder nowhere"), wrong.stderr
-    assert len(wrong.stderr.splitlines()) == 1
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    assert all(f"--{field.name.replace('_', '-')}" in done.stdout for field in fields(TrainingConfig))
 
 
 @pytest.mark.parametrize(
