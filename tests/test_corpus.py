@@ -75,7 +75,7 @@ def test_text_with_bom_extra_columns_and_another_order_is_read(tmp_path):
     texts, skipped = read_text(file)
     assert texts == {(1, 1): "نص"}
     assert [item.reason for item in skipped] == [
-        "sorah and ayah are not numbers",
+        "no ayah has this sorah and ayah: z,y",
         "a second text for an ayah that has one already",
     ]
 
@@ -226,9 +226,10 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
     texts, skipped = read_text(text)
     assert texts == {(112, 1): "a", (112, 4): "g"}
     assert Counter(item.reason for item in skipped) == {
-        "sorah and ayah are not numbers": 2,
+        "no ayah has this sorah and ayah: 112.5,2": 1,
+        "no ayah has this sorah and ayah: 3,x": 1,
         "the text is NaN, which stands for a missing value": 1,
-        "there is no ayah 2:287": 1,
+        "no ayah has this sorah and ayah: 2,287": 1,
         "the sorah is <NA>, which stands for a missing value": 1,
         "2 fields, where the first line has 3": 1,
     }

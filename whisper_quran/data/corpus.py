@@ -262,8 +262,8 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
     Texts are as :func:`.text.recited`. If most first ayat begin with the basmala (those of surahs 1 and 9 aside), it is
     taken from them, since their recordings begin without it.
 
-    Rows that cannot be used (no numbers, a second text for an ayah) are returned as skipped. An empty text is kept, so
-    that the ayah's audio is reported as lacking text.
+    Rows that cannot be used are returned as skipped. An empty text is kept, so that the ayah's audio is reported as
+    lacking text.
 
     Raises:
         UserError: no such file, not UTF-8, a column is missing, or no row holds text.
@@ -273,10 +273,8 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
     for place, row in rows:
         numbers = [_NUMBER.fullmatch(row[column]) for column in ("sorah", "ayah")]
         surah, ayah = (int(number[1]) if number else 0 for number in numbers)
-        if not all(numbers):
-            reason = "sorah and ayah are not numbers"
-        elif not (1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH):
-            reason = f"there is no ayah {surah}:{ayah}"
+        if not (1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH):
+            reason = f"no ayah has this sorah and ayah: {row['sorah']},{row['ayah']}"
         elif (surah, ayah) in texts:
             reason = "a second text for an ayah that has one already"
         else:
