@@ -3,12 +3,10 @@
 import errno
 import io
 import math
-import random
 import re
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,28 +39,6 @@ def small_whisper(seed: int = 0, **dims: int) -> Whisper:
     model = Whisper(ModelDimensions(**{**sizes, **dims}))
     torch.nn.init.normal_(model.decoder.positional_embedding)
     return model.eval()
-
-
-def read_damaged(data: bytes, places: Sequence[int], count: int, file: Path, source: Path) -> dict[str, int]:
-    """Write ``data`` to ``file`` with bytes at a few of ``places`` changed, lost and added, and read ``source``.
-
-    Do so ``count`` times; return how often it was refused, and how often read.
-    """
-    generator = random.Random(0)
-    outcomes = {"refused": 0, "read": 0}
-    for _ in range(count):
-        damaged = bytearray(data)
-        for place in generator.sample(places, generator.choice([1, 1, 2, 5])):
-            replacement = [generator.randbytes(1), b"", generator.randbytes(2)][generator.choice([0, 0, 0, 1, 2])]
-            damaged[place : place + 1] = replacement
-        file.write_bytes(damaged)
-        try:
-            read_checkpoint(source)
-            outcomes["read"] += 1
-        except UserError as error:
-            assert str(error).isprintable()
-            outcomes["refused"] += 1
-    return outcomes
 
 
 @pytest.fixture
@@ -140,7 +116,7 @@ def test_a_named_size_gets_its_alignment_heads(tmp_path: Path) -> None:
     assert large == [[layer, head] for layer in range(16, 32) for head in range(20)]
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "net.whisper.", "module.", "_orig_mod.module.model."])
+@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod.module.net.whisper."])
 def test_any_single_prefix_is_stripped_and_what_is_not_whispers_is_named(
     prefix: str, tmp_path: Path, model: Whisper
 ) -> None:
@@ -214,7 +190,7 @@ def test_more_than_a_whisper_is_refused(tmp_path: Path, model: Whisper) -> None:
     assert "an adapter (LoRA: decoder.blocks.0.attn.query.lora_A)" in refusal(tmp_path / "adapter.pt")
     state["decoder.blocks.0.attn.gate"] = state.pop("decoder.blocks.0.attn.query.lora_A")
     torch.save(state, tmp_path / "gate.pt")
-    assert "no place for decoder.blocks.0.attn.gate" in refusal(tmp_path / "gate.pt")
+    assert "holds decoder.blocks.0.attn.gate (64, 8), for which a Whisper has no place" in refusal(tmp_path / "gate.pt")
     taller = small_whisper(n_text_layer=2)
     torch.save({"dims": vars(model.dims), "model_state_dict": taller.state_dict()}, tmp_path / "extra_layer.pt")
     assert "its tensors have n_text_layer 2" in refusal(tmp_path / "extra_layer.pt")
@@ -223,9 +199,9 @@ def test_more_than_a_whisper_is_refused(tmp_path: Path, model: Whisper) -> None:
 def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> None:
     state = model.state_dict()
     torch.save({**state, "encoder.conv2.weight": torch.zeros(64, 64, 5)}, tmp_path / "shape.pt")
-    assert "encoder.conv2.weight has the shape (64, 64, 5), and this Whisper needs (64, 64, 3)" in refusal(
-        tmp_path / "shape.pt"
-    )
+    assert "holds encoder.conv2.weight (64, 64, 5), for which a Whisper has no place" in refusal(tmp_path / "shape.pt")
+    torch.save({**state, "encoder.conv1.weight": torch.zeros(64, 80)}, tmp_path / "axes.pt")
+    assert "another number of axes" in refusal(tmp_path / "axes.pt")
     torch.save({**state, "decoder.ln.bias": torch.zeros(64, dtype=torch.int8)}, tmp_path / "int8.pt")
     assert "quantised (decoder.ln.bias is torch.int8)" in refusal(tmp_path / "int8.pt")
     embedding = state["decoder.token_embedding.weight"].to(torch.float8_e4m3fn)
@@ -261,13 +237,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "before 2020" in refusal(tmp_path / "old.pt")
 
 
-@pytest.mark.parametrize("n_vocab, n_mels", [(50_000, 80), (51_863, 80), (51_866, 80), (51_870, 80), (51_872, 128)])
-def test_a_vocabulary_of_no_whisper_is_refused(n_vocab: int, n_mels: int, tmp_path: Path) -> None:
-    """A token added to `base` makes it as large as large-v3's, whose special tokens are elsewhere."""
-    save_checkpoint(tmp_path / "model.pt", small_whisper(n_vocab=n_vocab, n_mels=n_mels))
-    assert f"has {n_vocab} tokens and {n_mels} mel bins, as no Whisper has" in refusal(tmp_path / "model.pt")
-
-
 def test_large_v3s_vocabulary_is_read(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", small_whisper(n_vocab=51866, n_mels=128))
     assert tokenizer_for(load_checkpoint(tmp_path / "model.pt").dims, "yue").to_language_token("yue") == 50358
@@ -280,9 +249,11 @@ def test_large_v3s_vocabulary_is_read(tmp_path: Path) -> None:
     [
         ({"n_mels": 64}, "n_mels is 64"),
         ({"n_audio_ctx": 750}, "n_audio_ctx is 750"),
-        ({"n_audio_layer": 0}, "n_audio_layer is 0"),
         ({"n_text_layer": 0}, "n_text_layer is 0"),
         ({"n_text_ctx": 4}, "n_text_ctx is 4"),
+        # A token added to `base` makes it as large as large-v3's, whose special tokens are elsewhere.
+        ({"n_vocab": 51866}, "has 51866 tokens and 80 mel bins, as no Whisper has"),
+        ({"n_vocab": 51872, "n_mels": 128}, "has 51872 tokens and 128 mel bins, as no Whisper has"),
     ],
 )
 def test_a_size_that_whisper_cannot_have_is_refused(size: dict[str, int], message: str, tmp_path: Path) -> None:
@@ -290,15 +261,12 @@ def test_a_size_that_whisper_cannot_have_is_refused(size: dict[str, int], messag
     assert message in refusal(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value, dtype", [(math.nan, torch.float16), (-math.inf, torch.bfloat16)])
 def test_weights_that_are_no_numbers_are_refused_by_name(
     value: float, dtype: torch.dtype, tmp_path: Path, model: Whisper
 ) -> None:
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     state["decoder.blocks.0.mlp.0.weight"][7, 5] = value
-    torch.save({"dims": vars(model.dims), "model_state_dict": state}, tmp_path / "model.pt")
-    assert "decoder.blocks.0.mlp.0.weight holds values that are not finite" in refusal(tmp_path / "model.pt")
     save_file(state, tmp_path / "model.safetensors")
     assert "decoder.blocks.0.mlp.0.weight holds values that are not finite" in refusal(tmp_path / "model.safetensors")
 
@@ -331,19 +299,15 @@ def test_an_adapter_is_named_as_one(tmp_path: Path) -> None:
     "source, answer",
     [
         ("bse", "did you mean base?"),
-        ("Base", "did you mean base?"),
         ("whisper-small", "did you mean small?"),
         ("large-v4", "did you mean large-v"),
-        ("openai/whisper-base", "did you mean base?"),
         ("openai/whisper-large-v3-turbo", "did you mean large-v3-turbo?"),
         ("someone/whisper-base-quran", "hf download someone/whisper-base-quran --local-dir whisper-base-quran"),
         ("runs/mine/best.pt", "give one or, if a Whisper's name will do, one of tiny.en"),
-        ("smal.pt", "give one or, if a Whisper's name will do, one of tiny.en"),
         (
-            "https://example.org/openai/whisper-small",
-            "no file or folder https://example.org/openai/whisper-small: that",
+            "https://example.org/model.pt",
+            "folder https://example.org/model.pt: that is a URL; download",
         ),
-        ("https://example.org/model.pt", "that is a URL; download the file or folder first"),
         ("base\0", "one of tiny.en"),
         ("m" * 5000, "check the path"),
     ],

@@ -75,7 +75,7 @@ def test_names_map_both_ways_for_every_size() -> None:
 
 
 @pytest.mark.usefixtures("no_tokenizer")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("to", ["openai", "hf"])
 def test_tensors_are_the_sources_at_the_asked_precision(dtype: torch.dtype, to: str, tmp_path: Path) -> None:
     source = {f"model.{name}": tensor.to(dtype) for name, tensor in small_whisper().state_dict().items()}
@@ -116,17 +116,6 @@ def test_an_untied_output_layer_is_refused(saved: Path, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"proj_out.weight is no copy of the token embedding"):
         load_checkpoint(tmp_path / "model.safetensors")
-
-
-def test_elements_that_a_file_does_not_align_are_read_right(saved: Path, tmp_path: Path) -> None:
-    convert(saved, tmp_path / "hf", to="hf", dtype="fp32")
-    data = (tmp_path / "hf" / "model.safetensors").read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    for spaces in (1, 2, 3):
-        shifted = (length + spaces).to_bytes(8, "little") + data[8 : 8 + length] + b" " * spaces + data[8 + length :]
-        (tmp_path / "odd.safetensors").write_bytes(shifted)
-        convert(tmp_path / "odd.safetensors", tmp_path / "odd.pt", to="openai", dtype="fp32", force=True)
-        assert (tmp_path / "odd.pt").read_bytes() == saved.read_bytes()
 
 
 def test_heads_come_from_config_json(tmp_path: Path) -> None:
@@ -248,7 +237,6 @@ def test_force_never_loses_what_a_conversion_did_not_write(saved: Path, tmp_path
     (mine / "thesis.tex").write_text("years of work")
     assert "holds more than a conversion ('thesis.tex')" in run(saved, mine, "--to", "hf", "--force")
     assert "is a folder" in run(saved, mine, "--force")
-    assert "which is read: choose another name" in run(saved, saved, "--force")
     assert f"is, or holds, {saved}, which is read" in run(saved, tmp_path, "--to", "hf", "--force")
     assert "is no folder" in run(saved, mine / "thesis.tex", "--to", "hf", "--force")
     assert (mine / "thesis.tex").read_text() == "years of work" and saved.exists()
@@ -347,8 +335,3 @@ def test_what_hugging_face_cannot_hold_is_refused(saved: Path, tmp_path: Path) -
         tmp_path / "model80.pt", tmp_path / "hf", "--to", "hf", "--language", "xx"
     )
     assert not (tmp_path / "hf").exists()
-
-
-@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"], ["a", "b", "--to", "onnx"], ["a", "b", "--dtyp"]])
-def test_a_wrong_command_line_is_one_line(arguments: list[str]) -> None:
-    assert "(see convert.py --help)" in run(*arguments)

@@ -141,24 +141,29 @@ def test_whatever_a_name_holds_the_front_matter_is_yaml_and_the_tables_are_table
     assert not re.search(r"(?<!\\)<b>", re.sub("`[^`\n]*`", "", text))  # in a code span it is text
 
 
+VALID = b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "seconds": 1, '
 DAMAGE = {
-    "noise": os.urandom(2000),
-    "empty": b"",
-    "deep": b"[" * 100_000,
-    "options of other types": b'{"config": {"lr": "x", "model": 3, "train_reciters": 7}}',
-    "huge": b'{"config": {"lr": 1e999, "epochs": 1' + b"0" * 4000 + b'}, "data": {"train": {"R": {"ayat": 1e999}}}}',
-    "rows": b'{"event": "valid", "epoch": 0, "reciter": "R"}\n{"event": []}\n{"event": "average"}\n7\n"x"\n',
-    "rates of other types": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": "x", "wer": {}, '
-    b'"cer": [], "words": null, "word_errors": 1, "seconds": 1}\n',
-    "rates without bounds": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1'
-    + b"0" * 400 + b', "cer": NaN, "words": 0, "word_errors": 1, "seconds": 1}\n',
-    "other numbers": b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "loss": 1, "wer": 1, '
-    b'"cer": 1, "words": 1, "word_errors": 1, "seconds": 1, "der": "x"}\n',
-}  # fmt: skip
+    "config.json": {
+        "noise": os.urandom(2000),
+        "deep": b"[" * 100_000,
+        "options of other types": b'{"config": {"lr": "x", "model": 3, "train_reciters": 7}}',
+        "huge": b'{"config": {"lr": 1e999, "epochs": 1'
+        + b"0" * 4000
+        + b'}, "data": {"train": {"R": {"ayat": 1e999}}}}',
+    },
+    "metrics.jsonl": {
+        "noise": os.urandom(2000),
+        "rows": VALID[:-2] + b'}\n{"event": []}\n{"event": "average"}\n7\n"x"\n',
+        "other types": VALID + b'"loss": "x", "wer": {}, "cer": [], "words": null, "word_errors": 1}\n',
+        "no bounds": VALID + b'"loss": 1, "cer": NaN, "words": 0, "word_errors": 1, "wer": 1' + b"0" * 400 + b"}\n",
+        "other numbers": VALID + b'"loss": 1, "wer": 1, "cer": 1, "words": 1, "word_errors": 1, "der": "x"}\n',
+    },
+}
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
-@pytest.mark.parametrize("damage", [*DAMAGE, "folder", "fifo", "loop"])
+@pytest.mark.parametrize(
+    "name, damage", [(name, damage) for name in DAMAGE for damage in (*DAMAGE[name], "folder", "fifo", "loop")]
+)
 def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, damage):
     checkpoint = made_up_run(tmp_path / "run")
     path = checkpoint.with_name(name)
@@ -170,7 +175,7 @@ def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, dam
     elif damage == "loop":
         path.symlink_to(path)
     else:
-        path.write_bytes(DAMAGE[damage])
+        path.write_bytes(DAMAGE[name][damage])
     about, _ = card_of(checkpoint, tmp_path / "hf")
     assert about["library_name"] == "transformers"
     assert ("model-index" in about) == (name == "config.json")

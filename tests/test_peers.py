@@ -9,7 +9,6 @@ import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import soundfile
 import torch
 import torchaudio
 import whisper
-from conftest import make_whisper, talkative
+from conftest import make_whisper
 from test_checkpoint import same_weights, small_whisper
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
@@ -122,18 +121,6 @@ def test_a_lightning_checkpoint_whose_notebook_is_gone(
     assert read_checkpoint(path).left_out == ("loss.weight",)
     convert(path, tmp_path / "model.pt", to="openai", dtype="fp32")
     assert same_weights(whisper.load_model(str(tmp_path / "model.pt"), device="cpu"), loaded)
-
-
-def test_a_lightning_checkpoint_of_a_compiled_whisper_with_a_frozen_encoder(tmp_path: Path) -> None:
-    model = small_whisper()
-    model.encoder.requires_grad_(False)
-    trainer = fit(lightning_module(torch.compile(model, backend="eager"), {}), tmp_path)
-    trainer.save_checkpoint(tmp_path / "compiled.ckpt")
-    assert (
-        "model._orig_mod.encoder.conv1.weight"
-        in torch.load(tmp_path / "compiled.ckpt", weights_only=True)["state_dict"]
-    )
-    assert same_weights(load_checkpoint(tmp_path / "compiled.ckpt"), model)
 
 
 @pytest.fixture(scope="session")
@@ -241,56 +228,18 @@ def test_the_tokenizer_is_whispers(n_vocab: int, transformers: types.ModuleType,
         assert theirs.decode(tokens) == ours.decode(tokens)
 
 
-@dataclass(frozen=True)
-class Memorised:
-    """A Whisper that has learnt one recitation by heart, so that its transcription can be right."""
-
-    folder: Path  # model.pt and hf/
-    mp3: Path
-    audio: torch.Tensor  # 16 kHz
-    text: str
-
-
-@pytest.fixture(scope="session")
-def memorised(quran: Path, transformers: types.ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Memorised:
-    mp3 = sorted((quran / "audio").glob("*/001002.mp3"))[0]
-    with open(quran / "metadata" / "ayah_text_clear.csv", encoding="utf-8-sig", newline="") as file:
-        text = next(row["text"] for row in csv.DictReader(file) if (row["sorah"], row["ayah"]) == ("1", "2"))
-    samples, rate = soundfile.read(mp3, dtype="float32", always_2d=True)
+def test_transformers_transcribes_a_real_recitation(
+    base_weights: Path, transformers: types.ModuleType, quran: Path, tmp_path: Path
+) -> None:
+    convert(base_weights / "base.pt", tmp_path / "hf", to="hf", dtype="fp16")
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    samples, rate = soundfile.read(sorted((quran / "audio").glob("*/001002.mp3"))[0], dtype="float32", always_2d=True)
     audio = torchaudio.functional.resample(torch.from_numpy(samples.mean(1)), rate, 16_000)
-    # faster-whisper fills the 30 seconds with zeros after the mel spectrogram, the others with silence before it.
-    silence = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio))
-    zeros = whisper.pad_or_trim(whisper.log_mel_spectrogram(audio), whisper.audio.N_FRAMES)
-    mels = torch.stack([silence, zeros])
-    tokenizer = get_tokenizer(True, language="ar", task="transcribe")
-    prompt = tokenizer.sot_sequence_including_notimestamps
-    tokens = torch.tensor([[*prompt, *tokenizer.encode(" " + text), tokenizer.eot]] * 2)
-    model = make_whisper().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(300):
-        logits = model(mels + 0.1 * torch.randn_like(mels), tokens[:, :-1])[:, len(prompt) - 1 :]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, len(prompt) :].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss < 0.02:
-            break
-    folder = tmp_path_factory.mktemp("memorised")
-    save_checkpoint(folder / "model.pt", model)
-    convert(folder / "model.pt", folder / "hf", to="hf", dtype="fp16")
-    options = whisper.DecodingOptions(language="ar", without_timestamps=True, fp16=False)
-    assert whisper.decode(load_checkpoint(folder / "hf"), silence, options).text == text
-    return Memorised(folder, mp3, audio, text)
-
-
-def test_transformers_transcribes_a_real_recitation(memorised: Memorised, transformers: types.ModuleType) -> None:
-    folder = memorised.folder / "hf"
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    features = processor(memorised.audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
+    features = processor(audio.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
     # Neither language nor task is asked for: the generation config says them.
     text = processor.batch_decode(model.generate(features), skip_special_tokens=True)[0]
-    assert text.strip() == memorised.text
+    assert "الحمد لله" in text
 
 
 @pytest.fixture
@@ -301,15 +250,6 @@ def open_faster_whisper() -> Iterator[Callable[[Path], Any]]:
     options = {"device": "cpu", "compute_type": "float32", "local_files_only": True}
     yield lambda folder: model(str(folder), **options)
     torch.set_num_threads(1)  # CTranslate2 changes the number for the whole process, see conftest.py
-
-
-def test_faster_whisper_transcribes_a_real_recitation(
-    memorised: Memorised, open_faster_whisper: Callable[[Path], Any], tmp_path: Path
-) -> None:
-    convert(memorised.folder / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp16")
-    model = open_faster_whisper(tmp_path / "ct2")
-    segments, _ = model.transcribe(str(memorised.mp3), language="ar", without_timestamps=True)
-    assert " ".join(segment.text.strip() for segment in segments) == memorised.text
 
 
 def test_faster_whisper_transcribes_as_with_the_real_folder(
@@ -325,30 +265,3 @@ def test_faster_whisper_transcribes_as_with_the_real_folder(
             segments, _ = model.transcribe(str(mp3), **options)
             texts.append([(s.text, s.start, s.end, s.words and [w.word for w in s.words]) for s in segments])
     assert texts[:2] == texts[2:] and "الحمد لله" in texts[0][0][0]
-
-
-@pytest.mark.parametrize("n_vocab, n_mels", [(51864, 80), (51866, 128)])
-def test_faster_whisper_computes_what_whisper_does(
-    n_vocab: int, n_mels: int, open_faster_whisper: Callable[[Path], Any], quran: Path, tmp_path: Path
-) -> None:
-    save_checkpoint(
-        tmp_path / "model.pt", talkative(make_whisper(n_vocab=n_vocab, n_mels=n_mels, layers=2), eot_gain=1.5)
-    )
-    convert(tmp_path / "model.pt", tmp_path / "ct2", to="ct2", dtype="fp32")
-    ours = load_checkpoint(tmp_path / "model.pt")
-    theirs = open_faster_whisper(tmp_path / "ct2")
-    decode_audio = pytest.importorskip("faster_whisper.audio").decode_audio
-    assert theirs.model.is_multilingual == (n_vocab > 51864) and theirs.feature_extractor.mel_filters.shape[0] == n_mels
-    audio = decode_audio(str(sorted((quran / "audio").glob("*/001001.mp3"))[0]))
-    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), n_mels)
-    with torch.no_grad():
-        expected = ours.encoder(mel[None])
-    encoded = torch.from_numpy(np.array(theirs.encode(mel.numpy())))
-    assert torch.allclose(encoded, expected, atol=1e-3) and expected.std() > 0.1
-    language = "ar" if theirs.model.is_multilingual else "en"
-    tokenizer = get_tokenizer(theirs.model.is_multilingual, num_languages=ours.num_languages, language=language)
-    options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False, sample_len=20)
-    prompt = list(tokenizer.sot_sequence_including_notimestamps)
-    (result,) = theirs.model.generate(theirs.encode(mel.numpy()), [prompt], beam_size=1, max_length=60)
-    decoded = whisper.decode(ours, mel, options).tokens
-    assert len(decoded) > 2 and result.sequences_ids[0][:20] == decoded

@@ -27,9 +27,10 @@ from ..runtime.errors import UserError
 from ..runtime.files import atomic_write
 from .dims import SAVE_ALL, alignment_heads, infer_dims, whisper_shapes
 from .names import MERGE, READABLE, WHISPER_NAMES, find_checkpoint
-from .torch_file import LEGACY_MAGIC, StandIn, damaged, read_torch_file, write_torch_file
+from .torch_file import StandIn, damaged, read_torch_file, write_torch_file
 
 MAX_JSON = 16 * 2**20  # bytes
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
 ADAPTER = re.compile(r"\b(lora|ia3)_")
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 WRAPPERS = {"_orig_mod", "module"}  # parts that torch.compile and DistributedDataParallel add to a name
@@ -70,12 +71,7 @@ CONFIG_NAMES = {
     "n_text_layer": "decoder_layers",
 }
 # The possible names of the weights in a Hugging Face folder, in order of preference.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)  # fmt: skip
+WEIGHTS = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,7 @@ def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> W
         checkpoint = read_checkpoint(source)
         model = Whisper(checkpoint.dims)
         model.load_state_dict(checkpoint.tensors)
-        heads = alignment_heads(checkpoint.dims)
-        if heads is not None:
+        if heads := alignment_heads(checkpoint.dims):
             model.set_alignment_heads(heads)
     return model.float().eval().to(device)
 
@@ -118,10 +113,16 @@ def load_checkpoint(source: str | Path, device: str | torch.device = "cpu") -> W
 def save_checkpoint(path: str | Path, model: Whisper, dtype: torch.dtype = torch.float16) -> None:
     """Write ``model`` to ``path`` atomically, in the format of `whisper.load_model`.
 
+    Parametrized layers are written with their effective weights.
+
     Raises:
         UserError: a weight is beyond ``dtype``'s range, the disk is full, or the folder cannot be written.
     """
-    write_checkpoint(path, model.dims, plain_weights(model), dtype)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            weights |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations}
+    write_checkpoint(path, model.dims, weights, dtype)
 
 
 def write_checkpoint(path: str | Path, dims: ModelDimensions, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -129,15 +130,6 @@ def write_checkpoint(path: str | Path, dims: ModelDimensions, tensors: dict[str,
     state = {name: at_precision(name, tensor, dtype) for name, tensor in tensors.items()}
     with atomic_write(path, "wb") as file:
         write_torch_file({"dims": asdict(dims), "model_state_dict": state}, file)
-
-
-def plain_weights(model: Whisper) -> dict[str, Tensor]:
-    """Return ``model.state_dict()`` with the effective weights of parametrized layers."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if ".parametrizations." not in name}
-    for name, module in model.named_modules():
-        if is_parametrized(module):
-            weights |= {f"{name}.{tensor}": getattr(module, tensor).detach() for tensor in module.parametrizations}
-    return weights
 
 
 def at_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -175,13 +167,10 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         if path.is_dir():
             files, stated = _open_folder(path)
         for file in files:
-            if _is_safetensors(file):
-                found |= _read_safetensors(file)
-            else:
-                tensors, dims, others = _read_torch(file)
-                found |= tensors
-                stated = stated or dims
-                left_out += others
+            tensors, file_dims, others = _read_file(file)
+            found |= tensors
+            stated = stated or file_dims
+            left_out += others
         size = sum(file.stat().st_size for file in files)
     except FileNotFoundError as error:
         raise UserError(f"no file or folder {error.filename}, which {path} needs: copy or download it again") from None
@@ -220,59 +209,57 @@ def read_json(path: Path) -> dict[str, Any]:
         text = file.read(MAX_JSON + 1)
     try:
         value = json.loads(text) if len(text) <= MAX_JSON else None
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, "its JSON cannot be read") from error
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         raise damaged(path, "it is no JSON object that describes a model")
     return value
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Return True for safetensors, and False for a file of `torch.save`; raise a :class:`UserError` for others."""
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """Return the tensors of a file, the dimensions that it states, and the names of what is left out."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file or folder: give {READABLE}")
     with open(path, "rb") as file:
         head = file.read(len(LEGACY_MAGIC))
-    if head[8:9] == b"{":
-        return True
-    if head[:4] == b"PK\3\4" or head == LEGACY_MAGIC:
-        return False
-    raise UserError(f"{path} is {'no checkpoint' if head else 'empty'}: give {READABLE}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if head[:4] == b"PK\3\4":
+        return _read_torch(path)
+    if head == LEGACY_MAGIC:
+        raise UserError(f"{path} is in torch's format of before 2020: torch.load it and torch.save it again")
+    if head[8:9] != b"{":
+        raise UserError(f"{path} is {'no checkpoint' if head else 'empty'}: give {READABLE}")
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, "its header is not that of a safetensors file of this length") from error
     if not all(name.isprintable() for name in tensors):
         raise damaged(path, "the name of a tensor is not printable")
-    return tensors
+    return tensors, {}, []
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """Find the first dict of a file that holds a Whisper, starting with the outermost.
 
     Its name does not matter: state_dict, model_state_dict, model. If there is none, return the largest dict, so that an
-    error can list what it lacks. Also return the dimensions that the file states, and the names of what is left out.
+    error can list what it lacks.
     """
     contents = read_torch_file(path)
     if not isinstance(contents, dict):
         what = f"a whole {contents.attribute}" if isinstance(contents, StandIn) else "no dict"
         raise UserError(f"{path} holds {what}: save its state_dict() instead, or give the checkpoint of a Whisper")
-    dicts: dict[str, dict] = {"": contents}
-    seen = {id(contents)}  # a file may hold one dict under thousands of names
+    dicts: dict[int, tuple[str, dict]] = {id(contents): ("", contents)}
     for name, value in contents.items():
-        if isinstance(value, dict) and id(value) not in seen:
-            seen.add(id(value))
-            dicts[name] = value
+        if isinstance(value, dict):
+            dicts.setdefault(id(value), (name, value))  # a file may hold one dict under thousands of names
     states = {
-        name: {key: value for key, value in state.items() if isinstance(value, Tensor)} for name, state in dicts.items()
+        name: {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        for name, state in dicts.values()
     }
     whispers = [name for name in states if _whisper_prefixes(map(_plain_name, states[name]))]
     chosen = whispers[0] if whispers else max(states, key=lambda name: len(states[name]))
-    left_out = [key for key, value in dicts[chosen].items() if chosen and isinstance(value, StandIn)]
-    left_out += [f"{name}.* (another Whisper)" for name in whispers[1:]]
+    left_out = [f"{name}.* (another Whisper)" for name in whispers[1:]]
+    if chosen:
+        left_out += [key for key, value in contents[chosen].items() if isinstance(value, StandIn)]
     dims = contents.get("dims")
     return states[chosen], dims if isinstance(dims, dict) else {}, left_out
 
@@ -351,17 +338,11 @@ def _checked(path: Path, dims: ModelDimensions, tensors: dict[str, Tensor], size
         raise UserError(
             f"{path} is no whole Whisper: of its {len(shapes)} tensors it lacks {_listed(missing)}; {SAVE_ALL}"
         )
-    if unknown := [name for name in tensors if name not in shapes]:
-        raise UserError(
-            f"{path} is more than a Whisper, which has no place for {_listed(unknown)}: save a plain Whisper"
-        )
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise UserError(
-                f"{path}: {name} has the shape {tuple(tensors[name].shape)}, and this Whisper needs {shape}"
-            )
-        if tensors[name].dtype not in PRECISIONS:
-            raise UserError(f"{path} is quantised ({name} is {tensors[name].dtype}): give the weights it was made from")
+    if others := [f"{name} {tuple(found.shape)}" for name, found in tensors.items() if found.shape != shapes.get(name)]:
+        raise UserError(f"{path} holds {_listed(others)}, for which a Whisper has no place: save a plain Whisper")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in PRECISIONS:
+            raise UserError(f"{path} is quantised ({name} is {tensor.dtype}): give the weights it was made from")
     if sum(tensor.nbytes for tensor in tensors.values()) > size:
         raise damaged(path, "its tensors are larger than the file")
     for name, tensor in tensors.items():

@@ -123,13 +123,6 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
         UserError: they do not agree, a tensor is missing, or Whisper does not support them; ``where`` names the file.
     """
 
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in shapes:
-            raise UserError(f"{where} is no whole Whisper: {name} is missing; {SAVE_ALL}")
-        if len(shapes[name]) != axes:
-            raise UserError(f"{where} is no Whisper: {name} has the shape {shapes[name]}")
-        return shapes[name]
-
     def layers(part: str) -> int:
         return len({match[1] for name in shapes if (match := re.match(rf"{part}\.blocks\.(\d+)\.", name))})
 
@@ -139,24 +132,20 @@ def infer_dims(shapes: Mapping[str, tuple[int, ...]], stated: Mapping[str, objec
             raise UserError(f"{where} does not tell its number of heads: a width of {state} is no multiple of it")
         return count
 
-    audio_state, n_mels, _ = shape("encoder.conv1.weight", 3)
-    n_audio_ctx, _ = shape("encoder.positional_embedding", 2)
-    n_text_ctx, _ = shape("decoder.positional_embedding", 2)
-    n_vocab, text_state = shape("decoder.token_embedding.weight", 2)
+    try:
+        audio_state, n_mels, _ = shapes["encoder.conv1.weight"]
+        n_audio_ctx, _ = shapes["encoder.positional_embedding"]
+        n_text_ctx, _ = shapes["decoder.positional_embedding"]
+        n_vocab, text_state = shapes["decoder.token_embedding.weight"]
+    except KeyError as missing:
+        raise UserError(f"{where} is no whole Whisper: {missing.args[0]} is missing; {SAVE_ALL}") from None
+    except ValueError:
+        raise UserError(f"{where} is no Whisper: its embeddings or convolutions have another number of axes") from None
     if audio_state != text_state:
         raise UserError(f"{where} is no Whisper: its encoder is {audio_state} wide and its decoder {text_state}")
-    dims = ModelDimensions(
-        n_mels=n_mels,
-        n_audio_ctx=n_audio_ctx,
-        n_audio_state=audio_state,
-        n_audio_head=heads("n_audio_head", audio_state),
-        n_audio_layer=layers("encoder"),
-        n_vocab=n_vocab,
-        n_text_ctx=n_text_ctx,
-        n_text_state=text_state,
-        n_text_head=heads("n_text_head", text_state),
-        n_text_layer=layers("decoder"),
-    )
+    encoder = (n_mels, n_audio_ctx, audio_state, heads("n_audio_head", audio_state), layers("encoder"))
+    decoder = (n_vocab, n_text_ctx, text_state, heads("n_text_head", text_state), layers("decoder"))
+    dims = ModelDimensions(*encoder, *decoder)
     for field, found in asdict(dims).items():
         if field in stated and (type(stated[field]) is not int or stated[field] != found):
             raise UserError(f"{where} contradicts itself: its tensors have {field} {found}, and it states another")

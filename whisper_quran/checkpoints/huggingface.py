@@ -9,7 +9,6 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,8 +27,6 @@ WEIGHTS = "model.safetensors"
 # All files that a folder may hold; the model card is README.md.
 FILES = {WEIGHTS, "README.md", "config.json", "generation_config.json", "preprocessor_config.json"}
 FILES |= {"tokenizer.json", "tokenizer_config.json"}
-# Earlier conversions wrote these too, for the slow tokenizer of transformers 4.
-FILES |= {"added_tokens.json", "merges.txt", "normalizer.json", "special_tokens_map.json", "vocab.json"}
 EOT, SOT, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 
 
@@ -43,22 +40,7 @@ def write(folder: Path, dims: ModelDimensions, tensors: dict[str, Tensor], dtype
         UserError: there is no such language, a weight is beyond ``dtype``'s range, or the disk is full.
     """
     tokenizer = tokenizer_for(dims, language if dims.n_vocab > ENGLISH_VOCAB else "en")
-    _write_json(folder / "config.json", _model_config(dims, dtype, tokenizer))
-    _write_json(folder / "preprocessor_config.json", _feature_config(dims))
-    _write_json(folder / "generation_config.json", _generation_config(dims, tokenizer))
-    write_tokenizer(folder, tokenizer)
-    state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors.items()}
-    try:
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
-    except SafetensorError as error:
-        raise UserError(f"cannot write {folder / WEIGHTS} ({error}): free disk space or choose another DEST") from error
-    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets nobody else read it
-    sync(folder / WEIGHTS)
-
-
-def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, object]:
-    """Return ``config.json``; fields that it lacks have WhisperConfig's defaults, which are Whisper's."""
-    return {
+    config = {  # what it lacks has WhisperConfig's defaults, which are Whisper's
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
         **{name: getattr(dims, field) for field, name in CONFIG_NAMES.items()},
@@ -69,6 +51,32 @@ def _model_config(dims: ModelDimensions, dtype: torch.dtype, tokenizer: Tokenize
         "torch_dtype": str(dtype).removeprefix("torch."),
         **_token_ids(tokenizer),
     }
+    n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
+    features = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "processor_class": "WhisperProcessor",
+        "feature_size": dims.n_mels,
+        "sampling_rate": SAMPLE_RATE,
+        "hop_length": HOP_LENGTH,
+        "n_fft": N_FFT,
+        "chunk_length": n_samples // SAMPLE_RATE,
+        "n_samples": n_samples,
+        "nb_max_frames": n_samples // HOP_LENGTH,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "preprocessor_config.json", features)
+    _write_json(folder / "generation_config.json", _generation_config(dims, tokenizer))
+    write_tokenizer(folder, tokenizer)
+    state = {huggingface_name(name): at_precision(name, tensor, dtype) for name, tensor in tensors.items()}
+    try:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})  # transformers requires this metadata
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder / WEIGHTS} ({error}): free disk space or choose another DEST") from error
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors lets nobody else read it
+    sync(folder / WEIGHTS)
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, object]:
@@ -89,7 +97,9 @@ def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str,
         multilingual = {
             "language": tokenizer.language,
             "task": "transcribe",
-            "lang_to_id": {f"<|{code}|>": tokenizer.to_language_token(code) for code in tokenizer.all_language_codes},
+            "lang_to_id": {
+                f"<|{code}|>": tokenizer.to_language_token(code) for code in sorted(tokenizer.all_language_codes)
+            },
             "task_to_id": {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
         }
     no_speech = (tokenizer.sot, tokenizer.sot_lm, tokenizer.sot_prev, tokenizer.no_speech)
@@ -108,32 +118,49 @@ def _generation_config(dims: ModelDimensions, tokenizer: Tokenizer) -> dict[str,
     }
 
 
-def _feature_config(dims: ModelDimensions) -> dict[str, object]:
-    """Return ``preprocessor_config.json``: the constants of whisper/audio.py."""
-    n_samples = dims.n_audio_ctx * 2 * HOP_LENGTH  # the second convolution halves the frames
-    return {
-        "feature_extractor_type": "WhisperFeatureExtractor",
-        "processor_class": "WhisperProcessor",
-        "feature_size": dims.n_mels,
-        "sampling_rate": SAMPLE_RATE,
-        "hop_length": HOP_LENGTH,
-        "n_fft": N_FFT,
-        "chunk_length": n_samples // SAMPLE_RATE,
-        "n_samples": n_samples,
-        "nb_max_frames": n_samples // HOP_LENGTH,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-    }
-
-
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write ``tokenizer.json``, which tokenizers and faster-whisper read too, and transformers' settings for it."""
-    fast = _fast_tokenizer(tokenizer)
+    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
+    characters = byte_characters()
+    written = ["".join(characters[byte] for byte in token) for token in tokens]
+    # Ordered by id. Hugging Face treats timestamps as text, and finds the first of them after the last special token.
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added_tokens = [
+        {"id": index, "content": token, **flags, "special": index < tokenizer.timestamp_begin}
+        for token, index in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    ]
+    special = {token: {"SpecialToken": {"id": token, "type_id": 0}} for token in (SOT, NO_TIMESTAMPS, EOT)}
+    start = [special[SOT], special[NO_TIMESTAMPS], {"Sequence": {"id": "A", "type_id": 0}}]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": EOT, "type_id": 1}}]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [*start, special[EOT]],
+        "pair": [*start, *second],
+        "special_tokens": {
+            token: {"id": token, "ids": [tokenizer.special_tokens[token]], "tokens": [token]} for token in special
+        },
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    fast = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": template,
+        "decoder": byte_level,
+        "model": {
+            **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+            **{"continuing_subword_prefix": "", "end_of_word_suffix": ""},
+            "vocab": {token: index for index, token in enumerate(written)},
+            "merges": [[written[left], written[right]] for left, right in merged_pairs(tokens)],
+        },
+    }
     _write_json(folder / "tokenizer.json", fast)
     settings: dict[str, object] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT)
     settings |= {
-        "additional_special_tokens": [token["content"] for token in fast["added_tokens"] if token["special"]],
+        "additional_special_tokens": [token["content"] for token in added_tokens if token["special"]],
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
@@ -143,53 +170,6 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "tokenizer_class": "WhisperTokenizer",
     }
     _write_json(folder / "tokenizer_config.json", settings)
-
-
-def _fast_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return ``tokenizer.json``, the only file that the library tokenizers (used by faster-whisper) needs."""
-    tokens = [tokenizer.encoding.decode_single_token_bytes(token) for token in range(tokenizer.eot)]
-    characters = byte_characters()
-    written = ["".join(characters[byte] for byte in token) for token in tokens]
-    # Ordered by id. Hugging Face treats timestamps as text, and finds the first of them after the last special token.
-    added = dict(sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]))
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": index, "content": token, **flags, "special": index < tokenizer.timestamp_begin}
-            for token, index in added.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": _template(added),
-        "decoder": byte_level,
-        "model": {
-            **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
-            **{"continuing_subword_prefix": "", "end_of_word_suffix": ""},
-            "vocab": {token: index for index, token in enumerate(written)},
-            "merges": [[written[left], written[right]] for left, right in merged_pairs(tokens)],
-        },
-    }
-
-
-def _template(ids: dict[str, int]) -> dict[str, object]:
-    """Return the template of special tokens around a text: its start, no timestamps, and its end."""
-
-    def piece(kind: str, id: str, type_id: int = 0) -> dict[str, object]:
-        return {kind: {"id": id, "type_id": type_id}}
-
-    start = [piece("SpecialToken", SOT), piece("SpecialToken", NO_TIMESTAMPS), piece("Sequence", "A")]
-    return {
-        "type": "TemplateProcessing",
-        "single": [*start, piece("SpecialToken", EOT)],
-        "pair": [*start, piece("Sequence", "B", 1), piece("SpecialToken", EOT, 1)],
-        "special_tokens": {
-            token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (SOT, NO_TIMESTAMPS, EOT)
-        },
-    }
 
 
 def byte_characters() -> list[str]:

@@ -17,7 +17,6 @@ from torch.storage import TypedStorage
 
 from ..runtime.errors import UserError
 
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's format before version 1.6 begins
 MAX_PICKLE = 64 * 2**20  # bytes: it holds no weights, and takes some megabytes for a large Whisper with its optimiser
 MAX_NAME = 300  # characters of a tensor's name
 
@@ -142,22 +141,16 @@ def read_torch_file(path: Path) -> Any:
     Raises:
         UserError: the file is damaged, compressed, or of another kind.
     """
-    with open(path, "rb") as file:
-        if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
-            raise UserError(f"{path} is in torch's format of before 2020: torch.load it and torch.save it again")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
-        if not pickles:
-            raise UserError(f"{path} is a zip, but not one that torch.save wrote: give a checkpoint file")
         # Asked of the reader that torch.load uses, as that would run a TorchScript file.
-        if torch._C.PyTorchFileReader(str(path)).has_record("constants.pkl"):  # type: ignore[attr-defined]
+        if pickles and torch._C.PyTorchFileReader(str(path)).has_record("constants.pkl"):  # type: ignore[attr-defined]
             raise UserError(f"{path} is a TorchScript program: save the state_dict() of its model instead")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise UserError(f"{path} holds compressed entries, which torch.save never writes: give the file itself")
-        if max(entry.file_size for entry in pickles) > MAX_PICKLE:
-            raise UserError(f"{path} holds a larger pickle than any checkpoint needs: do not trust it")
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if not pickles or compressed or max(entry.file_size for entry in pickles) > MAX_PICKLE:
+            raise UserError(f"{path} is a zip, but not as torch.save writes a checkpoint: give the checkpoint itself")
         return torch.load(str(path), map_location="cpu", pickle_module=_PickleModule, weights_only=False, mmap=True)
     except UserError:
         raise
