@@ -73,15 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path not in self.server.files:
             self.answer(404, b"<html>no such file</html>", {"Content-Type": "text/html"})
         else:
-            self.serve()
+            self.answer(200, self.body)
 
     @property
     def body(self) -> bytes:
         return self.server.files.get(self.path, b"")
-
-    def serve(self) -> None:
-        """Answer as a good server does."""
-        self.answer(200, self.body)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         headers = {"Content-Length": str(len(body)), **(headers or {})}
@@ -109,15 +105,10 @@ def other_body(body: bytes, headers: dict[str, str] | None = None) -> Fault:
     return lambda handler: handler.answer(200, body, headers)
 
 
-def cut(fraction: float) -> Fault:
-    """The length of the whole file is stated, a part of it comes, and the connection is cut."""
-
-    def fault(handler: _Handler) -> None:
-        start_file(handler)
-        handler.wfile.write(handler.body[: int(len(handler.body) * fraction)])
-        hang_up(handler)
-
-    return fault
+def cut(handler: _Handler) -> None:
+    """The length of the whole file is stated, half of it comes, and the connection is cut."""
+    handler.answer(200, handler.body[: len(handler.body) // 2], {"Content-Length": str(len(handler.body))})
+    hang_up(handler)
 
 
 def hang_up(handler: _Handler) -> None:
@@ -125,13 +116,6 @@ def hang_up(handler: _Handler) -> None:
     handler.close_connection = True
     with suppress(OSError):
         handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def start_file(handler: _Handler) -> None:
-    """Send the headers of the file."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(handler.body)))
-    handler.end_headers()
 
 
 def silence(handler: _Handler) -> None:
@@ -156,22 +140,13 @@ def no_length(handler: _Handler) -> None:
     hang_up(handler)
 
 
-def chunked(handler: _Handler, cut: bool = False) -> None:
-    """The whole file, in chunks, its length not stated: no fault. With ``cut``, a cut in the middle of one."""
+def chunked_cut(handler: _Handler) -> None:
+    """A chunk of the file, its length not stated, and a cut before the next one."""
     handler.send_response(200)
     handler.send_header("Transfer-Encoding", "chunked")
     handler.end_headers()
-    for start in range(0, len(handler.body), 1000):
-        piece = handler.body[start : start + 1000]
-        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if cut:
-            return hang_up(handler)
-    handler.wfile.write(b"0\r\n\r\n")
-
-
-def chunked_cut(handler: _Handler) -> None:
-    """Chunks, and a cut before the last one."""
-    chunked(handler, cut=True)
+    handler.wfile.write(b"3e8\r\n%s\r\n" % handler.body[:1000])
+    hang_up(handler)
 
 
 def redirect(url: str) -> Fault:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,9 +90,6 @@ def list_digests(server: MisbehavingServer) -> None:
     server.files[f"/data/{RECITER}/000_checksum.md5"] = "\r\n".join(lines).encode()
 
 
-# --- What is fetched
-
-
 def test_fills_the_layout_that_training_reads_and_is_a_light_guest(server, tmp_path, capsys):
     fetch(server, tmp_path, OTHER)
     assert mp3s(tmp_path) == served(server)
@@ -122,6 +118,7 @@ def test_the_text_is_the_published_one_and_keeps_its_licence(server, quran, tmp_
 
 def test_fetches_only_what_is_missing_and_replaces_empty_files(server, tmp_path):
     fetch(server, tmp_path)
+    (tmp_path / "metadata" / "ayah_text_clear.csv").write_text("the user's own")
     server.requests.clear()
     fetch(server, tmp_path)
     assert server.requests == []
@@ -133,22 +130,10 @@ def test_fetches_only_what_is_missing_and_replaces_empty_files(server, tmp_path)
     assert files_asked_for(server) == ["112001.mp3", "113002.mp3"]
 
 
-def test_text_of_the_users_own_is_left_alone(server, tmp_path):
-    (tmp_path / "metadata").mkdir()
-    (tmp_path / "metadata" / "ayah_text_clear.csv").write_text("sorah,ayah,text\n1,1,mine\n")
-    fetch(server, tmp_path)
-    assert "mine" in (tmp_path / "metadata" / "ayah_text_clear.csv").read_text()
-    assert server.count()["/text"] == 0
-
-
-# --- What goes wrong and passes
-
 PASSING = {
-    "503": status(503),
     "500": status(500),
-    "429": status(429),
     "429 with Retry-After": status(429, {"Retry-After": "1"}),
-    "cut in the middle of the file": cut(0.5),
+    "cut in the middle of the file": cut,
     "cut in a chunk": faults.chunked_cut,
     "hung up": faults.hang_up,
     "silence": faults.silence,
@@ -192,15 +177,6 @@ def test_a_fault_that_stays_is_reported_and_leaves_nothing_in_use(server, tmp_pa
     fetch(server, tmp_path)
     assert mp3s(tmp_path) == served(server)
     assert sorted(files_asked_for(server)) == sorted(files)
-
-
-def test_chunked_bodies_are_fine(server, tmp_path):
-    server.faults = {path: [faults.chunked] for path in server.files}
-    fetch(server, tmp_path)
-    assert mp3s(tmp_path) == served(server)
-
-
-# --- What will not pass
 
 
 def test_what_the_server_lacks_is_listed_and_no_error(server, tmp_path, capsys):
@@ -256,7 +232,6 @@ def test_redirects_within_the_host_are_followed(server, tmp_path):
     path = f"/data/{RECITER}/112001.mp3"
     server.files["/moved.mp3"] = server.files[path]
     server.faults[path] = [redirect("/moved.mp3")]
-    server.faults[f"/data/{RECITER}/112002.mp3"] = [redirect(f"/data/{RECITER}/112002.mp3")] * 4
     fetch(server, tmp_path)
     assert mp3s(tmp_path) == served(server)
 
@@ -269,8 +244,6 @@ def test_a_server_that_breaks_down_ends_the_run(server, tmp_path):
         fetch(server, tmp_path)
     assert sorted(mp3s(tmp_path)) == ["110001.mp3", "110002.mp3", "110003.mp3"]
 
-
-# --- Interruptions of real processes
 
 PROGRAM = """
 import sys
@@ -334,46 +307,6 @@ def test_interrupted_twice_it_goes_on_and_fetches_nothing_twice(server, tmp_path
     assert sorted(files_asked_for(server)) == sorted(served(server).keys() - there.keys())
 
 
-def test_ctrl_c_again_and_again_is_still_one_line(server, tmp_path):
-    stuck = stuck_after(server, tmp_path, "11[01]")
-    process = start(server, tmp_path)
-    wait_until(stuck)
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors.count("\n") <= 1 and "Traceback" not in errors
-
-
-def test_a_checksum_list_of_blanks_costs_no_time(server, tmp_path):
-    list_digests(server)
-    server.files[f"/data/{RECITER}/000_checksum.md5"] += b"\n" + b"0" * 32 + b" " * 400_000 + b"x" * 400_000
-    process = start(server, tmp_path)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    assert mp3s(tmp_path) == served(server)
-
-
-def test_leftovers_of_killed_processes_are_swept_up_but_not_work_in_progress(server, tmp_path):
-    folder = tmp_path / "audio" / RECITER
-    folder.mkdir(parents=True)
-    old, fresh = folder / ".112001.mp3.0badcafe.tmp", folder / ".112002.mp3.0badcafe.tmp"
-    for file in (old, fresh):
-        file.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    others = [folder / ".notes.mp3.0badcafe.tmp", folder / ".112003.mp3.0badcafe.tmp"]
-    others[0].touch()
-    others[1].mkdir()
-    for file in others:
-        os.utime(file, (0, 0))
-    fetch(server, tmp_path)
-    assert not old.exists() and all(file.exists() for file in (fresh, *others))
-
-
-# --- Bad input and bad surroundings
-
-
 def refusal(*arguments: str) -> str:
     with pytest.raises((UserError, OSError)) as caught:
         main(arguments)
@@ -381,27 +314,15 @@ def refusal(*arguments: str) -> str:
     return str(caught.value)
 
 
-def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run the command in a process of its own; return its exit code and what it printed."""
-    program = [sys.executable, "-m", "whisper_quran.download", *arguments]
-    done = subprocess.run(program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_an_unknown_reciter_is_refused_with_the_nearest(tmp_path):
-    for name, near in (
-        ("Husary_128kbs", "Husary_128kbps"),
-        ("husary", "Husary_128kbps"),
-        ("Sudais", "Abdurrahmaan_As-Sudais_192kbps"),
-        ("Jibril", "Muhammad_Jibreel_64kbps"),
-    ):
+    for name, near in (("Husary_128kbs", "Husary_128kbps"), ("Sudais", "Abdurrahmaan_As-Sudais_192kbps")):
         line = refusal("--reciters", name, "--out", str(tmp_path / "data"))
         assert line.startswith(f"no reciter {name} ") and near in line
     assert not (tmp_path / "data").exists()
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path):
-    for name in ("../../etc", "a/b", "/tmp", ".hidden", "", "a b", "é"):
+    for name in ("../../etc", "a/b", "/tmp", ".hidden", ""):
         line = refusal("--reciters", name, "--mirror", "everyayah=http://127.0.0.1:9", "--out", str(tmp_path / "data"))
         assert "cannot name a folder" in line
     assert list(tmp_path.iterdir()) == []
@@ -414,8 +335,6 @@ def test_other_bad_input_is_one_line(tmp_path):
         assert refusal("--mirror", mirror, *out).startswith(f"--mirror {mirror}: give everyayah=URL")
     assert "--surahs" in refusal("--surahs", "0:115", *out)
     assert "names nobody" in refusal("--reciters", *out)
-    for names in ("Husary_128kbps,Ghamadi_40kbps", "Husary_128kbps, Ghamadi_40kbps", "A;B"):
-        assert "separate names by spaces" in refusal("--reciters", *names.split(" "), *out)
 
 
 def test_no_connection_is_one_line(tmp_path, monkeypatch):
@@ -431,29 +350,8 @@ def test_no_connection_is_one_line(tmp_path, monkeypatch):
 def test_places_that_are_no_folders_are_one_line(server, tmp_path):
     (tmp_path / "file").touch()
     assert "Not a directory" in refusal(*options(server, tmp_path / "file"))
-    (tmp_path / "loop").symlink_to("loop")
-    assert "symbolic links" in refusal(*options(server, tmp_path / "loop"))
     (tmp_path / "audio" / RECITER / "112001.mp3").mkdir(parents=True)
     assert "Is a directory" in refusal(*options(server, tmp_path))
-    shutil.rmtree(tmp_path / "metadata")
-    (tmp_path / "metadata" / "ayah_text_clear.csv").mkdir(parents=True)
-    assert "Is a directory" in refusal(*options(server, tmp_path))
-
-
-def test_folders_that_may_not_be_read_are_one_line(server):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's is closed to other users from further up
-        os.chmod(folder, 0o755)
-        fetch(server, Path(folder))
-        Path(folder, "audio", RECITER).chmod(0)
-        user = os.geteuid()
-        if user == 0:  # who may read everything
-            os.seteuid(65534)
-        try:
-            assert "Permission denied" in refusal(*options(server, Path(folder)))
-            assert "Permission denied" in refusal("--check", folder)
-        finally:
-            os.seteuid(user)
-            Path(folder, "audio", RECITER).chmod(0o755)
 
 
 def test_a_disk_that_becomes_full_and_then_read_only_is_one_line(server, tmp_path):
@@ -479,10 +377,8 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
         "empty": b"",
         "cut": text[: len(text) // 2],
         "without licence": text.replace(LICENCE.encode(), b""),
-        "an ayah twice": "\n".join([*lines[:9], lines[8], *lines[9:]]).encode(),
         "an ayah missing": "\n".join(lines[:99] + lines[100:]).encode(),
         "with diacritics": text.replace("الحمد لله".encode(), "الْحَمْدُ لِلَّهِ".encode()),
-        "with pause marks": text.replace("لا ريب فيه".encode(), "لا ريب ۛ فيه".encode()),
         "an ayah without text": text.replace("1|3|الرحمن الرحيم".encode(), b"1|3|"),
         "not UTF-8": text.decode().encode("utf-16"),
     }
@@ -491,27 +387,11 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
     assert list((tmp_path / "metadata").iterdir()) == []
 
 
-def test_the_systems_proxy_is_used(server, tmp_path, monkeypatch):
-    """The proxy gets the whole address and the credentials; the host itself, which does not exist, is not looked up."""
+def test_a_proxy_that_is_none_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.delenv("NO_PROXY")
-    monkeypatch.setenv("http_proxy", server.url.replace("//", "//user:p%40ss@"))
-    server.files |= {f"http://recitations.invalid{path}": body for path, body in server.files.items()}
-    server.held = re.compile("never")
-    arguments = options(server, tmp_path)
-    main([argument.replace(server.url, "http://recitations.invalid") for argument in arguments])
-    assert mp3s(tmp_path) == served(server)
-    assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic dXNlcjpwQHNz"}
-
-
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://[bad", "http://ü:日@[::1]:9"])
-def test_a_proxy_that_is_none_is_one_line(server, tmp_path, monkeypatch, proxy):
-    monkeypatch.delenv("NO_PROXY")
-    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("http_proxy", "http://[bad")
     assert refusal(*options(server, tmp_path)).startswith(f"cannot fetch {server.url}/text (")
     assert server.requests == []
-
-
-# --- What is known, and the check of a folder
 
 
 def test_the_default_is_experiment_2a(capsys):
@@ -529,12 +409,10 @@ def test_ayat_are_counted_as_the_text_counts_them(quran):
 
 
 def test_stretches_of_ayat_in_few_words():
-    assert spans([]) == ""
-    assert spans([(2, 255)]) == "2:255"
     assert spans([(1, 7), (1, 1), (1, 2), (3, 5)]) == "1:1-2, 1:7, 3:5"
     assert spans(ayat_of([1, 2, 3, 5, 114])) == "1:1 to 3:200, 5:1-120, 114:1-6"
     assert spans([*ayat_of([2])[282:], *ayat_of([3, 4]), (5, 1)]) == "2:283 to 5:1"
-    assert spans([(2, ayah) for ayah in range(1, 30, 2)], most=2) == "2:1, 2:3, and 13 stretches more"
+    assert spans([(2, ayah) for ayah in range(1, 30, 2)]).endswith("2:15, and 7 stretches more")
 
 
 def test_check_of_a_whole_folder_is_content(server, tmp_path, capsys):
@@ -585,23 +463,20 @@ def test_check_names_the_same_recording_under_two_ayat(quran, tmp_path, capsys):
     shutil.copy(folder / "110001.mp3", folder / "110002.mp3")
     shutil.copy(folder / "110001.mp3", folder / "114002.mp3")
     shutil.copy(folder / "109003.mp3", folder / "109005.mp3")
-    other = bytearray((folder / "112001.mp3").read_bytes())
-    (folder / "112003.mp3").write_bytes(bytes([*other[:-1], other[-1] ^ 1]))  # as long, but not the same
     line = refusal("--check", str(tmp_path), "--surahs", "109:114")
     assert line.startswith(f"{tmp_path} is not whole: 3 identical (")
     assert "\nSomebody\n  identical: 110:1-2, 114:2 (the same recording)\n" in capsys.readouterr().out
 
 
-def test_check_outlives_names_that_are_not_utf8(quran, tmp_path):
+def test_check_outlives_names_that_are_not_utf8(quran, tmp_path, capsys):
     folder = tmp_path / "audio" / os.fsdecode(b"\xc7lal\n")
     shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", folder)
     shutil.copytree(quran / "metadata", tmp_path / "metadata")
     for name in (b"\xe9.mp3", "\u2028.mp3".encode(), "٠٠١٠٠١.mp3".encode()):
         (folder / os.fsdecode(name)).touch()
-    for encoding in ("utf-8", "ascii"):
-        code, out, errors = command("--check", str(tmp_path), "--surahs", "110:114", PYTHONIOENCODING=encoding)
-        assert (code, errors) == (0, "")
-        assert "| \\udcc7lal\\n | 23 |" in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
+    main(["--check", str(tmp_path), "--surahs", "110:114"])
+    out = capsys.readouterr().out
+    assert "| \\udcc7lal\\n | 23 |" in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
 
 
 def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):

@@ -14,6 +14,7 @@ ATTEMPTS = 5
 BACKOFF = 1.0  # seconds before the second attempt, doubled for each later one
 TIMEOUT = 30.0  # seconds without a byte
 LONGEST_PAUSE = 60.0  # seconds, if a server asks for more
+CHECK_CONNECTION = "check the connection and run the same command again"
 
 
 class FetchError(Exception):

@@ -33,8 +33,9 @@ def check_data(data: Path, surahs: str | None) -> None:
         raise UserError(f"no recitations in {data}: expected audio/<Reciter>/SSSAAA.mp3 or <Reciter>/SSSAAA.mp3")
     read, _ = read_text(data / "metadata" / "ayah_text_clear.csv")
     texts = {key: read.get(key, "") for key in keys}
+    without_text = [key for key in keys if not texts[key]]
     rows, details = [], []
-    problems = Counter({"without text": sum(not text for text in texts.values())})
+    problems = Counter({"without text": len(without_text)})
     with progress_bar(len(keys) * len(reciters), " files", "checking") as bar:
         for name, folder in reciters.items():
             cells, counts, lines = _check_reciter(folder, texts, bar)
@@ -43,13 +44,10 @@ def check_data(data: Path, surahs: str | None) -> None:
             details += [f"\n{printable(name)}", *lines] if lines else []
     print(markdown_table(["reciter", "ayat", "missing", "double", "unreadable", "over 30 s", "hours"], rows), end="")
     print("\n".join(details))
-    without_text = [key for key in keys if not texts[key]]
     lacking = f"; missing: {spans(without_text)}" if without_text else ""
     print(f"text: {len(keys) - len(without_text):,} of {len(keys):,} ayat{lacking}")
     if found := ", ".join(f"{count:,} {what}" for what, count in problems.items() if count):
-        raise UserError(
-            f"{data} is not whole: {found} (listed above); downloading into it again fetches what is missing"
-        )
+        raise UserError(f"{data} is not whole: {found} (listed above); the download fetches what is missing")
 
 
 def _check_reciter(folder: Path, texts: Mapping[Key, str], bar: tqdm) -> tuple[list[str], Counter[str], list[str]]:

@@ -1,8 +1,8 @@
 """What is published where: EveryAyah's reciters, the number of ayat of each surah, and Tanzil's text.
 
-The names of reciters are EveryAyah's folder names, as in its recitation list. Only Arabic recitations of the Hafs
-reading with all 6,236 ayat are listed: the text is that of Hafs, so the Warsh folders do not match it, nor do teaching
-recitations, in which pupils repeat each ayah. Sizes are those of 2026; they only serve to estimate the disk space.
+The names of reciters are EveryAyah's folder names. Only Arabic recitations of the Hafs reading with all 6,236 ayat are
+listed: the text is that of Hafs, so the Warsh folders do not match it, nor do teaching recitations, in which pupils
+repeat each ayah. Sizes only serve to estimate the disk space.
 
 The text is Tanzil's ``simple-clean`` edition, as used in Experiment 2A. Tanzil writes the basmala before the first ayah
 of every surah except 1 (where it is the first ayah) and 9. EveryAyah's recordings and the published text do not have it
@@ -18,7 +18,7 @@ import requests
 from ..data.text import count_diacritics, recited, without_basmala
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, make_folder
-from .http import FetchError, fetch
+from .http import CHECK_CONNECTION, FetchError, fetch
 
 Key = tuple[int, int]  # surah, ayah
 
@@ -68,8 +68,8 @@ def ayat_of(surahs: Iterable[int]) -> list[Key]:
     return [(surah, ayah) for surah in surahs for ayah in range(1, AYAT_PER_SURAH[surah - 1] + 1)]
 
 
-def spans(ayat: Iterable[Key], most: int = 8) -> str:
-    """Format ``ayat`` as ranges, such as ``1:7, 2:61-286, 3:1 to 114:6``; of those beyond ``most`` only the number."""
+def spans(ayat: Iterable[Key]) -> str:
+    """Format ``ayat`` as ranges, such as ``1:7, 2:61-286, 3:1 to 114:6``; of those beyond 8 only the number."""
     number = {key: index for index, key in enumerate(ayat_of(ALL))}
     ranges: list[list[Key]] = []
     for key in sorted(ayat):
@@ -81,7 +81,7 @@ def spans(ayat: Iterable[Key], most: int = 8) -> str:
     for (surah, first), *_, (last_surah, last) in (keys * 2 for keys in ranges):
         end = f" to {last_surah}:{last}" if last_surah > surah else f"-{last}" if last > first else ""
         words.append(f"{surah}:{first}{end}")
-    return ", ".join(words[:most]) + (f", and {len(words) - most:,} stretches more" if len(words) > most else "")
+    return ", ".join(words[:8]) + (f", and {len(words) - 8:,} stretches more" if len(words) > 8 else "")
 
 
 def fetch_text(session: requests.Session, url: str, folder: Path) -> Path:
@@ -92,7 +92,7 @@ def fetch_text(session: requests.Session, url: str, folder: Path) -> Path:
     try:
         texts, licence = fetch(session, url, lambda response: parse_tanzil(response.content))
     except FetchError as error:
-        raise UserError(f"cannot fetch {url} ({error}): check the connection and run the same command again") from error
+        raise UserError(f"cannot fetch {url} ({error}): {CHECK_CONNECTION}") from error
     with atomic_write(folder / "LICENSE-tanzil.txt") as file:
         file.write(
             f"{licence}\n\nChanged in {path.name}: the basmala that Tanzil writes before the first ayah of a surah is\n"
@@ -113,10 +113,8 @@ def parse_tanzil(body: bytes) -> tuple[list[tuple[int, int, str]], str]:
     licence = [line for line in lines if line.startswith("#")]
     rows = [line.split("|") for line in lines if line.strip() and not line.startswith("#")]
     keys = ayat_of(ALL)
-    if [tuple(row[:2]) for row in rows] != [(str(surah), str(ayah)) for surah, ayah in keys] or not licence:
-        raise FetchError(
-            f"what comes is not Tanzil's text: {len(keys):,} lines surah|ayah|text and a licence were expected"
-        )
+    if [row[:2] for row in rows] != [[str(surah), str(ayah)] for surah, ayah in keys] or not licence:
+        raise FetchError("what comes is not Tanzil's text: 6,236 lines surah|ayah|text and a licence were expected")
     texts = []
     for (surah, ayah), row in zip(keys, rows, strict=True):
         text = " ".join("|".join(row[2:]).split())

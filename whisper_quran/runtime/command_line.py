@@ -1,7 +1,7 @@
 """Command lines from dataclasses: the fields define the options, ``config.json`` and the documentation.
 
-``batch_size: int = option(16, "clips a micro-batch")`` is ``--batch-size 16``. :func:`check`, called in a dataclass's
-``__post_init__``, checks values given in Python as strictly as those from the command line.
+``batch_size: int = option(16, "clips a micro-batch")`` is ``--batch-size 16``. :func:`check` checks values given in
+Python as strictly as those from the command line.
 """
 
 import argparse
@@ -29,9 +29,8 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
             positional argument of one or more values.
         help: the line that ``--help`` shows.
         metadata: ``choices``, the values that a string may have; ``above``, ``min`` and ``max``, the bounds of
-            a number (a whole one is at most 10**9 if it has no other bound); ``group``, its heading in ``--help``;
-            ``metavar``; and ``fixed=True`` if it determines a run's results, so that it cannot change when the run is
-            resumed.
+            a number; ``group``, its heading in ``--help``; ``metavar``; and ``fixed=True`` if it determines a run's
+            results, so that it cannot change when the run is resumed.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
@@ -57,11 +56,9 @@ def parse(
     prog: str | None = None,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> T:
-    """Read a command line (``sys.argv`` by default) into ``config``.
+    """Read a command line (``sys.argv`` by default) into ``config``; ``--help`` shows ``doc``.
 
     Args:
-        doc: the script's docstring, which ``--help`` shows.
-        prog: the command's name if that is not the script's.
         presets: defaults that a flag changes: ``{"demo": {"epochs": 5}}``. An option that is given takes precedence.
 
     Raises:
@@ -117,29 +114,28 @@ def check(config: Any) -> None:
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = _converted(field, hints[field.name], getattr(config, field.name))
-        object.__setattr__(config, field.name, value)
+        value, kind = getattr(config, field.name), _without_none(hints[field.name])
+        if value is not None or kind is hints[field.name]:
+            object.__setattr__(config, field.name, _converted(field, kind, value))
 
 
-def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
-    name, metadata, kind = "--" + field.name.replace("_", "-"), field.metadata, _without_none(hint)
-    if value is None and kind is not hint:
-        return None
-    if typing.get_origin(kind) is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
-            raise UserError(f"{name} {value!r}: give a tuple or list of names")
-        for each in value:
-            if "URL" not in metadata.get("metavar", ""):
-                _refuse_url(name, each)
+def _converted(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    name, metadata = "--" + field.name.replace("_", "-"), field.metadata
+    is_tuple = typing.get_origin(kind) is tuple
+    if is_tuple and (not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value)):
+        raise UserError(f"{name} {value!r}: give a tuple or list of names")
+    for text in value if is_tuple else [value]:
+        is_url = isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE)
+        if is_url and "URL" not in metadata.get("metavar", ""):
+            raise UserError(f"{name} {text}: this is a URL, and nothing is downloaded from it; name a file or folder")
+    if is_tuple:
         return tuple(value)
-    if isinstance(value, str):
-        _refuse_url(name, value)
     if kind is Path and isinstance(value, str):
-        value = Path(value)
+        return Path(value)
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name} {value!r}: give {_NOUNS.get(kind, kind.__name__)}")
+        raise UserError(f"{name} {value!r}: give {_NOUNS[kind]}")
     if metadata.get("choices") and value not in metadata["choices"]:
         raise UserError(f"{name} {value}: choose from {', '.join(metadata['choices'])}")
     if kind is float and not math.isfinite(value):
@@ -149,11 +145,6 @@ def _converted(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         if bound in bounds and not holds(value, bounds[bound]):
             raise UserError(f"{name} must be {words} {bounds[bound]:,}, not {value}")
     return value
-
-
-def _refuse_url(name: str, value: str) -> None:
-    if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
-        raise UserError(f"{name} {value}: this is a URL, and nothing is downloaded from it; name a file or folder")
 
 
 _BOUNDS = {"above": ("more than", gt), "min": ("at least", ge), "max": ("at most", le)}

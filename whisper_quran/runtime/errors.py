@@ -6,20 +6,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import IO, Any, NoReturn
 
 
 class UserError(Exception):
-    """Something the user must change.
+    """Something the user must change: the message is one line that says what is wrong, where, and how to fix it."""
 
-    The message is one line that says what is wrong, where, and how to fix it. ``already_reported`` is True if another
-    process of the run prints it.
-    """
-
-    already_reported = False
+    already_reported = False  # True if another process of the run prints it
 
 
 class Interrupted(BaseException):
@@ -30,7 +26,7 @@ class Interrupted(BaseException):
         self.signal = number
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """Return ``"did you mean A or B? "``, the names of ``known`` most similar to ``name``, or ``""`` if none is.
 
     If no whole name is similar, a part may be: ``sudais`` finds ``Abdurrahmaan_As-Sudais_64kbps``.
@@ -39,13 +35,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     def similarity(word: str) -> float:
         return difflib.SequenceMatcher(None, name.lower(), word.lower()).ratio()
 
-    known = list(known)
-    whole = {each: similarity(each) for each in known}
-    parts = {each: max(map(similarity, re.split("[_-]", each))) for each in known}
-    for similarities in (whole, parts):
+    for pattern in (r"\n", "[_-]"):  # the whole name, then its parts
+        similarities = {each: max(map(similarity, re.split(pattern, each))) for each in known}
         best = max(similarities.values(), default=0.0)
         if best > 0.75:
-            near = [each for each in known if similarities[each] > best - 0.05]
+            near = [each for each in similarities if similarities[each] > best - 0.05]
             return f"did you mean {' or '.join(near[:3])}? "
     return ""
 
@@ -53,9 +47,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class Interrupts:
     """Catches Ctrl-C, SIGTERM and SIGHUP inside a ``with`` block, and restores the handlers that were there before.
 
-    By default a signal raises :class:`Interrupted` at once. Inside :meth:`deferred` the first one is only recorded in
-    ``requested``, for the loop to act on, and raises at the end of the block at the latest; a second Ctrl-C raises at
-    once. Inside :meth:`shielded` none raises before the end of the block.
+    By default a signal raises :class:`Interrupted` at once.
     """
 
     def __init__(self) -> None:
@@ -83,16 +75,13 @@ class Interrupts:
         if not self._delay or (self._delay == "deferred" and repeated):
             raise Interrupted(number)
 
-    def deferred(self) -> AbstractContextManager[None]:
-        """Defer the first signal: it is recorded, for the loop inside the block to act on."""
-        return self._delayed("deferred")
-
     def shielded(self) -> AbstractContextManager[None]:
-        """Block signals; one that arrives raises at the end of the block, unless that is inside :meth:`deferred`."""
-        return self._delayed("shielded")
+        """Record signals, however many arrive; the first raises at the end of the outermost block."""
+        return self.deferred("shielded")
 
     @contextmanager
-    def _delayed(self, delay: str) -> Iterator[None]:
+    def deferred(self, delay: str = "deferred") -> Iterator[None]:
+        """Record a signal in ``requested``, for the loop inside the block; a second Ctrl-C raises at once."""
         outside, self._delay = self._delay, delay
         try:
             yield
@@ -103,11 +92,8 @@ class Interrupts:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command line and exit.
-
-    The exit code is 0 on success; 2 after a :class:`UserError` or an OSError (a full disk, a removed folder), with one
-    line on stderr; and 128 + the signal's number after Ctrl-C, SIGTERM or SIGHUP. Any other exception is a bug and
-    keeps its traceback. Output that can no longer be written is discarded.
+    """Run a command line and exit: with 0; with 2 and one line after a :class:`UserError` or an OSError (a full disk);
+    or with 128 + the number of the signal that interrupted it. Any other exception is a bug and keeps its traceback.
     """
     for number in range(3):  # a closed one would be opened as a file of the run, which printed output would end up in
         try:
@@ -147,19 +133,16 @@ class _LenientStream:
             self._stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        with self._discarding():
-            self._stream.write(text)
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        with self._discarding():
-            self._stream.flush()
+        self._attempt(self._stream.flush)
 
-    @contextmanager
-    def _discarding(self) -> Iterator[None]:
+    def _attempt(self, call: Callable, *arguments: str) -> None:
         """After an error, redirect the stream to /dev/null, so that Python's own flush at exit does not fail either."""
         try:
-            yield
+            call(*arguments)
         except (OSError, ValueError):  # ValueError: the file object is closed
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

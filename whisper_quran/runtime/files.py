@@ -26,11 +26,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
-    """Write as :func:`replacing`, but flush the file to disk before it is renamed.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
+    """Write as :func:`replacing`, but flush the file to disk before it is renamed; an OSError is a UserError."""
     with writing(path), replacing(path, mode) as file:
         yield file
         file.flush()
@@ -43,9 +39,6 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 
     Text is UTF-8 with ``\\n`` line ends. If the block raises, ``path`` is unchanged and the temporary file is removed.
     A power cut may truncate the renamed file: :func:`atomic_write` prevents that, but is slower.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     # The end of a long name, as the whole might exceed what a file system takes (255 bytes) with what is added.
@@ -74,11 +67,7 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create the folder ``path`` (and its parents) unless it exists, and return it.
-
-    Raises:
-        UserError: it cannot be created, or a file has its name.
-    """
+    """Create the folder ``path`` (and its parents) unless it exists, and return it; an OSError is a UserError."""
     with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
@@ -96,25 +85,15 @@ def check_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def lock_folder(folder: Path, writer: str, option: str = "--out") -> IO[str]:
-    """Make ``folder`` and lock it (its file ``.lock``) until the returned file is closed or this process ends.
-
-    On a file system without locks it stays unlocked.
+    """Make ``folder`` and lock it, if its file system has locks, until the returned file is closed.
 
     Raises:
         UserError: another ``writer`` holds the lock, or the folder cannot be written.
     """
-    path = make_folder(folder) / ".lock"
     with writing(folder):
-        path.touch()
-        file = open(path)  # noqa: SIM115 (the caller closes it)
+        file = open(make_folder(folder) / ".lock", "a")  # noqa: SIM115 (the caller closes it)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
-                file = open(path, "a")  # noqa: SIM115 (NFS locks only what is open for writing)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another {writer} is writing {folder}: wait for it, or choose another {option}") from None
         except OSError as error:
@@ -126,21 +105,15 @@ def lock_folder(folder: Path, writer: str, option: str = "--out") -> IO[str]:
 def check_outputs(
     outputs: Iterable[str | os.PathLike[str]],
     inputs: Iterable[str | os.PathLike[str]],
-    mark: bytes | None = None,
+    mark: bytes = b"",
 ) -> None:
     """Check, before any work is done, that writing ``outputs`` loses nothing but our own earlier output.
-
-    Every command calls this for each kind of file (or whole folder) that it writes, once its options are parsed::
-
-        check_outputs([config.html], [*config.files, config.text, config.model], mark=b'content="whisper_quran"')
-        check_outputs([dest], [source], mark=b"" if force else None)
 
     Args:
         inputs: all files and folders that the command reads. A path that does not exist (a Whisper name) is ignored;
             a new file inside a folder that is read is fine.
         mark: bytes among the first 64 KiB of every file of this kind that we write, and of no other: an existing file
-            with them is our own earlier output, and may be replaced. None: nothing may be replaced. ``b""``, for
-            --force: anything may, unless it is an input.
+            with them is our own earlier output, and may be replaced. ``b""``: anything may, unless it is an input.
 
     Raises:
         UserError: an output is the same file as an input (under another name, through a link or in another case, too)
@@ -156,7 +129,7 @@ def check_outputs(
         if output.exists() and _identity(output) in read:
             source = read[_identity(output)]
             raise UserError(f"{output} is, or holds, {source}, which is read: choose another name for the output")
-        if os.path.lexists(output) and mark != b"" and not _is_own(output, mark):
+        if mark and os.path.lexists(output) and not _is_own(output, mark):
             raise UserError(f"{output} is there already, and is not this command's own: choose another name")
 
 
@@ -165,9 +138,9 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_own(path: Path, mark: bytes | None) -> bool:
+def _is_own(path: Path, mark: bytes) -> bool:
     """Return True for a regular file that is empty or has ``mark`` near its start."""
-    if mark is None or not path.is_file():
+    if not path.is_file():
         return False
     with open(path, "rb") as file:
         head = file.read(1 << 16)

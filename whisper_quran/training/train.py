@@ -21,8 +21,7 @@ from ..data.encoder_cache import open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data
 from ..data.tables import summary
 from ..runtime.console import Log, format_duration, format_size, no_log, percent
-from ..runtime.device import choose_device, choose_precision
-from ..runtime.distributed import World, connect, disconnect, join_world
+from ..runtime.device import World, choose_device, choose_precision, connect, join_world
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import check_folder
 from . import check_inputs, saved_options
@@ -62,7 +61,7 @@ def train(config: TrainingConfig, log: Log = print) -> History:
         raise UserError(f"{device} has too little memory ({error}): choose a smaller --model") from None
     finally:
         if connected:
-            disconnect()
+            torch.distributed.destroy_process_group()
     if finished:
         log_results(trainer, time.monotonic() - started, log)
     else:

@@ -26,8 +26,7 @@ from ..data.features import log_mel
 from ..data.prepare import Example, TrainingData
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
-from ..runtime.device import Precision
-from ..runtime.distributed import ProcessLost, World
+from ..runtime.device import Precision, ProcessLost, World
 from ..runtime.errors import Interrupted, Interrupts, UserError
 from .augment import Augmentation
 from .loss import Objective, add_adapters

@@ -18,8 +18,7 @@ from ..data.text import count_diacritics, normalize
 from ..decoding.batch_decoder import BatchDecoder
 from ..evaluation.word_errors import ErrorCounts, count_diacritic_errors, count_errors
 from ..runtime.console import progress_bar
-from ..runtime.device import Precision
-from ..runtime.distributed import World
+from ..runtime.device import Precision, World
 from .loss import Objective
 from .metrics_log import Row
 
