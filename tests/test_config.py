@@ -19,28 +19,12 @@ def test_no_option_is_experiment_2a():
     assert not config.train_encoder
 
 
-def test_every_kind_of_option_parses():
-    line = (
-        "--data x --train-reciters A B --lr 1e-3 --epochs 3 --surahs 1:2 --train-encoder --precision bf16 --max-steps 7"
-    )
-    config = parse(TrainingConfig, "", line.split())
-    assert config.data == Path("x") and config.train_reciters == ("A", "B") and config.lr == 1e-3
-    assert config.epochs == 3 and config.surahs == "1:2" and config.train_encoder
-    assert config.precision == "bf16" and config.max_steps == 7
-    json.dumps(to_json(config))
-
-
 @pytest.mark.parametrize(
     "line",
     [
-        "--batch-size 0", "--batch-size -1", "--batch-size 1.5", "--epochs 0", "--lr 0", "--lr nan", "--accumulate 0",
-        "--max-duration 0", "--max-steps 0", "--workers 0", "--warmup-steps -1", "--precision int8", "--nonsense 1",
-        "--epoch 3", "--valid-limit 0", "--clip-grad -1", "stray",
-        "--max-duration 60", "--max-duration nan", "--lr inf", "--lr 2", "--lr 1e400", "--clip-grad inf",
-        "--max-time inf", "--max-time -1", "--epochs 10001", "--batch-size 100000", "--accumulate 1e9", "--lora 0",
-        f"--lora {10**10}", f"--seed {2**64}", "--seed -1", f"--max-steps {10**30}", f"--save-every {10**400}",
-        "--workers 9999", "--weight-decay 1e9", "--adam-eps 5",
-        "--pack 1.5", "--timestamps nan", "--data https://a.b/c",
+        "--batch-size 0", "--batch-size 1.5", "--lr 0", "--lr nan", "--lr inf", "--lr 2", "--precision int8", "stray",
+        "--max-duration 60", "--max-time -1", "--epochs 10001", "--accumulate 1e9", "--adam-eps 5", "--pack 1.5",
+        f"--lora {10**10}", f"--seed {2**64}", f"--save-every {10**400}", "--nonsense 1", "--data https://a.b/c",
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line(line):
@@ -74,6 +58,8 @@ def test_a_url_is_called_one_and_keeps_its_slashes():
 def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for_floats():
     config = TrainingConfig(data="x", train_reciters=["A", "B"], lr=1)
     assert config.data == Path("x") and config.train_reciters == ("A", "B") and type(config.lr) is float
+    assert config == parse(TrainingConfig, "", "--data x --train-reciters A B --lr 1".split())
+    json.dumps(to_json(config))
     with pytest.raises(UserError, match="models"):
         EvaluationConfig(models="base.pt")
 

@@ -29,10 +29,7 @@ def built(tmp_path_factory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
-    for stray in ("data/audio/R/001001.mp3", "runs/a/best.pt", "results/report.html", "whisper_quran/model.pt"):
-        (checkout / stray).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / stray).write_text("not for publication")
-    for stray in (".venv/lib/x.py", "uv.lock", "notes.txt", "whisper_quran/__pycache__/x.pyc", "runs.ipynb"):
+    for stray in ("data/audio/R/001001.mp3", "runs/a/best.pt", "whisper_quran/model.pt", ".venv/lib/x.py", "notes.txt"):
         (checkout / stray).parent.mkdir(parents=True, exist_ok=True)
         (checkout / stray).write_text("not for publication")
     out = tmp_path_factory.mktemp("built")
@@ -104,17 +101,15 @@ def test_everything_imported_is_declared(built):
                 assert {owner.lower() for owner in owners[module]} & allowed, f"{path.name} imports {module}"
 
 
-@pytest.mark.parametrize("command", ["train.py --demo", "evaluate.py x", "convert.py a b", "-m whisper_quran.download"])
+@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "convert.py", "whisper_quran/__init__.py"])
 def test_an_older_python_gets_one_line(command):
     """This one says that it is older; what is read before that is checked must be readable to an old one."""
-    name, *arguments = command.removeprefix("-m ").split()
-    run = f"runpy.run_{'module' if command.startswith('-m') else 'path'}({name!r}, run_name='__main__')"
-    code = f"import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.argv[1:] = {arguments}; {run}"
+    run = f"runpy.run_path({command!r}, run_name='__main__')"
+    code = f"import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); {run}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("error: this is Python 3.9.18, and 3.10 or newer is needed")
-    for file in ("whisper_quran/__init__.py", *(arg for arg in command.split() if arg.endswith(".py"))):
-        ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 7))
+    ast.parse((ROOT / command).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
 COMMANDS = ("train.py", "evaluate.py", "convert.py", "-m whisper_quran.recognize", "-m whisper_quran.download")

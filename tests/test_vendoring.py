@@ -142,24 +142,19 @@ def test_importing_every_module_does_nothing(project):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def imports_of(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-
-
 def test_the_package_imports_itself_by_relative_names_only():
     """Also where no test comes by."""
     for path in PACKAGE.rglob("*.py"):
-        for node in imports_of(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            absolute = isinstance(node, ast.Import) or node.level == 0
-            assert not (absolute and any(name.split(".")[0] == "whisper_quran" for name in names)), path.name
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        assert not any(name.split(".")[0] == "whisper_quran" for name in names), path.name
 
 
 def test_the_public_names_are_the_same_for_python_and_for_type_checkers():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    seen_by_checkers = {
-        alias.name: node.module for node in imports_of(tree) if getattr(node, "level", 0) for alias in node.names
-    }
+    relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    seen_by_checkers = {alias.name: node.module for node in relative for alias in node.names}
     assert seen_by_checkers.pop("__version__") == "runtime"
     assert seen_by_checkers == whisper_quran._HOME
     assert set(whisper_quran.__all__) == {*seen_by_checkers, "__version__"} == set(dir(whisper_quran))
