@@ -194,7 +194,7 @@ def test_what_cannot_be_decoded_is_skipped_and_never_right(run, quran, workshop,
     )  # fmt: skip
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert (results["rows"][0]["ayat"], results["rows"][0]["skipped"]) == (1, 1)
-    assert "soundfile" in results["skipped"][0]["reason"]
+    assert "not audio" in results["skipped"][0]["reason"]
     assert "1 cannot be decoded" in out
 
 
@@ -241,7 +241,6 @@ def test_quiet_prints_nothing(run, workshop, tmp_path):
 
 
 BAD = [
-    (["{tmp}/none.pt"], "none.pt"),
     (["{tmp}/text.pt"], "text.pt"),
     (["{workshop}/model.en.pt"], "English-only"),
     (["{workshop}/model0.pt", "--max-duration", "0.1"], "no ayah left"),
@@ -476,8 +475,6 @@ def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop
     assert f"{count} of 7 recordings were decoded again" in (tmp_path / "r" / "results.md").read_text()
     run(workshop / "model0.pt", "--out", tmp_path / "s", "--batch-size", "3", fallback=True)
     assert read_predictions(tmp_path / "s") == first
-    _, err = run(workshop / "model0.pt", "--out", tmp_path / "r", code=2)
-    assert "--no-fallback False" in err
 
 
 def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
@@ -492,8 +489,6 @@ def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
         assert (row["boundaries"], row["boundaries_found"]) == (str(len(parts) - 1), "0")
     results = json.loads((tmp_path / "r" / "results.json").read_text())["rows"][0]
     assert (results["ayat"], results["passages"]) == (7, 3)
-    _, err = run(workshop / "model0.pt", "--out", tmp_path / "r", code=2)
-    assert "--join 3" in err
 
 
 def test_a_vocalised_text_has_a_diacritic_error_rate(run, workshop, quran, tmp_path, monkeypatch):
