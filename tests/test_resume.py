@@ -16,7 +16,7 @@ from conftest import ROOT, RUN, results_of, rows_of, training_options, wait_for_
 
 import train
 from whisper_quran.runtime import files
-from whisper_quran.runtime.errors import Interrupted, Interrupts, run_command
+from whisper_quran.runtime.errors import Interrupts, run_command
 from whisper_quran.training import trainer
 from whisper_quran.training.loss import Objective
 from whisper_quran.training.metrics_log import History
@@ -269,15 +269,6 @@ def test_nothing_interrupts_the_last_save(run, tmp_path, monkeypatch):
     assert code == 130, err
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 1
     assert not list((tmp_path / "run").glob(".*.tmp"))
-
-
-def test_a_signal_waits_for_the_end_of_a_shield():
-    done = []
-    with pytest.raises(Interrupted) as caught, Interrupts() as interrupts, interrupts.shielded():
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        done.append(1)
-    assert done == [1] and caught.value.signal == signal.SIGHUP
 
 
 def test_nohup_is_respected():

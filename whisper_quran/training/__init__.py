@@ -56,5 +56,4 @@ def check_inputs(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah],
 
 
 def has_state(out: Path) -> bool:
-    """Return True if ``out`` holds a saved state."""
     return any((out / name).exists() for name in STATES)

@@ -85,7 +85,6 @@ class History:
                 self.board.add_scalar(tag.encode(errors="backslashreplace").decode(), row[name], row["step"])
 
     def valid(self) -> dict[int, dict[str, Row]]:
-        """Return the validation rows by epoch, then by reciter."""
         return valid_rows(self.rows)
 
     def write_results(self, in_training: Collection[str] = ()) -> None:
@@ -111,7 +110,6 @@ class History:
             file.write(png)
 
     def close(self) -> None:
-        """Flush and close TensorBoard's writer."""
         if self.board is not None:
             self.board.close()
 
@@ -133,7 +131,6 @@ class History:
         return lost
 
     def clear(self) -> None:
-        """Remove every row, on disk too."""
         self.rows = []
         self.path.unlink(missing_ok=True)
 

@@ -372,7 +372,6 @@ class Trainer:
                 (out / f"epoch-{epoch:03}.pt").unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Save the state, from the main process."""
         start = time.monotonic()
         if self.world.is_main:
             with self.interrupts.shielded():
