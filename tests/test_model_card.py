@@ -46,12 +46,10 @@ def made_up_run(folder: Path, reciter: str = "R", wers: tuple[float, ...] = (0.5
     (folder / "config.json").write_text(json.dumps({"config": config, "data": data}))
     counts = {"words": 1000, "characters": 4000, "character_errors": 50, "step": 1, "seconds": 1.0, "loss": 1.0}
     rows = [
-        {"event": "valid", "epoch": epoch, "reciter": reciter, "wer": wer, "cer": wer / 4, "word_errors": 1000 * wer}
-        | counts
+        {"event": "valid", "epoch": epoch, "reciter": reciter, "wer": wer, "cer": wer / 4, **counts}
+        | {"word_errors": round(1000 * wer)}
         for epoch, wer in enumerate(wers, -1)
     ]
-    for row in rows:
-        row["word_errors"] = round(row["word_errors"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "best.pt"
 

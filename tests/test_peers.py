@@ -3,9 +3,7 @@
 The dependency group ``peers``; each test is skipped where its library is missing.
 """
 
-import collections
 import csv
-import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -100,13 +98,7 @@ def test_a_lightning_checkpoint_whose_notebook_is_gone(
         "config": notebook.Config(5e-4, Path("/kaggle/input")),
         "split": notebook.Split.VALID,
         "inner": notebook.Config.Inner(),
-        "dtype": torch.float16,
-        "device": torch.device("cpu"),
-        "lr": np.float64(5e-4),
         "durations": np.arange(3.0),
-        "counts": collections.defaultdict(int, a=1),
-        "activation": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
-        "reciters": {"Husary", "Minshawy"},
     }
     trainer = fit(lightning_module(model, hyper_parameters), tmp_path, precision=precision)
     path = tmp_path / "last.ckpt"
