@@ -105,15 +105,9 @@ def start_ranks(quran, workshop) -> Callable[..., list[subprocess.Popen]]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         for rank, options in enumerate(options_of_ranks):
-            size = len(options_of_ranks)
-            ours = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": size,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            environment = os.environ | {name: str(value) for name, value in ours.items()} | {"OMP_NUM_THREADS": "1"}
+            ours = {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{len(options_of_ranks)}"}
+            ours |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "OMP_NUM_THREADS": "1"}
+            environment = os.environ | ours
             training = [str(ROOT / "train.py"), *training_options(quran, workshop, options)]
             command = [sys.executable, *(program or training)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
