@@ -53,6 +53,8 @@ def test_a_url_is_called_one_and_keeps_its_slashes():
     for name, config in (("data", TrainingConfig), ("text", RecognitionConfig), ("model", TrainingConfig)):
         with pytest.raises(UserError, match=f"--{name} https://a.b//c.zip: this is a URL"):
             parse(config, "", ["FILE"] * (config is RecognitionConfig) + [f"--{name}", "https://a.b//c.zip"])
+    with pytest.raises(UserError, match=r"^FILE https://a.b//c.mp3: this is a URL"):  # no option --files is there
+        RecognitionConfig(("https://a.b//c.mp3",))
 
 
 def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for_floats():

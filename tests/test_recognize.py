@@ -159,6 +159,18 @@ def test_bad_input_is_one_line_before_any_model_is_opened(command, monkeypatch, 
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "language", "reason"), [(51865, "klingon", "not one of"), (51864, "ar", "English-only")]
+)
+def test_a_language_that_the_model_lacks_is_one_line_before_any_recording_is_decoded(
+    command, monkeypatch, vocabulary, language, reason
+):
+    monkeypatch.setattr(recitations, "load_checkpoint", lambda *_: make_whisper(n_vocab=vocabulary))
+    monkeypatch.setattr(recitations, "decode_files", lambda *_: pytest.fail("recordings were decoded"))
+    with pytest.raises(UserError, match=f"--language {language}.*{reason}"):
+        command("x.wav", "--model", "m.pt", "--language", language, "--precision", "fp32")
+
+
 def test_subtitles_beside_recordings_that_cannot_be_written_are_refused_first(monkeypatch, tmp_path):
     config = RecognitionConfig((str(tmp_path / "a.mp3"),), srt=True)
     monkeypatch.setattr("os.access", lambda *_: False)

@@ -16,6 +16,7 @@ from typing import Any
 from whisper.audio import CHUNK_LENGTH
 
 from ..checkpoints.checkpoint import load_checkpoint
+from ..checkpoints.dims import tokenizer_for
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
 from ..data.corpus import read_text
@@ -118,6 +119,7 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
     quran = Quran(texts)
     device, _ = choose_device(config.device)
     model = load_checkpoint(config.model, device)
+    tokenizer_for(model.dims, config.language)  # says that the model does not know the language
     recognizer = Recognizer(quran, device, alignment_heads(model))
     dtype = choose_precision(config.precision, device, model).dtype
     none_decoded = True

@@ -121,6 +121,8 @@ def check(config: Any) -> None:
 
 def _converted(field: dataclasses.Field, kind: Any, value: Any) -> Any:
     name, metadata = "--" + field.name.replace("_", "-"), field.metadata
+    if field.default is dataclasses.MISSING:  # given without a name
+        name = metadata.get("metavar", field.name)
     is_tuple = typing.get_origin(kind) is tuple
     if is_tuple and (not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value)):
         raise UserError(f"{name} {value!r}: give a tuple or list of names")
