@@ -62,7 +62,7 @@ def test_python_may_give_strings_for_paths_lists_for_names_and_whole_numbers_for
     assert config.data == Path("x") and config.train_reciters == ("A", "B") and type(config.lr) is float
     assert config == parse(TrainingConfig, "", "--data x --train-reciters A B --lr 1".split())
     json.dumps(to_json(config))
-    with pytest.raises(UserError, match="models"):
+    with pytest.raises(UserError, match="MODEL"):
         EvaluationConfig(models="base.pt")
 
 

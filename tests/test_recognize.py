@@ -16,6 +16,7 @@ from conftest import ROOT, make_whisper
 from whisper import timing
 from whisper.tokenizer import get_tokenizer
 
+import whisper_quran
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import decode_file
@@ -192,6 +193,12 @@ def ikhlas(number: int, times: tuple) -> RecognizedPiece:
     words = tuple("قل هو الله احد".split())
     heard = Candidate(Span(112, 0, 3), "", words, 0, 0, "قل هو الله أحد", -1.0, -1.0, times)
     return Transcript(number, heard.heard, 0.0, pieces=(RecognizedPiece(0.0, 3.0, heard.heard, heard),))
+
+
+def test_the_function_is_not_hidden_by_the_command_of_its_name():
+    """Importing whisper_quran.recognize, as this file does, makes the module an attribute of the package."""
+    with pytest.raises(UserError, match="no file or folder nowhere"):
+        next(whisper_quran.recognize(RecognitionConfig(("nowhere.mp3",))))
 
 
 @pytest.fixture

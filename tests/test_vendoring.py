@@ -159,7 +159,7 @@ def test_the_public_names_are_the_same_for_python_and_for_type_checkers():
     assert seen_by_checkers == whisper_quran._HOME
     assert set(whisper_quran.__all__) == {*seen_by_checkers, "__version__"} == set(dir(whisper_quran))
     for name, module in seen_by_checkers.items():
-        value = getattr(whisper_quran, name)
+        value = whisper_quran.__getattr__(name)
         assert value.__module__ == f"whisper_quran.{module}" and value.__doc__, name
         assert f"``{name}" in whisper_quran.__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):

@@ -11,14 +11,32 @@ piece to piece. What is printed as heard differently is what the model heard: a 
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .config import RecognitionConfig
 from .recognition import check_inputs, check_results
 from .runtime.command_line import parse
-from .runtime.console import printable
+from .runtime.console import Log, printable
 from .runtime.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from .recognition.recitations import Recognition
+
+
+class _CallableModule(ModuleType):
+    """This module, which once imported takes the place of the function ``recognize`` in the package."""
+
+    def __call__(self, config: RecognitionConfig, log: Log = print) -> "Iterator[Recognition]":
+        from .recognition.recitations import recognize
+
+        return recognize(config, log)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 def main() -> None:

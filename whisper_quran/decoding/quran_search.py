@@ -40,6 +40,7 @@ _SHIFTS = (1, 2, 4, 8, 16)  # their sum, 31, is how many letters of the text may
 _SEPARATOR = "\n" * (sum(_SHIFTS) + 1)  # surahs are separated by more than that, so that no span crosses it
 BREAK = 5  # the cost of an end inside an ayah, so that spans of whole ayat are preferred
 _MOST_ENDS = 256  # places where spans end, the nearest, whose spans are compared
+_LONG = 100  # letters of a text that a model may have made up; the search takes time of their square
 _MARGIN = 2  # a span that costs this much more than the nearest, at most, is a candidate
 _SCORED = 12  # texts at most that the model scores
 
@@ -215,15 +216,19 @@ class Recognizer:
         """Return the spans nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
 
         Letters that the Qur'an has not count as heard, too; digits do not: they number ayat. There are none if no span
-        has a letter in common with what was heard, or if a phrase outside the Qur'an is as near. Spans of equal cost
-        are in the order of the text; if words occur in more than 256 places, some are left out.
+        has a letter in common with what was heard, if a phrase outside the Qur'an is as near, or if more than half of
+        a long text differs. Spans of equal cost are in the order of the text; if words occur in more than 256 places,
+        some are left out.
         """
         query = "".join(letter for letter in letters(heard) if letter.isalpha())
         if not query:
             return []
         costs = self._distances(query)[self.end_places] + self.end_costs
         least, lasts = (each.tolist() for each in costs.topk(min(_MOST_ENDS, len(costs)), largest=False))
+        if len(query) > _LONG and least[0] > len(query) / 2:
+            return []  # text at random would be as near, and searching on would take minutes
         limit = min([len(query), *(Levenshtein.distance(each, query) for each in self.apart)]) - 1
+        limit = min(limit, least[0] + BREAK + margin)  # the nearest span costs at most one end inside an ayah more
         found: list[Candidate] = []
         for cost, last in zip(least, lasts, strict=True):
             if cost > limit:

@@ -21,7 +21,7 @@ def progress_bar(total: int, unit: str, description: str, *, initial: int = 0, d
     options = {"total": total, "unit": unit, "desc": description, "initial": initial, "disable": disable}
     if sys.stderr is not None and sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True)
-    return tqdm(**options, mininterval=1.0, file=_Lines(), leave=False)
+    return tqdm(**options, mininterval=_SECONDS_BETWEEN_LINES / 30, file=_Lines(), leave=False)
 
 
 class _Lines:
