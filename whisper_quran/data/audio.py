@@ -163,7 +163,9 @@ def decode_file(path: str | os.PathLike[str]) -> Decoded:
 def _open(file: IO[bytes]) -> Any:
     import av
 
-    return av.open(file, "r", options={"format_whitelist": _FORMATS}, metadata_errors="ignore")
+    # A title need not be UTF-8. PyAV 19 has no such option any more, and does not need it.
+    lenient: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(file, "r", options={"format_whitelist": _FORMATS}, **lenient)
 
 
 def header_seconds(path: str | os.PathLike[str]) -> float | None:
