@@ -4,9 +4,7 @@ import contextlib
 import csv
 import hashlib
 import io
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -383,70 +381,3 @@ def test_stretches_of_ayat_in_few_words():
     assert spans(ayat_of([1, 2, 3, 5, 114])) == "1:1 to 3:200, 5:1-120, 114:1-6"
     assert spans([*ayat_of([2])[282:], *ayat_of([3, 4]), (5, 1)]) == "2:283 to 5:1"
     assert spans([(2, ayah) for ayah in range(1, 30, 2)]).endswith("2:15, and 7 stretches more")
-
-
-def test_check_finds_what_is_missing_double_unreadable_and_long(quran, tmp_path, capsys):
-    folder = tmp_path / "audio" / "Somebody"
-    folder.mkdir(parents=True)
-    odd = {
-        "001002.mp3": "empty.mp3",
-        "001003.mp3": "text_named.mp3",
-        "001004.mp3": "noise_bytes.mp3",
-        "001005.mp3": "damaged_frames.mp3",
-        "001006.flac": "jfk_english_44kHz.flac",
-        "001006.mp3": "stereo_48kHz.mp3",
-        "001000.mp3": "001000_basmala.mp3",
-        "001008.mp3": "mono_8kHz.mp3",
-    }
-    for name, source in odd.items():
-        shutil.copy(quran / "odd" / source, folder / name)
-    shutil.copy(quran / "audio" / "AbdulWadood_Haneef" / "002282.mp3", folder / "001007.mp3")
-    (folder / "000_versebyverse.zip").write_bytes(b"EveryAyah's own")
-    (tmp_path / "metadata").mkdir()
-    shutil.copy(quran / "metadata" / "ayah_text_clear.csv", tmp_path / "metadata")
-
-    line = refusal("--check", str(tmp_path), "--surahs", "1:2")
-    out = capsys.readouterr().out
-    row = next(row for row in out.splitlines() if row.startswith("| Somebody"))
-    _, ayat, missing, double, unreadable, long, *_ = row.split(" | ")
-    assert (ayat, missing, double, unreadable, long) == ("6", "287", "1", "3", "1")
-    assert "missing: 1:1, 2:1-286\n" in out and "double: 1:6\n" in out and "001008.mp3" in out
-    for name in ("001002.mp3", "001003.mp3", "001004.mp3"):
-        assert f"unreadable: {name} (" in out
-    assert "287 missing, 1 double, 3 unreadable" in line
-
-
-def test_check_names_the_same_recording_under_two_ayat(quran, tmp_path, capsys):
-    """Two ayat of the same text, as 109:3 and 109:5, may share one."""
-    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", tmp_path / "audio" / "Somebody")
-    shutil.copytree(quran / "metadata", tmp_path / "metadata")
-    folder = tmp_path / "audio" / "Somebody"
-    shutil.copy(folder / "110001.mp3", folder / "110002.mp3")
-    shutil.copy(folder / "110001.mp3", folder / "114002.mp3")
-    shutil.copy(folder / "109003.mp3", folder / "109005.mp3")
-    line = refusal("--check", str(tmp_path), "--surahs", "109:114")
-    assert line.startswith(f"{tmp_path} is not whole: 3 identical (")
-    assert "\nSomebody\n  identical: 110:1-2, 114:2 (the same recording)\n" in capsys.readouterr().out
-
-
-def test_check_outlives_names_that_are_not_utf8(quran, tmp_path, capsys):
-    folder = tmp_path / "audio" / os.fsdecode(b"\xc7lal\n")
-    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", folder)
-    shutil.copytree(quran / "metadata", tmp_path / "metadata")
-    for name in (b"\xe9.mp3", "\u2028.mp3".encode(), "٠٠١٠٠١.mp3".encode()):
-        (folder / os.fsdecode(name)).touch()
-    main(["--check", str(tmp_path), "--surahs", "110:114"])
-    out = capsys.readouterr().out
-    assert "| \\udcc7lal\\n | 23 |" in out and r"no ayah, left out: " in out and r"\u2028.mp3, \udce9.mp3" in out
-
-
-def test_check_says_where_the_text_falls_short(quran, tmp_path, capsys):
-    (tmp_path / "metadata").mkdir()
-    text = (quran / "metadata" / "ayah_text_clear.csv").read_text(encoding="utf-8-sig")
-    (tmp_path / "metadata" / "ayah_text_clear.csv").write_text(re.sub(r"\n112,4,[^\n]*", "", text), encoding="utf-8")
-    shutil.copytree(quran / "audio" / "Yasser_Salama_hadr", tmp_path / "Somebody")
-    line = refusal("--check", str(tmp_path), "--surahs", "112:114")
-    out = capsys.readouterr().out
-    assert "text: 14 of 15 ayat; missing: 112:4" in out
-    assert "1 without text" in line
-    assert "no recitations in" in refusal("--check", str(tmp_path / "metadata"))

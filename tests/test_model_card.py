@@ -67,12 +67,10 @@ def test_the_card_of_a_run_says_what_it_was_made_from_and_measured(run, quran, w
     ):
         about, text = card_of(folder / name, tmp_path / "hf")
         assert (about["language"], about["pipeline_tag"]) == (["ar"], "automatic-speech-recognition")
-        ((result,), (wer, cer)) = about["model-index"][0]["results"], about["model-index"][0]["results"][0]["metrics"]
-        assert result["dataset"]["name"] == "AbdulWadood_Haneef"
-        assert (wer["type"], wer["value"]) == ("wer", pytest.approx(100 * row["wer"], abs=0.006))
-        assert (cer["type"], cer["value"]) == ("cer", pytest.approx(100 * row["cer"], abs=0.006))
         data, measured = tables(text)
-        assert f"row **{label}**" in text and f" **{label}** " in [cells[0] for cells in measured]
+        (its_row,) = (cells for cells in measured if cells[0] == f" **{label}** ")
+        assert its_row[2].strip() == f"{100 * row['wer']:.2f} %" and its_row[3].strip() == f"{100 * row['cer']:.2f} %"
+        assert f"is of epoch {label};" in text
         assert [cells[0].strip(" *") for cells in measured[2:]] == ["vanilla", "0", "1"]
         said = [
             re.search(rf"^{split} +(\w+): (\d+) ayat, (\S+) h$", out, re.M).groups() for split in ("train", "valid")
@@ -81,8 +79,7 @@ def test_the_card_of_a_run_says_what_it_was_made_from_and_measured(run, quran, w
             [said[0][0], "train", said[0][1], said[0][2]],
             [said[1][0], "valid", said[1][1], said[1][2]],
         ]
-        assert "--lr 0.001" in text and "clips a step: 4." in text
-        assert "decoder of `model.pt` was trained" in text
+        assert "The decoder of model was trained" in text
         for place in (tmp_path, workshop, quran):
             assert str(place) not in text + str(about)
 
@@ -92,8 +89,8 @@ def test_without_a_run_there_is_only_what_is_in_the_weights(tmp_path):
     save_checkpoint(tmp_path / "best.pt", make_whisper())
     for checkpoint in (tmp_path / "best.pt", best.rename(best.with_name("other.pt"))):
         about, text = card_of(checkpoint, tmp_path / "hf")
-        assert "Not known here" in text and "1 encoder and 1 decoder layers, 64 wide" in text
-        assert not {"model-index", "base_model"} & about.keys() and not tables(text)
+        assert "1 encoder and 1 decoder layers, 64 wide" in text and "trained" not in text.partition("## Licence")[0]
+        assert "base_model" not in about and not tables(text)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +104,12 @@ def test_without_a_run_there_is_only_what_is_in_the_weights(tmp_path):
 def test_the_base_model_is_named_as_on_the_hub_and_never_by_its_path(tmp_path, model, base):
     about, text = card_of(made_up_run(tmp_path / "run", model=model), tmp_path / "hf")
     assert about.get("base_model") == base
-    assert "/home/me" not in text and f"of `{Path(model).name}` was trained" in text
+    assert "/home/me" not in text and f"of {Path(model).stem} was trained" in text
 
 
 def test_best_pt_is_the_row_of_the_lowest_rate_and_not_of_the_untouched_model(tmp_path):
     checkpoint = made_up_run(tmp_path / "run", wers=(0.1, 0.4, 0.2, 0.3))
-    about, text = card_of(checkpoint, tmp_path / "hf")
-    assert "row **1**" in text and about["model-index"][0]["results"][0]["metrics"][0]["value"] == 20.0
+    assert "| **1** |" in card_of(checkpoint, tmp_path / "hf")[1]
 
 
 def test_what_is_not_the_quran_is_not_called_so(tmp_path):
@@ -126,17 +122,13 @@ def test_whatever_a_name_holds_the_front_matter_is_yaml_and_the_tables_are_table
     checkpoint = made_up_run(tmp_path / "run", reciter=NASTY, model=NASTY, text=Path(NASTY), surahs=NASTY)
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     described["data"]["valid"] = {NASTY: {"ayat": 1, "windows": 1, "hours": 1}}
-    described |= {"versions": {"torch": NASTY}, "chosen": {"precision": NASTY}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
     about, text = card_of(checkpoint, tmp_path / "hf")
-    assert about["model-index"][0]["results"][0]["dataset"]["name"].startswith(
-        "A\"b: 'c'\\n---\\n| # [x](y) `z` <b>*\\ "
-    )
     assert about.keys() == parsed((tmp_path / "hf" / "README.md").read_text())[0].keys()
     data, measured = tables(text)
     assert [len(cells) for cells in data] == [4] * 4 and {len(cells) for cells in measured} == {4}
     assert "\n---\n" not in text and "\u2028" not in text
-    assert not re.search(r"(?<!\\)<b>", re.sub("`[^`\n]*`", "", text))  # in a code span it is text
+    assert not re.search(r"(?<!\\)<b>", text)
 
 
 VALID = b'{"event": "valid", "epoch": 0, "step": 1, "reciter": "R", "seconds": 1, '
@@ -174,9 +166,9 @@ def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, dam
         path.symlink_to(path)
     else:
         path.write_bytes(DAMAGE[name][damage])
-    about, _ = card_of(checkpoint, tmp_path / "hf")
+    about, text = card_of(checkpoint, tmp_path / "hf")
     assert about["library_name"] == "transformers"
-    assert ("model-index" in about) == (name == "config.json")
+    assert ("**0**" in text) == (name == "config.json")
 
 
 @pytest.mark.peers
@@ -185,5 +177,3 @@ def test_the_hub_reads_the_card(tmp_path):
     card_of(made_up_run(tmp_path / "run", reciter=NASTY), tmp_path / "hf")
     data = hub.ModelCard.load(tmp_path / "hf" / "README.md").data
     assert data.language == ["ar"] and data.base_model == "openai/whisper-small"
-    assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [("wer", 20.0), ("cer", 5.0)]
-    assert {result.task_type for result in data.eval_results} == {"automatic-speech-recognition"}

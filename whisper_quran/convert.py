@@ -5,13 +5,10 @@ checkpoint is in a run's folder, the run, from ``config.json`` and ``metrics.jso
 checkpoint: damaged parts are left out, and names are escaped. Only the last part of a path is shown.
 """
 
-import ctypes
-import json
 import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,17 @@ from .checkpoints import huggingface
 from .checkpoints.checkpoint import Checkpoint, read_checkpoint, read_json, write_checkpoint
 from .checkpoints.dims import ENGLISH_VOCAB, size_name, tokenizer_for
 from .checkpoints.names import WHISPER_NAMES
-from .config import TrainingConfig
 from .runtime import __version__
 from .runtime.console import format_size, markdown_table, printable
 from .runtime.device import DTYPES
 from .runtime.errors import UserError
 from .runtime.files import atomic_write, check_outputs, lock_folder, writing
-from .training.metrics_log import Row, best_epoch, read_rows, results_table, valid_rows
+from .training.metrics_log import Row, best_epoch, read_rows, results_table
 
 # CTranslate2's converter takes these from the Hugging Face folder; it writes the others.
 COPIED = ("tokenizer.json", "preprocessor_config.json")
 # All files that a conversion may write, and replace, in a folder.
 FILES = {"hf": huggingface.FILES, "ct2": {"model.bin", "config.json", "vocabulary.json", *COPIED}}
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
-
-_NOT_IN_THE_RECIPE = {"train_reciters", "valid_reciters", "model", "language", "no_vanilla"}
 # Names that differ from openai/whisper-NAME on the Hub.
 _HUB_NAMES = {"large-v1": "large", "large": "large-v3", "turbo": "large-v3-turbo"}
 
@@ -65,7 +58,7 @@ def convert(
     _check_dest(checkpoint.source, dest, to, force)
     with lock_folder(work, "conversion", "DEST"), writing(dest):
         try:
-            for name in FILES:  # of a conversion that was killed
+            for name in ("old", *FILES):  # of a conversion that was killed
                 shutil.rmtree(work / name, ignore_errors=True)
             if to == "openai":
                 write_checkpoint(work / to, checkpoint.dims, checkpoint.tensors, DTYPES[dtype])
@@ -119,14 +112,9 @@ def _write_folder(work: Path, checkpoint: Checkpoint, to: str, dtype: str, langu
 
 
 def _replace(work: Path, new: Path, dest: Path) -> None:
-    """Rename ``new`` to ``dest``; a folder that is there is exchanged with it, so that there always is one."""
-    if not dest.is_dir():
-        new.replace(dest)
-        return
-    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
-    if exchange and exchange(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(dest), RENAME_EXCHANGE) == 0:
-        return
-    dest.rename(work / "old")  # macOS and some file systems cannot exchange
+    """Rename ``new`` to ``dest``, a folder that is there out of the way first."""
+    if dest.is_dir():
+        dest.rename(work / "old")
     new.rename(dest)
 
 
@@ -138,10 +126,7 @@ def _restore(work: Path, dest: Path) -> None:
 
 def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:
     dims = checkpoint.dims
-    size = size_name(dims) or (
-        f"no named size ({dims.n_audio_layer} + {dims.n_text_layer} layers of {dims.n_text_state}, "
-        f"{dims.n_mels} mels, {dims.n_vocab} tokens)"
-    )
+    size = size_name(dims) or f"{dims.n_audio_layer} + {dims.n_text_layer} layers of {dims.n_text_state}"
     lines = [f"read {checkpoint.source}: {size}, {len(checkpoint.tensors)} tensors"]
     if checkpoint.left_out:
         lines.append(f"left out {len(checkpoint.left_out)} that are not Whisper's: {', '.join(checkpoint.left_out)}")
@@ -151,96 +136,62 @@ def _report(checkpoint: Checkpoint, dest: Path, written: str) -> str:
 
 
 def model_card(checkpoint: Checkpoint, language: str) -> str:
-    """Return the card of ``checkpoint``, which transcribes ``language`` unless it is English-only."""
+    """Return a page about ``checkpoint``, which transcribes ``language`` unless it is English-only."""
     dims, size = checkpoint.dims, size_name(checkpoint.dims)
     language = tokenizer_for(dims, language if dims.n_vocab > ENGLISH_VOCAB else "en").language or "en"
-    described, rows, epoch = _read_run(checkpoint.source)
-    config = described.get("config")
-    config = config if isinstance(config, dict) else {}
+    config, reciters, rows, epoch = _read_run(checkpoint.source)
+    base = Path(str(config.get("model"))).name.removesuffix(".pt")
+    title, tags = f"Whisper {size}" if size else "Whisper", "whisper"
     is_quran = bool(config) and not config.get("manifest") and not config.get("demo")
-    title = f"Whisper {size}" if size else "Whisper"
     if is_quran:
-        title += ", fine-tuned on Qur'an recitation"
-    epochs = valid_rows(rows)
-    measured = {} if epoch is None else epochs.get(epoch, {})
-    measured = {reciter: row for reciter, row in measured.items() if None not in (row["wer"], row["cer"])}
-    parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    parts = [
-        _front_matter(title, language, str(config.get("model", "")), is_quran, measured),
-        f"# {title}",
-        f"{parameters / 1e6:.1f} M parameters: {dims.n_audio_layer} encoder and {dims.n_text_layer} decoder layers, "
-        f"{dims.n_text_state} wide, {dims.n_mels} mel bins, {dims.n_vocab:,} tokens.",
-        "## How it was made",
-        _how_it_was_made(described, config) if config else "Not known here: there is no run's `config.json` beside it.",
-    ]
-    if epochs:
-        table = results_table([row | {"reciter": _text(row["reciter"])} for row in rows if row["event"] == "valid"])
-        if measured:
-            table = table.replace(f"\n| {epoch} |", f"\n| **{epoch}** |")
-        which = f"row **{epoch}**" if measured else "not known"
-        parts += ["## What was measured", f"{table}\nThis checkpoint: {which}. {_RATES}"]
-    parts += [_USE, *([_LIMITS] if is_quran else []), _LICENCE, f"Written by whisper_quran {__version__}."]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def _read_run(checkpoint: Path) -> tuple[dict[str, Any], list[Row], int | None]:
-    """Return ``config.json`` and the metrics beside a run's checkpoint, and its epoch; empty if it is none."""
-    name = re.fullmatch(r"best|epoch-(\d{3,})", checkpoint.stem)
-    if name is None:
-        return {}, [], None
-    config, metrics = checkpoint.with_name("config.json"), checkpoint.with_name("metrics.jsonl")
-    described: dict[str, Any] = {}
-    rows: list[Row] = []
-    with suppress(OSError, UserError):
-        described = read_json(config) if config.is_file() else {}
-    with suppress(OSError):
-        rows = read_rows(metrics)[0] if metrics.is_file() else []
-    return described, rows, int(name[1]) if name[1] else best_epoch(rows)
-
-
-def _front_matter(title: str, language: str, model: str, is_quran: bool, measured: dict[str, Row]) -> str:
-    """Return the YAML that the Hub reads; its strings are JSON strings, which are valid YAML."""
-    lines = ["---", f"language: [{_quoted(language)}]", "# license: to be filled in, see below"]
+        title, tags = f"{title}, fine-tuned on Qur'an recitation", "whisper, quran, recitation"
+    lines = ["---", f'language: ["{language}"]', "# license: to be filled in, see below"]
     lines += ["library_name: transformers", "pipeline_tag: automatic-speech-recognition"]
-    base = Path(model).name.removesuffix(".pt")
     if base in WHISPER_NAMES:
-        lines.append(f"base_model: {_quoted(f'openai/whisper-{_HUB_NAMES.get(base, base)}')}")
-    lines += [f"tags: [whisper{', quran, recitation' if is_quran else ''}]", "metrics: [wer, cer]"]
-    if measured:
-        lines += ["model-index:", f"- name: {_quoted(title)}", "  results:"]
-    for reciter, row in measured.items():
-        lines += ["  - task: {type: automatic-speech-recognition, name: Speech recognition}"]
-        lines += [f"    dataset: {{type: recordings, name: {_quoted(reciter)}}}", "    metrics:"]
-        for name in ("wer", "cer"):
-            label = _quoted(f"{name.upper()} in percent, without diacritics")
-            lines.append(f"    - {{type: {name}, name: {label}, value: {100 * row[name]:.2f}}}")
-    return "\n".join([*lines, "---"])
+        lines.append(f"base_model: openai/whisper-{_HUB_NAMES.get(base, base)}")
+    lines += [f"tags: [{tags}]", "metrics: [wer, cer]", "---", f"# {title}\n"]
+    parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    lines.append(
+        f"{parameters / 1e6:.1f} M parameters: {dims.n_audio_layer} encoder and {dims.n_text_layer} decoder layers, "
+        f"{dims.n_text_state} wide, {dims.n_mels} mel bins, {dims.n_vocab:,} tokens.\n"
+    )
+    if config:
+        part = "The whole model" if config.get("train_encoder") else "The decoder"
+        lines.append(f"## Data\n\n{part} of {_text(base)} was trained with whisper_quran on these reciters:\n")
+        lines.append(markdown_table(["reciter", "split", "ayat", "hours"], reciters))
+    if rows:
+        table = results_table([row | {"reciter": _text(row["reciter"])} for row in rows])
+        lines.append("## Rates\n\n" + table.replace(f"\n| {epoch} |", f"\n| **{epoch}** |"))
+        lines.append(f"This checkpoint is of epoch {epoch}; `vanilla` is the model before training. {_RATES}")
+    return "\n".join(
+        [*lines, _USE, *([_LIMITS] if is_quran else []), _LICENCE, f"Written by whisper_quran {__version__}."]
+    )
 
 
-def _how_it_was_made(described: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return the base model, the data and the options that determine a run's results."""
-    model = Path(str(config.get("model"))).name
-    part = "The whole model" if config.get("train_encoder") else "The decoder"
-    lines = [f"{part} of `{_code(model)}` was trained with whisper_quran, on these reciters:\n"]
-    rows = []
-    for split in ("train", "valid"):
-        with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            for name, amount in described["data"][split].items():
-                rows.append([_text(name), split, f"{int(amount['ayat'])}", f"{float(amount['hours']):.2f}"])
-    lines.append(markdown_table(["reciter", "split", "ayat", "hours"], rows))
-    options = []
-    for option in fields(TrainingConfig):
-        value = config.get(option.name)
-        if option.metadata.get("fixed") and option.name not in _NOT_IN_THE_RECIPE and value not in (None, False):
-            name = f"--{option.name.replace('_', '-')}"
-            options.append(name if value is True else f"{name} {_code(str(value))}")
-    lines.append(f"Options: `{' '.join(options)}`; clips a step: {_text(described.get('global_batch', '–'))}.")
-    return "\n".join(lines)
+def _read_run(checkpoint: Path) -> tuple[dict[str, Any], list[list[str]], list[Row], int | None]:
+    """Return the options of the run that saved ``checkpoint``, a row for each of its reciters, the rows of its
+    validation, and the checkpoint's epoch, from the files beside it; empty if it is none."""
+    name = re.fullmatch(r"best|epoch-(\d{3,})", checkpoint.stem)
+    config, metrics = checkpoint.with_name("config.json"), checkpoint.with_name("metrics.jsonl")
+    options: dict[str, Any] = {}
+    reciters: list[list[str]] = []
+    rows: list[Row] = []
+    with suppress(OSError, UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        if name and config.is_file():
+            described = read_json(config)
+            options = dict(described["config"])
+            for split in ("train", "valid"):
+                for reciter, amount in described["data"][split].items():
+                    numbers = [f"{int(amount['ayat'])}", f"{float(amount['hours']):.2f}"]
+                    reciters.append([_text(reciter), split, *numbers])
+    with suppress(OSError):
+        if name and metrics.is_file():
+            rows = [row for row in read_rows(metrics)[0] if row["event"] == "valid"]
+    epoch = int(name[1]) if name and name[1] else best_epoch(rows)
+    return options, reciters, rows, epoch
 
 
-_RATES = """\
-`vanilla` is the model before training. Word and character error rates (WER, CER) are by decoding each ayah from its
-audio alone, without diacritics."""
+_RATES = "Error rates (WER, CER) are by decoding each ayah from its audio alone, without diacritics.\n"
 
 _USE = """\
 ## How to use it
@@ -252,32 +203,22 @@ recognise = pipeline("automatic-speech-recognition", model="PATH")  # this folde
 print(recognise("001001.mp3")["text"])  # chunk_length_s=30 for recordings of more than 30 s
 ```
 
-`python convert.py PATH model.pt` of whisper_quran makes a file that `whisper.load_model` opens."""
+`python convert.py PATH model.pt` of whisper_quran makes a file that `whisper.load_model` opens.
+"""
 
 _LIMITS = """\
-## What it is for, and its limits
-
-It writes down recitation of the Qur'an: to find, align or label recordings, or as a start for further training. It
-makes mistakes (words left out, doubled, or of another ayah): its text is no mushaf. It does not judge a recitation: it
-may write what is usually recited and not what was said, and knows nothing of tajwid. Rates measured on some voices do
-not hold for children, phones, echo or other styles, nor rates on ayat of the training data for other texts."""
+It writes down recitation of the Qur'an: to find, align or label recordings. Its text has mistakes, and is no mushaf; it
+does not judge a recitation, and knows nothing of tajwid. Rates on some voices do not hold for others.
+"""
 
 _LICENCE = """\
 ## Licence
 
 To be filled in by whoever publishes this, here and as `license` in the front matter. OpenAI published Whisper under the
-MIT licence; recordings and text that a model is trained on have licences of their own."""
+MIT licence; recordings and text that a model is trained on have licences of their own.
+"""
 
 
 def _text(value: object) -> str:
     """Escape ``value`` for Markdown, on one line, cut to 100 characters."""
     return re.sub(r"([\\`*\[\]<>|#~&$])", r"\\\1", printable(str(value)[:100]))
-
-
-def _code(name: str) -> str:
-    """Escape ``name`` for a code span, cut to 100 characters."""
-    return printable(name[:100]).replace("`", "'")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(printable(text[:200]), ensure_ascii=False)

@@ -2,7 +2,6 @@
 
     python -m whisper_quran.download                                     # Experiment 2A's eight reciters (12 GB)
     python -m whisper_quran.download --reciters Ghamadi_40kbps --surahs 78:114
-    python -m whisper_quran.download --check data                        # is everything there, and readable?
 
 Run the same command again after any interruption: only what is missing is fetched, since a file is written under a
 hidden name and renamed when it is whole. Each file is compared with EveryAyah's 000_checksum.md5.
@@ -54,7 +53,6 @@ class DownloadConfig:
         "then be named) and tanzil=URL (of the text itself)",
         metavar="SITE=URL",
     )
-    check: Path | None = option(None, "fetch nothing; check the folder DATA and show what it holds", metavar="DATA")
 
     def __post_init__(self) -> None:
         check(self)
@@ -67,10 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, mebibytes in KNOWN_RECITERS.items():
             part = "training" if name in EXPERIMENT_2A_TRAIN else "validation" if name in EXPERIMENT_2A_VALID else ""
             print(f"{name:47} {format_size(mebibytes << 20):>10}  {part and 'Experiment 2A: ' + part}".rstrip())
-    elif config.check:
-        from .inventory import check_data  # imports NumPy, which would double the time to start
-
-        check_data(config.check, config.surahs)
     else:
         try:
             download(config)
