@@ -160,16 +160,9 @@ def test_a_rate_of_no_simple_ratio(tmp_path):
     assert_chirp(decoded.samples)
 
 
-@pytest.mark.parametrize(
-    ("stub", "reason"),
-    [
-        ("raise OSError('libtorchaudio.so: undefined symbol: _ZN')", "(it was built for another torch)"),
-        ("raise RuntimeError('compiled with different CUDA versions')", "was built for another CUDA"),
-    ],
-)
-def test_a_torchaudio_that_does_not_load_is_one_line_with_the_command_that_mends_it(quran, tmp_path, stub, reason):
+def test_a_torchaudio_that_does_not_load_is_one_line_with_the_command_that_mends_it(quran, tmp_path):
     """And at 16 kHz nothing imports it."""
-    (tmp_path / "torchaudio.py").write_text(stub)
+    (tmp_path / "torchaudio.py").write_text("raise OSError('libtorchaudio.so: undefined symbol: _ZN')")
     soundfile.write(tmp_path / "a.wav", chirp(SAMPLE_RATE), SAMPLE_RATE)
     code = (
         "import sys; from whisper_quran.data.audio import decode_files\n"
@@ -180,11 +173,8 @@ def test_a_torchaudio_that_does_not_load_is_one_line_with_the_command_that_mends
     assert (run.returncode, run.stdout) == (2, "24000\n"), run.stderr
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: a recording at 8000 Hz must be resampled, and torchaudio ")
-    assert (
-        reason in line
-        and f"beside torch {torch.__version__}" in line
-        and "pip install --force-reinstall torch==" in line
-    )
+    assert "undefined symbol" in line and f"beside torch {torch.__version__}" in line
+    assert "pip install --force-reinstall torch==" in line
 
 
 def test_commands_do_without_torchaudio(tmp_path):

@@ -249,20 +249,6 @@ def test_a_cache_removed_during_a_run_is_one_line(reciter, tmp_path):
         recordings.read(files[0])
 
 
-def test_old_leftovers_of_ours_are_swept_and_nothing_else(reciter, tmp_path):
-    files, _ = reciter
-    prepare_audio({"Reciter": files[:6]}, tmp_path / "cache", workers=1, log=no_log)
-    folder = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    name = next(folder.glob("*.npy")).name
-    old, young, theirs = folder / f".{name}.0123abcd.tmp", folder / f".{name}.4567abcd.tmp", folder / ".notes.tmp"
-    for file in (old, young, theirs):
-        file.touch()
-    for file in (old, theirs):
-        os.utime(file, (0, 0))
-    prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
-    assert [file.exists() for file in (old, young, theirs)] == [False, True, True]
-
-
 # Processes that are killed, that meet, and that run out of disk.
 
 

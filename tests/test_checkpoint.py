@@ -221,7 +221,7 @@ def test_wrong_shapes_and_types_are_refused(tmp_path: Path, model: Whisper) -> N
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "no file or folder" in refusal(tmp_path / "nothing.pt")
-    assert "one of tiny.en, tiny, base.en" in refusal(tmp_path / "nothing.pt")
+    assert "tiny.en, tiny, base.en" in refusal(tmp_path / "nothing.pt")
     (tmp_path / "empty.pt").touch()
     assert "is empty" in refusal(tmp_path / "empty.pt")
     (tmp_path / "text.pt").write_text("بسم الله الرحمن الرحيم", encoding="utf-8")
@@ -303,12 +303,12 @@ def test_an_adapter_is_named_as_one(tmp_path: Path) -> None:
         ("large-v4", "did you mean large-v"),
         ("openai/whisper-large-v3-turbo", "did you mean large-v3-turbo?"),
         ("someone/whisper-base-quran", "hf download someone/whisper-base-quran --local-dir whisper-base-quran"),
-        ("runs/mine/best.pt", "give one or, if a Whisper's name will do, one of tiny.en"),
+        ("runs/mine/best.pt", "give one, or a Whisper's name: tiny.en"),
         (
             "https://example.org/model.pt",
             "folder https://example.org/model.pt: that is a URL; download",
         ),
-        ("base\0", "one of tiny.en"),
+        ("base\0", "name: tiny.en"),
         ("m" * 5000, "check the path"),
     ],
 )

@@ -12,7 +12,7 @@ piece to piece. What is printed as heard differently is what the model heard: a 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -41,7 +41,9 @@ sys.modules[__name__].__class__ = _CallableModule
 
 def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
-    subtitles = check_results(config, check_inputs(config))
+    files = check_inputs(config)
+    config = replace(config, files=tuple(map(str, files)))  # a recording that is added to a folder now is not among them
+    subtitles = check_results(config, files)
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
     from .recognition.output import describe, write_page, write_subtitles
     from .recognition.recitations import recognize

@@ -50,20 +50,15 @@ def find_checkpoint(source: str | Path) -> Path:
 
 def _suggestion(source: str) -> str:
     """Suggest what to give in place of ``source``, which does not exist."""
-    known = f"give one or, if a Whisper's name will do, one of {', '.join(WHISPER_NAMES)}"
+    known = f"give one, or a Whisper's name: {', '.join(WHISPER_NAMES)}"
     if "://" in source:
         return "that is a URL; download the file or folder first, and give its path"
     if source in WHISPER_NAMES:
         return f"that is a Whisper's name; whisper.load_model keeps its file as ~/.cache/whisper/{source}.pt"
-    if Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or len(source) > 200:
-        return known
     owner, _, name = source.rpartition("/")
-    hint = did_you_mean(name.lower().removeprefix("whisper-"), WHISPER_NAMES)
-    if hint and owner.lower() in ("", "openai"):
-        return f"{hint}{known[0].upper()}{known[1:]}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(owner).exists():
-        return (
-            f"if it is a model of the Hugging Face Hub, download it (hf download {source} --local-dir {name}) and "
-            f"give the path {name}; a name of Whisper's own is one of {', '.join(WHISPER_NAMES)}"
-        )
+    is_file = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    if owner in ("", "openai") and not is_file:
+        return did_you_mean(name.removeprefix("whisper-"), WHISPER_NAMES) + known
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not is_file and not Path(owner).exists():
+        return f"{known}; from the Hugging Face Hub, hf download {source} --local-dir {name} and give {name}"
     return known

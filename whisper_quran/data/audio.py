@@ -24,7 +24,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -80,34 +79,19 @@ def import_torchaudio(purpose: str) -> Any:
     try:
         import torchaudio
     except (ImportError, OSError, RuntimeError) as error:  # an incompatible torch may raise any of these
+        import torch
+
         from ..runtime.errors import UserError
 
-        raise UserError(f"{purpose}, and {_torchaudio_problem(error)}") from error
+        number = torch.__version__.partition("+")[0]
+        if tuple(map(int, number.split(".")[:2])) > (2, 11):
+            number = "2.11.0"  # the last torch that a torchaudio was built for
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise UserError(
+            f"{purpose}, and torchaudio cannot be loaded beside torch {torch.__version__} ({reason}): "
+            f"pip install --force-reinstall torch=={number} torchaudio=={number}"
+        ) from error
     return torchaudio
-
-
-def _torchaudio_problem(error: Exception) -> str:
-    """Return why torchaudio cannot be imported beside the torch that is installed, and the command that mends it."""
-    import torch
-
-    numbers = torch.__version__.partition("+")[0]
-    release = tuple(map(int, numbers.split(".")[:2]))
-    if release <= (2, 11):
-        pair = f"torch=={numbers} torchaudio=={numbers}"
-    elif release >= (2, 15):
-        pair = f"torch=={numbers} torchaudio==2.11.1"
-    else:  # no torchaudio was built for these
-        pair = "torch==2.11.0 torchaudio==2.11.0"
-    try:
-        found = f"torchaudio {version('torchaudio')} cannot be loaded beside torch {torch.__version__}"
-    except PackageNotFoundError:
-        return f"torchaudio is not installed: pip install {pair}"
-    reason = " ".join(f"{error} {error.__cause__ or ''}".split())
-    if "undefined symbol" in reason:
-        reason = "it was built for another torch"
-    elif "CUDA" in reason or "libcu" in reason or "_cuda" in reason:
-        reason = "one of them was built for another CUDA, or for none"
-    return f"{found} ({reason}): pip install --force-reinstall {pair}"
 
 
 @cache

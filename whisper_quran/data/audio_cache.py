@@ -40,8 +40,6 @@ BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
 _NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
-_LEFTOVER = re.compile(r"\..+\.(npy|json)\.[0-9a-f]{8}\.tmp")
-_LEFTOVER_SECONDS = 3600.0  # younger ones may belong to a running process
 
 
 class Clip(NamedTuple):
@@ -133,7 +131,7 @@ def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: i
         _look_up(files)
         if any(file.is_missing for file in files):
             with _locked(cache, log):
-                _look_up(files, sweep=True)
+                _look_up(files)
                 if missing := [file for file in files if file.is_missing]:
                     _announce(missing, cache, log)
                     _decode(missing, workers, log)
@@ -180,9 +178,9 @@ def _hash(name: str, size: int) -> str:
     return hashlib.blake2b(os.fsencode(name), digest_size=size).hexdigest()
 
 
-def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
-    """Find the cache entries of ``files`` by listing their folders; ``sweep`` removes temporary files left behind."""
-    listings = {folder: _list(folder, sweep) for folder in {file.folder for file in files if file.is_missing}}
+def _look_up(files: Sequence[_Source]) -> None:
+    """Find the cache entries of ``files`` by listing their folders."""
+    listings = {folder: _list(folder) for folder in {file.folder for file in files if file.is_missing}}
     for file in files:
         if not file.is_missing or not (found := listings[file.folder].get(file.key)):
             continue
@@ -193,16 +191,14 @@ def _look_up(files: Sequence[_Source], sweep: bool = False) -> None:
                 file.reason = str(json.loads((file.folder / found[0]).read_bytes())["reason"])
 
 
-def _list(folder: Path, sweep: bool) -> dict[str, re.Match[str]]:
+def _list(folder: Path) -> dict[str, re.Match[str]]:
     """Return the entries of ``folder``: the names of the files, matched by ``_NAME``, by the key of their source."""
     names = {}
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            if name := _NAME.fullmatch(entry.name):
-                if name[3] is None or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * int(name[3]):
-                    names[name[1]] = name
-            elif sweep and _LEFTOVER.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS:
-                os.unlink(entry)
+            name = _NAME.fullmatch(entry.name)
+            if name and (not name[3] or entry.stat().st_size == _HEADER_BYTES + BYTES_PER_SAMPLE * int(name[3])):
+                names[name[1]] = name
     return names
 
 

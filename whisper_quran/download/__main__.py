@@ -31,7 +31,7 @@ from ..runtime.console import format_size, progress_bar
 from ..runtime.errors import UserError, did_you_mean, run_command
 from ..runtime.files import atomic_write, make_folder
 from .http import CHECK_CONNECTION, CONNECTIONS, FetchError, Unavailable, fetch, open_session
-from .sources import ALL, EVERYAYAH, KNOWN_RECITERS, TANZIL, Key, ayat_of, fetch_text, spans
+from .sources import ALL, EVERYAYAH, KNOWN_RECITERS, TANZIL, Key, ayat_of, fetch_text, listed
 
 # The start of an MPEG layer III frame. Text in UTF-8, such as a web page, never holds the byte 0xFF.
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
@@ -100,7 +100,7 @@ def download(config: DownloadConfig) -> None:
             reasons = _fetch_reciter(session, address, folder, missing[name], bar)
             bar.write(f"{name}: {len(keys) - sum(map(len, reasons.values())):,} of {len(keys):,} ayat")
             for (outcome, reason), ayat in reasons.items():
-                bar.write(f"  {outcome}: {spans(ayat)} ({reason})")
+                bar.write(f"  {outcome}: {listed(ayat)} ({reason})")
                 failed += len(ayat) * (outcome == "failed")
     if failed:
         raise UserError(f"{failed:,} files could not be fetched (listed above): run the same command again")

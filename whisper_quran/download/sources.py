@@ -68,20 +68,10 @@ def ayat_of(surahs: Iterable[int]) -> list[Key]:
     return [(surah, ayah) for surah in surahs for ayah in range(1, AYAT_PER_SURAH[surah - 1] + 1)]
 
 
-def spans(ayat: Iterable[Key]) -> str:
-    """Format ``ayat`` as ranges, such as ``1:7, 2:61-286, 3:1 to 114:6``; of those beyond 8 only the number."""
-    number = {key: index for index, key in enumerate(ayat_of(ALL))}
-    ranges: list[list[Key]] = []
-    for key in sorted(ayat):
-        if ranges and number[key] == number[ranges[-1][-1]] + 1:
-            ranges[-1].append(key)
-        else:
-            ranges.append([key])
-    words = []
-    for (surah, first), *_, (last_surah, last) in (keys * 2 for keys in ranges):
-        end = f" to {last_surah}:{last}" if last_surah > surah else f"-{last}" if last > first else ""
-        words.append(f"{surah}:{first}{end}")
-    return ", ".join(words[:8]) + (f", and {len(words) - 8:,} stretches more" if len(words) > 8 else "")
+def listed(ayat: Iterable[Key]) -> str:
+    """Format ``ayat`` as ``1:7, 2:61``; of those beyond 20 only the number."""
+    names = [f"{surah}:{ayah}" for surah, ayah in sorted(ayat)]
+    return ", ".join(names[:20]) + (f", and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def fetch_text(session: requests.Session, url: str, folder: Path) -> Path:

@@ -90,7 +90,7 @@ def write_subtitles(recognition: Recognition, path: Path, log: Log = print) -> N
     name = printable(str(path))
     with writing(path):
         if path.exists():
-            log(f"{name} is there already: not written")
+            log(f"{name} is there already, and kept: remove it to have it written anew")
             return
         make_folder(path.parent)
         with atomic_write(path) as file:

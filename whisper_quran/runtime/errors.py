@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 import signal
 import sys
 import threading
@@ -27,21 +26,13 @@ class Interrupted(BaseException):
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return ``"did you mean A or B? "``, the names of ``known`` most similar to ``name``, or ``""`` if none is.
+    """Return ``"did you mean A or B? "``, names of ``known`` that are like ``name`` or contain it; ``""`` if none is.
 
-    If no whole name is similar, a part may be: ``sudais`` finds ``Abdurrahmaan_As-Sudais_64kbps``.
+    ``sudais`` finds ``Abdurrahmaan_As-Sudais_64kbps``.
     """
-
-    def similarity(word: str) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), word.lower()).ratio()
-
-    for pattern in (r"\n", "[_-]"):  # the whole name, then its parts
-        similarities = {each: max(map(similarity, re.split(pattern, each))) for each in known}
-        best = max(similarities.values(), default=0.0)
-        if best > 0.75:
-            near = [each for each in similarities if similarities[each] > best - 0.05]
-            return f"did you mean {' or '.join(near[:3])}? "
-    return ""
+    near = difflib.get_close_matches(name, known, cutoff=0.81)
+    near = near or [each for each in known if name.lower().strip("-") in each.lower()]
+    return f"did you mean {' or '.join(near[:3])}? " if near else ""
 
 
 class Interrupts:
