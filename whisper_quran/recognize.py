@@ -42,7 +42,7 @@ sys.modules[__name__].__class__ = _CallableModule
 def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
     files = check_inputs(config)
-    config = replace(config, files=tuple(map(str, files)))  # a recording that is added to a folder now is not among them
+    config = replace(config, files=tuple(map(str, files)))  # one that is added to a folder now is not read
     subtitles = check_results(config, files)
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
     from .recognition.output import describe, write_page, write_subtitles

@@ -41,12 +41,12 @@ const marked = (kind, label, ...children) =>
   h("span", {class: kind, role: "group", "aria-label": label, title: label}, ...children);
 
 /** One part: what is right as it is, `drawn` already, and errors marked as such, with their kind. */
-function drawPart({kind, label, expected, heard, times}, drawn = expected, show = text => text) {
+function drawPart({kind, label, expected, heard, times}, drawn = expected) {
   const said = times > 1 ? `${heard} ×${times}` : heard;
   if (!kind) return drawn;
   if (!heard) return marked("d", `deletion: ${label}`, drawn);
-  if (!expected.length) return marked("i", `insertion: ${label}`, show(said));
-  return marked("s", `substitution: ${label}`, h("span", {}, drawn), h("span", {}, show(said)));
+  if (!expected.length) return marked("i", `insertion: ${label}`, said);
+  return marked("s", `substitution: ${label}`, h("span", {}, drawn), h("span", {}, said));
 }
 
 /** Explain the marks, by a word in the script of the page. */

@@ -43,7 +43,8 @@ function partsOf(recording, model) {
       errors: Math.max(length, heard ? heard.split(" ").length * times : 0)};
   });
 }
-const errorsOf = (recording, model) => partsOf(recording, model).filter(({kind}) => kind);
+const errorsOf = (recording, model) =>
+  recording.runs[model]?.errors ? partsOf(recording, model).filter(({kind}) => kind) : [];
 
 /** Text as it is searched: without vowel signs and tatweel, and with one alef, one ya, and no ta marbuta. */
 function fold(text) {
@@ -67,21 +68,14 @@ function fits(recording, query) {
   return ayah.surah === +surah && +first <= +number && +number <= +last;
 }
 
-/** A text with the words marked that are searched for. */
-function lit(text) {
-  const terms = fold(state.query).split(/\s+/).filter(Boolean);
-  if (!terms.length) return text;
-  return text.split(/(?<=\s)/).map(word => terms.some(term => fold(word).includes(term)) ? h("mark", {}, word) : word);
-}
-
 // ---- the table
 
 function drawTable() {
   const cell = (model, {reciter, wer, cer, width, best}) => h("td",
     best ? {class: "best", title: "the lowest of this column"} : {},
-    h("button", {class: "rate", type: "button", "data-pair": `${names[model]}\n${reciter ?? ""}`,
+    h("button", {class: "rate", type: "button",
       "aria-label": `${names[model]}, ${reciter ?? "all reciters"}: ${wer}. Show it alone`,
-      onclick: () => choose({model: names[model], reciter: reciter ?? ""})}, wer),
+      onclick: () => update({model: names[model], reciter: reciter ?? ""})}, wer),
     h("small", {}, `CER ${cer}`),
     h("div", {class: "bar"}, h("i", {style: {width: `${width}%`, background: color(model)}})));
   $("table").append(
@@ -95,6 +89,7 @@ function drawTable() {
 
 const BLANK = {model: "", reciter: "", surah: "", query: "", sort: "errors", kind: "", letters: "", error: ""};
 const state = {...BLANK};
+let drawn = {}; // the state that the page shows
 const SORTS = {
   errors: ["Most errors first", (a, b) => b.errors - a.errors || b.wer - a.wer],
   wer: ["Highest WER first", (a, b) => b.wer - a.wer || b.errors - a.errors],
@@ -103,64 +98,55 @@ const SORTS = {
 };
 
 function drawFilters() {
-  const select = (name, label, options) => options.length > 1 && h("select", {
-    id: `by-${name}`, "aria-label": label, onchange: event => update({[name]: event.target.value}),
-  }, options.map(([value, text = value]) => h("option", {value}, text)));
-  const anyOf = (all, some) => some.length > 1 ? [["", all], ...some] : [];
+  const select = (name, options) => {
+    $(`by-${name}`).append(...options.map(([value, text = value]) => h("option", {value}, text)));
+    $(`by-${name}`).onchange = event => update({[name]: event.target.value});
+    $(`by-${name}`).hidden = options.length < 3; // one of a kind need not be chosen
+  };
+  select("model", [["", "All models"], ...names.map(name => [name])]);
+  select("reciter", [["", "All reciters"], ...data.reciters.map(name => [name])]);
+  select("surah", [["", "All surahs"], ...Object.entries(data.surahs).map(each => [each[0], each.join(" ")])]);
+  select("sort", Object.entries(SORTS).map(([value, [text]]) => [value, text]));
   let typing;
-  const search = h("input", {
-    id: "by-query", type: "search", dir: "auto", "aria-label": "Search texts, surahs and reciters",
-    placeholder: quran ? "Search words, names, or 2:255" : "Search words or names",
-    oninput: () => { clearTimeout(typing); typing = setTimeout(() => update({query: search.value}), 120); },
-  });
-  const unpick = () => update({kind: "", letters: "", error: ""});
-  const chip = h("button", {id: "chip", type: "button", hidden: "", onclick: unpick});
+  $("by-query").placeholder = quran ? "Search words, names, or 2:255" : "Search words or names";
+  $("by-query").oninput = event => {
+    clearTimeout(typing);
+    typing = setTimeout(() => update({query: event.target.value}), 120);
+  };
+  $("chip").onclick = () => update({kind: "", letters: "", error: ""});
   $("filters").onsubmit = event => event.preventDefault();
-  $("filters").append(...[
-    select("model", "Model", anyOf("All models", names.map(name => [name]))),
-    select("reciter", "Reciter", anyOf("All reciters", data.reciters.map(name => [name]))),
-    select("surah", "Surah", anyOf("All surahs", Object.entries(data.surahs).map(each => [each[0], each.join(" ")]))),
-    select("sort", "Sort by", Object.entries(SORTS).map(([value, [text]]) => [value, text])),
-    search, chip, h("output", {id: "status", role: "status"})].filter(Boolean));
-}
-
-/** Set what is chosen elsewhere than in the filters, and show it there. */
-function choose(change) {
-  Object.assign(state, change);
-  for (const name of ["model", "reciter", "surah", "sort"]) {
-    if ($(`by-${name}`)) $(`by-${name}`).value = state[name];
-    state[name] = $(`by-${name}`)?.value || BLANK[name]; // what is no option chooses nothing
-  }
-  $("by-query").value = state.query;
-  update({...state});
 }
 
 /** The address holds what is chosen, so that it can be kept, sent and opened again. */
 function readAddress() {
   const said = [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => Object.hasOwn(BLANK, name));
-  choose({...BLANK, ...Object.fromEntries(said)});
-}
-function writeAddress() {
-  const said = new URLSearchParams(Object.entries(state).filter(([name, value]) => value !== BLANK[name]));
-  if (`${said}` !== location.hash.slice(1)) history.replaceState(null, "", `#${said}`);
+  update({...BLANK, ...Object.fromEntries(said)});
 }
 
+/** Choose something else, and draw what follows from it. */
 function update(change) {
   Object.assign(state, change);
+  for (const name of ["model", "reciter", "surah", "sort", "query"]) {
+    $(`by-${name}`).value = state[name];
+    state[name] = $(`by-${name}`).value || BLANK[name]; // what is no option chooses nothing
+  }
   const models = [...data.models.keys()].filter(model => !state.model || names[model] === state.model);
   const heard = recordings.filter(({reciter, runs}) =>
     (!state.reciter || data.reciters[reciter] === state.reciter) && models.some(model => runs[model]));
-  const inSurah = heard.filter(({ayah}) => state.surah === "" || ayah.surah === +state.surah);
-  const drawn = ["model", "reciter", "surah"].some(name => name in change);
-  if (drawn) drawCharts(heard, inSurah, models);
-  for (const name of Object.keys(TALLIES))
-    if (name !== "error" ? drawn : drawn || "kind" in change) drawTally(name, inSurah, models);
+  const inSurah = heard.filter(({ayah}) => !state.surah || ayah.surah === +state.surah);
+  const differs = (...names) => names.some(name => drawn[name] !== state[name]);
+  if (differs("model", "reciter", "surah")) {
+    drawCharts(heard, inSurah, models);
+    drawTally("kind", inSurah, models);
+    drawTally("letters", inSurah, models);
+  }
+  if (differs("model", "reciter", "surah", "kind")) drawTally("error", inSurah, models);
   const chosen = Object.keys(TALLIES).filter(name => state[name]);
   const query = fold(state.query.trim());
   const listed = inSurah
     .filter(recording => !query || fits(recording, query))
-    .filter(recording => !chosen.length || models.some(model => recording.runs[model]?.errors &&
-      errorsOf(recording, model).some(part => chosen.every(name => TALLIES[name].of(part) === state[name]))))
+    .filter(recording => !chosen.length || models.some(model =>
+      errorsOf(recording, model).some(part => chosen.every(name => TALLIES[name](part) === state[name]))))
     .map(recording => {
       const runs = models.map(model => recording.runs[model]).filter(Boolean), errors = sum(runs.map(run => run.errors));
       return {recording, errors, wer: errors / (recording.words * runs.length || 1)};
@@ -169,33 +155,26 @@ function update(change) {
   drawAyat(listed.map(({recording}) => recording), models);
   const everything = plural(recordings.length, noun);
   $("status").textContent = listed.length === recordings.length ? everything : `${count(listed.length)} of ${everything}`;
-  showChosen(chosen);
-  writeAddress();
-}
-
-function showChosen(chosen) {
   for (const button of document.querySelectorAll("[data-value]"))
     button.setAttribute("aria-pressed", state[button.dataset.tally] === button.dataset.value);
-  for (const rate of document.querySelectorAll("[data-pair]"))
-    rate.setAttribute("aria-pressed", !!state.model && rate.dataset.pair === `${state.model}\n${state.reciter}`);
   const said = chosen.map(name => name === "kind" ? new Map(data.kinds).get(state.kind) ?? state.kind : state[name]);
   $("chip").hidden = !said.length;
-  $("chip").replaceChildren(...said.flatMap(text => [h("bdi", written(text), text), " "]), "×");
-  $("chip").setAttribute("aria-label", `Only ${said.join(", ")}: show all again`);
+  $("chip").textContent = `${said.map(text => `\u2068${text}\u2069`).join(" ")} ×`;
+  const address = `${new URLSearchParams(Object.entries(state).filter(([name, value]) => value !== BLANK[name]))}`;
+  if (address !== location.hash.slice(1)) history.replaceState(null, "", `#${address}`);
+  drawn = {...state};
 }
 
 // ---- the charts
 
 function drawCharts(heard, inSurah, models) {
-  const pick = surah => choose({surah: state.surah === `${surah}` ? "" : `${surah}`});
-  const refocus = document.activeElement.matches(".plot");
   const range = bin => bin + 1 < LENGTHS.length ? `${LENGTHS[bin]}–${LENGTHS[bin + 1] - 1}` : `${LENGTHS[bin]}+`;
   const surahs = tallied(heard, ({ayah}) => ayah.surah, surah => surah, surah => `Surah ${surah} \u2068${surahName(surah)}\u2069`);
   const lengths = tallied(inSurah.filter(({words}) => words), ({words}) => LENGTHS.findLastIndex(least => words >= least),
     range, bin => `${range(bin)} words`);
+  const pick = surah => update({surah: state.surah === `${surah}` ? "" : `${surah}`});
   $("charts").replaceChildren(...(quran ? [drawChart("WER by surah", surahs, models, pick)] : []),
     drawChart(quran ? "WER by ayah length" : "WER by length", lengths, models));
-  if (refocus) $("charts").querySelector(".plot").focus();
 }
 
 /** A column for each value of `keyOf`, with its recordings, and the rate of each model over them. */
@@ -224,7 +203,6 @@ function rateOf(recordings, model) {
 
 /** A chart as wide as its place: a dot for each model in each column. `pick` is called with the key of one chosen. */
 function drawChart(title, columns, models, pick) {
-  const picked = columns.find(({key}) => pick && key === +state.surah);
   const width = Math.max($("charts").clientWidth - 38, 240), height = 210, left = 38, top = 14, bottom = height - 20;
   const band = Math.min((width - left - 4) / Math.max(columns.length, 1), 120);
   const rates = columns.flatMap(column => models.map(model => column.rates[model].rate));
@@ -234,7 +212,7 @@ function drawChart(title, columns, models, pick) {
   const lines = Math.ceil(highest / step - 1e-9), limit = lines * step;
   const x = column => left + (column + .5) * band;
   const y = rate => bottom - Math.min(rate, limit) / limit * (bottom - top);
-  const cursor = svg("rect", {class: "cursor", y: top, height: bottom - top, width: band, visibility: "hidden"});
+  const cursor = svg("rect", {class: "cursor", y: top, height: bottom - top, width: band});
   const parts = [cursor];
   for (let line = 0; line <= lines; line++) parts.push(
     svg("line", {class: "grid", x1: left, x2: width - 4, y1: y(line * step), y2: y(line * step)}),
@@ -251,63 +229,45 @@ function drawChart(title, columns, models, pick) {
         transform: `translate(${x(number)} ${y(rate)}) scale(${scale}) translate(-5 -5)`}));
     }
   });
-  const readout = h("p", {class: "readout small", role: "status"});
-  let at = picked;
+  const readout = h("p", {class: "readout small"});
   const point = column => {
-    at = column;
+    cursor.setAttribute("x", left + columns.indexOf(column) * band);
     cursor.setAttribute("visibility", column ? "visible" : "hidden");
-    if (column) cursor.setAttribute("x", left + columns.indexOf(column) * band);
     readout.replaceChildren(...(column ? [`${column.label} · ${plural(column.recordings.length, noun)}`,
       ...models.flatMap(model => [mark(model), rateText(column.rates[model])])]
-      : pick ? ["Point or use the arrow keys for figures, click to filter"] : []));
+      : pick ? ["Point for figures, click to filter"] : []));
   };
-  const under = event => columns[Math.floor((event.clientX - drawn.getBoundingClientRect().left - left) / band)];
-  const press = event => {
-    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-    if (step) point(columns[Math.min(Math.max(columns.indexOf(at) + step, 0), columns.length - 1)]);
-    if (event.key === "Enter" && pick && at) pick(at.key);
-    if (step) event.preventDefault();
-  };
-  const said = models.map(model =>
+  const picked = columns.find(({key}) => pick && key === +state.surah);
+  const under = event => columns[Math.floor((event.clientX - chart.getBoundingClientRect().left - left) / band)];
+  const figures = models.map(model =>
     `${names[model]}: ${columns.map(({label, rates}) => `${label} ${rateText(rates[model])}`).join(", ")}`);
-  const drawn = svg("svg", {
-    class: pick ? "plot picks" : "plot", role: "group", "aria-roledescription": "chart", tabindex: 0,
-    "aria-label": [title, ...said].join(". "), width, height, onkeydown: press,
+  const chart = svg("svg", {
+    class: pick ? "plot picks" : "plot", role: "img", "aria-label": [title, ...figures].join(". "), width, height,
     onpointermove: event => point(under(event) ?? picked), onpointerleave: () => point(picked),
     onclick: event => pick && under(event) && pick(under(event).key),
   }, parts);
   point(picked);
-  return h("figure", {class: "card"}, h("figcaption", {class: "caption"}, h("h3", {}, title), readout), drawn);
+  return h("figure", {class: "card"}, h("figcaption", {class: "caption"}, h("h3", {}, title), readout), chart);
 }
 
 // ---- kinds of error, and the commonest
 
-const arrow = rtl ? "heard ← reference" : "reference → heard";
-const TALLIES = {
-  kind: {title: "Kinds of error", explanation: "words, and the commonest example", of: part => part.kind},
-  error: {title: "The commonest errors", explanation: arrow, of: part => part.name},
-  letters: {title: "Letters confused", explanation: arrow, of: part => part.letters},
-};
+const TALLIES = {kind: part => part.kind, error: part => part.name, letters: part => part.letters};
 
 function drawTally(name, list, models) {
-  const {title, explanation, of} = TALLIES[name], found = new Map();
-  for (const recording of list) for (const model of models) if (recording.runs[model]?.errors) {
-    for (const part of errorsOf(recording, model)) {
-      const value = of(part);
-      if (!value || name === "error" && state.kind && part.kind !== state.kind) continue;
-      if (!found.has(value)) found.set(value, {name, value, part, times: 0, by: data.models.map(() => 0), examples: {}});
-      const line = found.get(value), number = name === "kind" ? part.errors : 1;
-      line.times += number;
-      line.by[model] += number;
-      const seen = line.examples[part.name] = (line.examples[part.name] ?? 0) + 1;
-      if (seen > (line.examples[line.part.name] ?? 0)) line.part = part;
-    }
+  const found = new Map();
+  for (const recording of list) for (const model of models) for (const part of errorsOf(recording, model)) {
+    const value = TALLIES[name](part);
+    if (!value || name === "error" && state.kind && part.kind !== state.kind) continue;
+    if (!found.has(value)) found.set(value, {name, value, part, times: 0, by: data.models.map(() => 0), examples: {}});
+    const line = found.get(value), number = name === "kind" ? part.errors : 1;
+    line.times += number;
+    line.by[model] += number;
+    const seen = line.examples[part.name] = (line.examples[part.name] ?? 0) + 1;
+    if (seen > (line.examples[line.part.name] ?? 0)) line.part = part;
   }
   const lines = [...found.values()].sort((a, b) => b.times - a.times).slice(0, COMMONEST);
-  $(`tally-${name}`).replaceChildren(
-    h("div", {class: "caption"}, h("h3", {}, title), h("span", {class: "small"}, explanation)),
-    h("ol", {}, lines.map(line => h("li", {}, tallyButton(line, models, lines[0].times)))),
-    lines.length ? "" : h("p", {class: "small"}, "none"));
+  $(`tally-${name}`).replaceChildren(...lines.map(line => h("li", {}, tallyButton(line, models, lines[0].times))));
 }
 
 function tallyButton({name, value, part, times, by}, models, most) {
@@ -328,17 +288,13 @@ function tallyButton({name, value, part, times, by}, models, most) {
 
 // ---- the ayat
 
-function aligned(recording, model) {
-  return h("p", {class: "text", ...(recording.words ? written(recording.ayah.words.join(" ")) : {dir: "auto"})},
-    partsOf(recording, model).flatMap(part => [drawPart(part, lit(part.expected), lit), " "].flat()));
-}
-
 function article(recording, models) {
   const {ayah, runs, words, seconds} = recording, reciter = data.reciters[recording.reciter];
+  const direction = words ? written(ayah.words.join(" ")) : {dir: "auto"};
   return h("article", {"aria-label": `${place(ayah)}, ${reciter}`},
     h("div", {class: "where"},
-      h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", ar(lit(surahName(ayah.surah)))] : null),
-      h("div", {}, lit(reciter)), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`),
+      h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", ar(surahName(ayah.surah))] : null),
+      h("div", {}, reciter), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`),
       recording.addresses && h("button", {class: "play", type: "button", "aria-label": `Play ${place(ayah)}, ${reciter}`,
         onclick: () => play(`${place(ayah)}, ${reciter}`, recording.addresses)}, "▶ Play"),
       recording.damaged && h("div", {class: "damaged"}, "audio damaged or cut short")),
@@ -349,7 +305,8 @@ function article(recording, models) {
       return h("div", {class: "run"},
         h("div", {class: "counts"}, named(model),
           run.errors ? `${percent(run.errors / words)} · ${kinds}` : "✓ every word right"),
-        run.errors || models.length === 1 ? aligned(recording, model) : null);
+        (run.errors || models.length === 1) &&
+          h("p", {class: "text", ...direction}, partsOf(recording, model).flatMap(part => [drawPart(part), " "])));
     })));
 }
 
@@ -375,9 +332,11 @@ drawKey(rtl);
 $("unfolded").append(...data.unfolded.filter(([,, rows]) => rows.length).map(([id, summary, rows]) =>
   h("details", {class: "small", id}, h("summary", {}, summary),
     h("table", {}, rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell))))))));
+for (const each of document.querySelectorAll(".direction"))
+  each.textContent = rtl ? "heard ← reference" : "reference → heard";
 drawFacts();
 drawTable();
 drawFilters();
 readAddress();
 window.addEventListener("hashchange", () => location.hash === "#ayat" || readAddress());
-window.addEventListener("resize", () => update({surah: state.surah}));
+window.addEventListener("resize", () => { drawn = {}; update({}); });
