@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_iter
 from whisper.model import Whisper
 
 from train import SIZES, make_model  # benchmarks/train.py
+from whisper_quran.data.features import encode
 from whisper_quran.runtime.console import markdown_table
 from whisper_quran.training.loss import Objective, add_adapters
 from whisper_quran.training.optimizer import build_optimizer
@@ -131,7 +132,7 @@ class MicroBatch:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # from here on the moments are there, too
         self.optimizer = optimizer
-        self.mel = torch.randn(clips, model.dims.n_mels, 3000)
+        self.mel = torch.randn(clips, model.dims.n_mels, 3000)  # 30 s: the longest
         self.tokens = torch.full((clips, tokens), 50257)
         self.positions = torch.arange(clips * tokens)
 
@@ -139,7 +140,7 @@ class MicroBatch:
         if self.train_encoder:
             return self.mel
         with torch.no_grad():
-            return self.encoder(self.mel.to(DTYPE))  # all at once, as on a GPU
+            return encode(self.encoder, self.mel.to(DTYPE))  # all at once, as on a GPU
 
     def forward(self, audio: Tensor) -> Tensor:
         targets = self.tokens.flatten()

@@ -2,8 +2,7 @@
 
   python benchmarks/packing.py --data DIR --model base.pt --reciter Yasser_Salama_hadr [--ayat 64 --rounds 2]
 
-Every row is the same ayat, each once: with the encoder at work, and with its outputs in the
-cache. CPU seconds count where the machine has other work.
+Every row is the same ayat, each once. CPU seconds count where the machine has other work.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from whisper.tokenizer import get_tokenizer
 from train import Clips, Setup, epoch_losses, make_trainer, open_clips  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.encoder_cache import open_encoder_cache
 from whisper_quran.data.prepare import WindowMaker
 from whisper_quran.runtime.console import markdown_table
 from whisper_quran.runtime.device import choose_device, choose_precision
@@ -44,29 +42,20 @@ def epoch_seconds(trainer: Trainer) -> tuple[float, float]:
 
 
 def print_rates(trainers: dict[str, Trainer], ayat: int, rounds: int) -> None:
-    """The table: without the encoder's cache and with it, full, a row for every trainer. The first is compared with."""
-    rows = []
-    for cached in (False, True):
-        spent = {way: [0.0, 0.0] for way in trainers}
-        for number in range(rounds + cached):  # the first epoch with the cache fills it
-            for way, trainer in trainers.items():
-                assert trainer.encoder
-                if cached and number == 0:
-                    options = (trainer.config, trainer.model, trainer.precision, trainer.device)
-                    trainer.encoder.cache = open_encoder_cache(*options)
-                trainer.objective.train()
-                seconds = epoch_seconds(trainer)
-                if number >= cached:
-                    spent[way] = [sum(pair) for pair in zip(spent[way], seconds, strict=True)]
-        first = next(iter(spent.values()))
+    """The table: a row for every trainer. The first is compared with."""
+    spent = {way: [0.0, 0.0] for way in trainers}
+    for _ in range(rounds):
         for way, trainer in trainers.items():
-            cells = ["warm" if cached else "off", way]
-            windows, speech = len(trainer.data.train), sum(each.seconds for each in trainer.data.train)
-            rates = [rounds * each / spent[way][0] for each in (windows, speech, ayat)]
-            rates.append(rounds * ayat / spent[way][1])
-            times = [whole / each for whole, each in zip(first, spent[way], strict=True)]
-            rows.append([*cells, str(windows), *(f"{each:.2f}" for each in (*rates, *times))])
-    names = ["encoder cache", "", "windows", "windows/s", "seconds of speech a second", "ayat/s", "ayat a CPU second"]
+            trainer.objective.train()
+            spent[way] = [sum(pair) for pair in zip(spent[way], epoch_seconds(trainer), strict=True)]
+    rows, first = [], next(iter(spent.values()))
+    for way, trainer in trainers.items():
+        windows, speech = len(trainer.data.train), sum(each.seconds for each in trainer.data.train)
+        rates = [rounds * each / spent[way][0] for each in (windows, speech, ayat)]
+        rates.append(rounds * ayat / spent[way][1])
+        times = [whole / each for whole, each in zip(first, spent[way], strict=True)]
+        rows.append([way, str(windows), *(f"{each:.2f}" for each in (*rates, *times))])
+    names = ["", "windows", "windows/s", "seconds of speech a second", "ayat/s", "ayat a CPU second"]
     print(markdown_table([*names, "times as many", "by CPU seconds"], rows), end="")
 
 
@@ -86,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         single = open_clips(args.data, folder, args.ayat, [args.reciter])
-        options = {"batch_size": args.batch_size, "epochs": 2 * args.rounds + 1, "cache": folder}
+        options = {"batch_size": args.batch_size, "epochs": args.rounds}
         trainers = {
             way: make_trainer(load_checkpoint(args.model, device), clips, Setup(device, precision), **options)
             for way, clips in {"single ayat": single, "packed": pack(single)}.items()
@@ -95,9 +84,6 @@ def main() -> None:
         load = os.getloadavg()[0]
         print(f"{ayat} ayat of {args.reciter}, {args.rounds} epochs a row, {precision.name}, load {load:.1f}\n")
         print_rates(trainers, ayat, args.rounds)
-        for trainer in trainers.values():
-            assert trainer.encoder
-            trainer.encoder.close()
 
 
 if __name__ == "__main__":

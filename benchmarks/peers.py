@@ -2,7 +2,7 @@
 
   python benchmarks/train.py --peers --data DIR --model base.pt [--clips 64 --valid-clips 16 --epochs 5 --batch-size 16]
 
-- ours, with the frozen encoder's outputs kept on disk from the first epoch on, and without;
+- ours, each clip encoded at its own length; and, for comparison, in Whisper's 30 s;
 - transformers' ``Seq2SeqTrainer``, or where ``accelerate`` is missing a plain loop over its model;
 - finetune-openai-whisper: its dataset, collator and Lightning module;
 - a plain loop over openai-whisper.
@@ -41,8 +41,9 @@ from torch.utils.data import DataLoader, Dataset
 from train import Clips, Setup, epoch_losses, make_trainer, open_clips, peak_memory  # benchmarks/train.py
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.convert import convert
-from whisper_quran.data.batches import epoch_order
-from whisper_quran.data.encoder_cache import open_encoder_cache
+from whisper_quran.data import batches as training_batches
+from whisper_quran.data.batches import epoch_steps
+from whisper_quran.data.features import FULL_CONTEXT
 from whisper_quran.data.prepare import Example
 from whisper_quran.data.text import normalize
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
@@ -92,7 +93,9 @@ class Job:
     def order(self) -> list[Example]:
         """The clips of all epochs, one after another, as our trainer takes them."""
         examples = self.clips.examples
-        return [examples[i] for epoch in range(self.epochs) for i in epoch_order(len(examples), 0, epoch)]
+        samples = [example.samples for example in examples]
+        epochs = (epoch_steps(samples, self.batch_size, 0, epoch) for epoch in range(self.epochs))
+        return [examples[i] for steps in epochs for step in steps for i in step]
 
     def rate(self, step: int) -> float:
         """The learning rate, as a share of its highest."""
@@ -131,14 +134,14 @@ class Clock:
         self.start = time.perf_counter()
 
 
-def ours(job: Job, cached: bool = False) -> list[Epoch]:
+def ours(job: Job, full_context: bool = False) -> list[Epoch]:
+    if full_context:
+        training_batches.natural_context = lambda samples: FULL_CONTEXT
     setup = job.setup
     model = load_checkpoint(job.folder / "model.pt", setup.device)
     options = {"lr": LR, "weight_decay": 0.0, "clip_grad": 0.0, "warmup_steps": 0, "epochs": job.epochs}
     options |= {"batch_size": job.batch_size, "train_encoder": job.train_encoder, "cache": job.folder}
     trainer = make_trainer(model, job.clips, setup, **options)
-    if trainer.encoder and cached:
-        trainer.encoder.cache = open_encoder_cache(trainer.config, model, setup.precision, setup.device)
     clock = Clock(job)
     for _ in range(job.epochs):
         trainer.objective.train()
@@ -390,8 +393,8 @@ def finetune_openai_whisper(job: Job) -> list[Epoch]:
 
 
 WAYS: dict[str, Callable[[Job], list[Epoch]]] = {
-    "ours, encoder cache off": ours,
-    "ours, encoder cache on": partial(ours, cached=True),
+    "ours, 30 s": partial(ours, full_context=True),
+    "ours": ours,
     "transformers": transformers,
     "finetune-openai-whisper": finetune_openai_whisper,
     "openai-whisper, plain loop": openai_whisper,
@@ -453,8 +456,6 @@ def compare(args: argparse.Namespace) -> None:
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         longest = math.nan
         for way in reversed(WAYS):
-            if job.train_encoder and way == "ours, encoder cache on":
-                continue
             outcome = run_way(way, job)
             if outcome.error:
                 print(f"| {label(way)} | {outcome.error} | | | | | | | |", flush=True)

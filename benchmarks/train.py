@@ -28,7 +28,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # after this folde
 
 import torch
 from torch import Tensor
-from whisper.audio import N_FRAMES
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
@@ -111,22 +110,23 @@ def make_trainer(model: Whisper, clips: Clips, setup: Setup, **options: Any) -> 
 
 
 def step_flops(model: Whisper, batch: Batch, train_encoder: bool) -> float:
-    """Floating-point operations that a training step on ``batch`` needs: texts without their padding, and
+    """Floating-point operations that a training step on ``batch`` needs: audio and texts without padding, and
     cross-attention in the cheaper of its two orders (``training/loss.py``). What is executed beyond that is waste."""
     dims = model.dims
-    clips = len(batch.tokens)
-    length = batch.target_tokens / clips
-    d, frames = dims.n_audio_state, dims.n_audio_ctx
-    conv = N_FRAMES * 3 * dims.n_mels * d + frames * 3 * d * d
-    encoder = conv + dims.n_audio_layer * (12 * frames * d * d + 2 * frames * frames * d)
-    d = dims.n_text_state
-    self_attention = 4 * length * d * d + length * length * d
-    audio_projected = 2 * frames * d * d + 2 * length * frames * d
-    queries_projected = 2 * length * d * d + 2 * dims.n_text_head * length * frames * d
-    cross_attention = 2 * length * d * d + min(audio_projected, queries_projected)
-    decoder = dims.n_text_layer * (self_attention + cross_attention + 8 * length * d * d)
-    output = batch.target_tokens * d * dims.n_vocab
-    return 2 * (clips * (encoder * (3 if train_encoder else 1) + 3 * decoder) + 3 * output)
+    length = batch.target_tokens / len(batch)
+    operations = 3 * batch.target_tokens * dims.n_text_state * dims.n_vocab  # the output layer's
+    for frames in batch.contexts:
+        d = dims.n_audio_state
+        conv = 2 * frames * 3 * dims.n_mels * d + frames * 3 * d * d
+        encoder = conv + dims.n_audio_layer * (12 * frames * d * d + 2 * frames * frames * d)
+        d = dims.n_text_state
+        self_attention = 4 * length * d * d + length * length * d
+        audio_projected = 2 * frames * d * d + 2 * length * frames * d
+        queries_projected = 2 * length * d * d + 2 * dims.n_text_head * length * frames * d
+        cross_attention = 2 * length * d * d + min(audio_projected, queries_projected)
+        decoder = dims.n_text_layer * (self_attention + cross_attention + 8 * length * d * d)
+        operations += encoder * (3 if train_encoder else 1) + 3 * decoder
+    return 2 * operations
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -23,7 +23,6 @@ import train
 from whisper_quran.checkpoints import huggingface
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.encoder_cache import FrozenEncoder
 from whisper_quran.runtime.command_line import parse
 from whisper_quran.runtime.errors import run_command
 from whisper_quran.training.train import train as run_training
@@ -203,22 +202,6 @@ def base_weights() -> Path:
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the tokenizer's files, which take seconds."""
     monkeypatch.setattr(huggingface, "write_tokenizer", lambda *arguments: None)
-
-
-@pytest.fixture
-def encoded(monkeypatch) -> list[int]:
-    """A list that grows by how many clips each call of an encoder has encoded."""
-    counts: list[int] = []
-    call = FrozenEncoder.__call__
-
-    def counting(self, audio, known=None):
-        before = self.encoded
-        features = call(self, audio, known)
-        counts.append(self.encoded - before)
-        return features
-
-    monkeypatch.setattr(FrozenEncoder, "__call__", counting)
-    return counts
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from conftest import make_whisper
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = "training decoding throughput cache augmentation evaluation scaler memory attention peers nccl".split()
+PARTS = "training decoding throughput context augmentation evaluation scaler memory attention peers nccl".split()
 # Parts that break, each in its own way, around one that does not.
 BREAKING = """
 import os, signal, sys, time, types
@@ -30,7 +30,7 @@ units = {
     "training": gpu_parts.Unit("fails", fails),
     "decoding": gpu_parts.Unit("dies", lambda report: os.kill(os.getpid(), signal.SIGKILL)),
     "throughput": gpu_parts.Unit("hangs", lambda report: time.sleep(600), limit=1),
-    "cache": gpu_parts.Unit("works", lambda report: report(({"clips/s": 2.0}, "measured"))),
+    "context": gpu_parts.Unit("works", lambda report: report(({"clips/s": 2.0}, "measured"))),
     "nccl": gpu_parts.Unit("is left out", "needs two GPUs"),
 }
 gpu_parts.prepare = lambda args, folder: types.SimpleNamespace(about={"device": "none"})
@@ -70,7 +70,7 @@ def test_the_gpu_benchmark_runs_whole_on_a_cpu(ayat, tmp_path):
     for part, row in rows:
         assert f"{part}: {row['name']}" in printed, "as it was measured"
         assert f"\n| {row['name']} | " in printed, "in the table"
-    for part in ("training", "decoding", "cache", "attention"):
+    for part in ("training", "decoding", "attention"):
         compared = [row for row in measured["parts"][part] if row["result"] in ("pass", "measured")]
         assert compared and all("tolerance" in row for row in compared)
     left_out = {part for part, row in rows if "needs" in row["result"]}
@@ -156,7 +156,5 @@ def test_packed_windows_are_measured_beside_the_same_ayat_alone(ayat, tmp_path):
     command += ["--model", str(tmp_path / "nano.pt"), "--reciter", "Yasser_Salama_hadr", "--precision", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = [
-        line.strip("| ").split(" | ")[:3] for line in done.stdout.splitlines() if line.startswith(("| off", "| warm"))
-    ]
-    assert rows == [[cache, *row] for cache in ("off", "warm") for row in (["single ayat", "5"], ["packed", "1"])]
+    rows = [line.strip("| ").split(" | ")[:2] for line in done.stdout.splitlines()]
+    assert rows[-2:] == [["single ayat", "5"], ["packed", "1"]]

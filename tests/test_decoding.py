@@ -15,9 +15,16 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 from whisper.utils import compression_ratio
 
-from whisper_quran.data import encoder_cache
 from whisper_quran.data.corpus import read_text
-from whisper_quran.data.features import collate, encode, log_mel
+from whisper_quran.data.features import (
+    AudioFeatures,
+    FrozenEncoder,
+    audio_mask,
+    collate,
+    encode,
+    log_mel,
+    natural_context,
+)
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, is_looping
 from whisper_quran.decoding.long_audio import cut_at_pauses, decode_clips, is_silent, needs_fallback, transcribe_clips
@@ -63,9 +70,14 @@ def assert_same(ours: Sequence[DecodingResult], theirs: Sequence[DecodingResult]
     assert [result.language for result in ours] == [result.language for result in theirs]
 
 
+def whole(features: torch.Tensor) -> AudioFeatures:
+    """Features without padding."""
+    return AudioFeatures(features, [features.shape[1]] * len(features))
+
+
 def decode(decoder: BatchDecoder, features: torch.Tensor, batch: int = 2) -> list[DecodingResult]:
     """The results of all clips, in order."""
-    results = {clip.index: clip.result for clip in decoder.decode(features.split(batch))}
+    results = {clip.index: clip.result for clip in decoder.decode(map(whole, features.split(batch)))}
     return [results[index] for index in range(len(features))]
 
 
@@ -116,7 +128,7 @@ def test_the_text_does_not_depend_on_slots_and_neighbours(model, features, expec
     """A stride of 8, as on a GPU: ended clips go on for some steps before anyone looks. Nor on what was left."""
     decoder = BatchDecoder(model, slots, sample_len=224)
     decoder.stride = stride
-    next(decoder.decode(features.split(batch)))
+    next(decoder.decode(map(whole, features.split(batch))))
     assert_same(decode(decoder, features, batch), expected)
 
 
@@ -162,11 +174,34 @@ def test_an_ended_clip_costs_nothing_beside_one_that_rambles_on(model, features,
     """Most rows that were computed belonged to clips that were still being decoded."""
     rows = []
     step = BatchDecoder._step
-    monkeypatch.setattr(BatchDecoder, "_step", lambda self, n, length: rows.append(n) or step(self, n, length))
+    monkeypatch.setattr(BatchDecoder, "_step", lambda self, n, *lengths: rows.append(n) or step(self, n, *lengths))
     decode_batch(model, features)
     tokens = sum(len(result.tokens) for result in expected)
     longest = max(len(result.tokens) for result in expected)
     assert tokens < sum(rows) < 1.6 * tokens < len(features) * longest
+
+
+@pytest.mark.parametrize("slots", [3, 16])
+def test_at_natural_length_the_text_does_not_depend_on_the_neighbours(model, clips, slots):
+    """Encoded clip by clip, as on a CPU, or padded to the longest, as on a GPU; of contexts from 8 to 16 s."""
+    contexts = [natural_context(len(clip)) for clip in clips]
+    assert len(set(contexts)) > 2
+    alone = [
+        decode_batch(model, log_mel(collate([clip]), 80, [context]), [context])[0]
+        for clip, context in zip(clips, contexts, strict=True)
+    ]
+    assert [len(result.audio_features) for result in alone] == contexts
+    assert_same(decode_batch(model, log_mel(collate(clips), 80, contexts), contexts), alone)
+    batches = []
+    for first in range(0, len(clips), 3):
+        its = contexts[first : first + 3]
+        mel = log_mel(collate(clips[first : first + 3]), 80, its)
+        with torch.no_grad():
+            batches.append(AudioFeatures(encode(model.encoder, mel, audio_mask(its, mel.device)), its))
+    results = {clip.index: clip.result for clip in BatchDecoder(model, slots, sample_len=224).decode(batches)}
+    assert_same([results[index] for index in range(len(clips))], alone)
+    texts = dict(decode_clips(model, clips, batch_size=4, sample_len=224))
+    assert [texts[index] for index in range(len(clips))] == [result.text for result in alone]
 
 
 def test_a_lower_precision_is_that_of_weights_cast_once(model, mel, features):
@@ -194,7 +229,7 @@ def test_options_that_would_be_ignored_are_refused(model, options):
 def test_recordings_of_any_length_give_their_pieces_texts_in_order(model, clips, mel, expected, quran):
     long = [read(quran / "audio" / reciter / "002255.mp3") for reciter in ("AbdulWadood_Haneef", "Yasser_Salama_hadr")]
     recordings = [long[0], *clips[:6], long[1]]
-    texts = dict(decode_clips(model, recordings, batch_size=4, sample_len=224))
+    texts = dict(decode_clips(model, recordings, batch_size=4, sample_len=224, context="full"))
     assert sorted(texts) == list(range(8))
     assert [texts[index + 1] for index in range(6)] == [result.text for result in expected[:6]]
     for index in (0, 7):
@@ -208,15 +243,16 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, clips, expected
     """The GPU's error, raised where encoding would: for more than one, once in the midst of it all; for any."""
     calls, fits = [], True
 
-    def encode_in_little_memory(encoder, mel, dtype):
+    def encode_in_little_memory(self, mel, contexts):
         calls.append(len(mel))
         if len(mel) > 1 or len(calls) == 8 or not fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(model.encoder, mel, dtype)
+        return encode_mel(self, mel, contexts)
 
-    monkeypatch.setattr(encoder_cache, "encode", encode_in_little_memory)
+    encode_mel = FrozenEncoder.encode
+    monkeypatch.setattr(FrozenEncoder, "encode", encode_in_little_memory)
     logged = []
-    texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append, sample_len=224))
+    texts = dict(decode_clips(model, clips[:10], batch_size=10, log=logged.append, sample_len=224, context="full"))
     assert [texts[index] for index in range(10)] == [result.text for result in expected[:10]]
     assert len(logged) == 2
     assert "--batch-size 5" in logged[0]
@@ -315,12 +351,12 @@ def test_a_sampled_text_depends_on_its_seed_alone(model, features):
     def sample(slots: int, stride: int, seeds: list[int]) -> list[list[int]]:
         decoder = BatchDecoder(model, slots, sample_len=30)
         decoder.stride = stride
-        batches = [(features[i : i + 2], seeds[i : i + 2]) for i in range(0, len(features), 2)]
+        batches = [replace(whole(features[i : i + 2]), seeds=seeds[i : i + 2]) for i in range(0, len(features), 2)]
         results = {clip.index: clip.result for clip in decoder.decode(batches, 0.8)}
         assert {result.temperature for result in results.values()} == {0.8}
         return [results[index].tokens for index in range(len(features))]
 
-    by_index = BatchDecoder(model, 4, sample_len=30).decode(features.split(2), temperature=0.8)
+    by_index = BatchDecoder(model, 4, sample_len=30).decode(map(whole, features.split(2)), temperature=0.8)
     numbered = dict(enumerate(sample(16, 1, [*range(len(features))])))
     assert {clip.index: clip.result.tokens for clip in by_index} == numbered
     once = sample(16, 1, seeds)
@@ -339,7 +375,8 @@ def test_only_texts_that_fail_are_decoded_again_at_rising_temperatures(model, cl
         return result.text in failing or result.temperature == 0.2
 
     monkeypatch.setattr(long_audio, "needs_fallback", fails)
-    found = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=4, sample_len=224)}
+    options = {"sample_len": 224, "context": "full"}
+    found = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=4, **options)}
     assert sorted(found) == list(range(9))
     for index in range(9):
         if index % 3:
@@ -347,7 +384,7 @@ def test_only_texts_that_fail_are_decoded_again_at_rising_temperatures(model, cl
         else:
             assert found[index].temperature == 0.4
     assert sorted(tried) == [0.0] * 9 + [0.2] * 3 + [0.4] * 3
-    again = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=9, sample_len=224)}
+    again = {t.clip: t for t in transcribe_clips(model, clips[:9], batch_size=9, **options)}
     assert again == found
 
 

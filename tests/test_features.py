@@ -5,9 +5,10 @@ import pytest
 import soundfile
 import torch
 import whisper
+from conftest import make_whisper
 
 from whisper_quran.data import features
-from whisper_quran.data.features import collate, log_mel
+from whisper_quran.data.features import FrozenEncoder, audio_mask, collate, encode, log_mel, natural_context
 
 
 def whispers_own(clip: np.ndarray, n_mels: int) -> torch.Tensor:
@@ -37,7 +38,7 @@ def test_each_clip_has_the_features_it_would_have_alone(clips, n_mels):
     assert_whispers_own(log_mel(collate(clips), n_mels), clips, n_mels)
     # What a GPU does: the whole batch at once.
     mel = torch.empty((len(clips), n_mels, 3000))
-    features._log_mel(collate(clips), 3000, mel)
+    features._log_mel(collate(clips), mel)
     assert_whispers_own(mel, clips, n_mels)
 
 
@@ -45,6 +46,36 @@ def test_each_clip_has_the_features_it_would_have_alone(clips, n_mels):
 def test_transforms_that_stop_where_the_audio_does_change_nothing(clips, longest):
     short = [clip[:longest] for clip in clips]
     assert_whispers_own(log_mel(collate(short), 80), short, 80)
+
+
+def test_a_clip_is_read_to_its_end_and_a_little_silence():
+    lengths = {0: 8, 1: 8, 107_520: 8, 107_521: 9, 160_000: 12, 459_520: 30, 459_521: 30, 480_000: 30}
+    assert {samples: natural_context(samples) / 50 for samples in lengths} == lengths
+
+
+def test_at_natural_length_frames_are_whispers_own_and_what_pads_a_batch_is_zero(clips):
+    contexts = [natural_context(len(clip)) for clip in clips]
+    assert len(set(contexts)) > 2
+    mel = log_mel(collate(clips), 80, contexts)
+    at_once = torch.zeros_like(mel)  # what a GPU does
+    features._log_mel(collate(clips), at_once)
+    for clip, context, own, other in zip(clips, contexts, mel, at_once, strict=True):
+        expected = whispers_own(clip, 80)[:, : 2 * context]
+        assert (own[:, : 2 * context] - expected).abs().max() < 1e-4
+        assert (other[:, : 2 * context] - expected).abs().max() < 1e-4
+        assert not own[:, 2 * context :].any()
+
+
+@torch.no_grad()
+def test_the_encoder_is_whispers_own_and_padding_changes_nothing(clips):
+    model = make_whisper(layers=2)
+    mel = log_mel(collate(clips[:3]), 80)
+    torch.testing.assert_close(encode(model.encoder, mel), model.encoder(mel))
+    contexts = [natural_context(len(clip)) for clip in clips[:3]]
+    alone = FrozenEncoder(model, torch.float32)(collate(clips[:3]), contexts)
+    padded = encode(model.encoder, log_mel(collate(clips[:3]), 80, contexts), audio_mask(contexts, mel.device))
+    for context, one, other in zip(contexts, alone.values, padded, strict=True):
+        torch.testing.assert_close(one[:context], other[:context], rtol=1e-4, atol=1e-5)
 
 
 def test_float_audio_is_as_good_as_int16(clips):

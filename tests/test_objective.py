@@ -12,8 +12,9 @@ from whisper.model import Whisper
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
-from whisper_quran.data.batches import Batch
+from whisper_quran.data.batches import Batch, Clip
 from whisper_quran.data.corpus import Ayah
+from whisper_quran.data.features import audio_mask, encode, log_mel
 from whisper_quran.data.prepare import Example, TrainingData
 from whisper_quran.runtime.device import Precision
 from whisper_quran.runtime.errors import UserError
@@ -38,7 +39,7 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
     # One noise a text, so that a clip is the same in whatever batch it stands.
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
     audio = torch.stack([torch.randint(-9000, 9000, (8000,), generator=each) for each in generators]).to(torch.int16)
-    return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets))
+    return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets), [Clip(0, 8000, False)] * len(texts))
 
 
 def trainer_of(model: Whisper, train_encoder: bool = False) -> Trainer:
@@ -90,7 +91,7 @@ def test_a_frozen_encoder_has_no_gradient_no_state_and_does_not_move():
     trainer = trainer_of(model)
     batch = make_batch([[10, 11], [12]], seed=0)
     step(trainer, [batch])
-    assert not trainer.audio(batch).requires_grad
+    assert not trainer.audio(batch)[0].requires_grad
     held = {id(parameter) for parameter in trainer.optimizer.state}
     for name, parameter in model.named_parameters():
         frozen = name.startswith("encoder.")
@@ -138,6 +139,33 @@ def test_checkpointed_activations_give_the_same_gradients():
         torch.testing.assert_close(plain, recomputed)
 
 
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_padding_to_the_longest_clip_changes_neither_loss_nor_gradients(train_encoder):
+    """Contexts of 8, 12 and 30 s in one batch, against one by one; texts below and above a head's 64 dimensions."""
+    texts, contexts = [[10, 11], [*range(70)], [12]], [400, 600, 1500]
+    batch = make_batch(texts, seed=0)
+    gradients, losses = [], []
+    for together in (True, False):
+        model = make_whisper(layers=2)
+        objective = Objective(model, train_encoder)
+        mels = log_mel(batch.audio, 80, contexts)
+        groups = [[0, 1, 2]] if together else [[0], [1], [2]]
+        loss = torch.zeros(())
+        for rows in groups:
+            part = make_batch([texts[row] for row in rows], seed=0)
+            its = [contexts[row] for row in rows]
+            audio, mask = mels[rows, :, : 2 * max(its)], audio_mask(its, CPU)
+            assert (mask is not None) == together
+            if not train_encoder:
+                audio = encode(model.encoder, audio, mask)
+            loss = loss + objective(audio, part.tokens, part.positions, part.targets, mask)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*losses)
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-5
+
+
 @pytest.mark.parametrize("length", [1, 20, 64, 65])
 def test_attention_to_the_audio_is_whispers_own_in_values_and_gradients(length):
     attention = make_whisper().decoder.blocks[0].cross_attn
@@ -167,19 +195,19 @@ def test_attention_to_the_audio_is_about_as_near_fp32_in_bf16_as_whispers_own(ba
         assert (ours - exact).norm() < 1.5 * (own - exact).norm()
 
 
-def test_a_steps_micro_batches_have_texts_of_one_length(tmp_path):
-    tokens = [tuple(range(3 + (7 * n) % 16)) for n in range(16)]
-    examples = [Example((Ayah("r", tmp_path / f"{n}.mp3", ""),), 8000, taken, 1) for n, taken in enumerate(tokens)]
+def test_a_steps_micro_batches_have_clips_of_one_length(tmp_path):
+    lengths = [1000 * (1 + (7 * n) % 16) for n in range(16)]
+    examples = [Example((Ayah("r", tmp_path / f"{n}.mp3", ""),), n, (1, 2, 3), 1) for n in lengths]
 
     class Silence:
         def read(self, audio):
-            return np.zeros(8000, np.int16)
+            return np.zeros(next(e.samples for e in examples if e.parts[0].audio == audio), np.int16)
 
     model = make_whisper()
     config = TrainingConfig(batch_size=8, accumulate=2, lr=1e-3, warmup_steps=0)
     trainer = Trainer(config, TrainingData(examples, {}, Silence(), []), model, CPU, Precision("fp32", ""))
     (taken,) = trainer.steps()
-    assert [batch.tokens.shape for batch in taken.batches] == [(4, 5), (4, 9), (4, 13), (4, 17)]
+    assert [batch.audio.shape for batch in taken.batches] == [(4, 4000), (4, 8000), (4, 12_000), (4, 16_000)]
     assert taken.clips == 16
 
 

@@ -21,7 +21,7 @@ from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import decode_file
 from whisper_quran.data.corpus import read_text
-from whisper_quran.data.features import collate, encode, log_mel
+from whisper_quran.data.features import AudioFeatures, collate, encode, log_mel
 from whisper_quran.data.text import letters
 from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip
 from whisper_quran.decoding.long_audio import RecognizedPiece, Transcript
@@ -285,7 +285,7 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
     mel = log_mel(collate([audio]), 80)
     tokenizer = get_tokenizer(True, language="ar", task="transcribe")
     tokens = tokenizer.encode(" الذي جمع مالا وعدده")
-    (clip,) = BatchDecoder(model, 1, sample_len=2).decode([encode(model.encoder, mel)])
+    (clip,) = BatchDecoder(model, 1, sample_len=2).decode([AudioFeatures(encode(model.encoder, mel), [1500])])
     frames = len(audio) // 320
     ours = token_starts(clip.attention(tokens, alignment_heads(model), frames), clip.decoder.begin - 1)
     threads = torch.get_num_threads()
@@ -301,10 +301,10 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
 def test_a_text_may_end_inside_a_character(text):
     """One of several tokens, which the limit or a stopped loop cuts."""
     model = make_whisper(layers=2)
-    (clip,) = BatchDecoder(model, 1, sample_len=2).decode([torch.randn(1, 1500, 64)])
+    (clip,) = BatchDecoder(model, 1, sample_len=2).decode([AudioFeatures(torch.randn(1, 400, 64), [400])])
     tokens = clip.decoder.task.tokenizer.encode(text)
     for count in range(1, len(tokens) + 1):
-        cut = DecodedClip(0, replace(clip.result, tokens=tokens[:count]), clip.decoder, clip.slot)
+        cut = DecodedClip(0, replace(clip.result, tokens=tokens[:count]), clip.decoder, clip.slot, clip.context)
         times = letter_times(cut, alignment_heads(model), 3.0)
         assert "قللا".startswith("".join(letter for letter, *_ in times))
         assert all(0 <= start <= end <= 3.0 for _, start, end in times)

@@ -11,6 +11,7 @@ from conftest import make_whisper, talkative
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
+from whisper_quran.data.features import AudioFeatures
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.long_audio import transcribe_clips
@@ -33,7 +34,10 @@ def test_tokens_with_timestamps_are_whispers(gain, latest_start):
     torch.manual_seed(1)
     features = torch.randn(12, 1500, 64) * 3
     decoder = BatchDecoder(model, 4, timestamps=True, sample_len=60, max_initial_timestamp=latest_start)
-    results = {clip.index: clip.result for clip in decoder.decode(features.split(2))}
+    results = {
+        clip.index: clip.result
+        for clip in decoder.decode(AudioFeatures(pair, [1500, 1500]) for pair in features.split(2))
+    }
     options = whisper.DecodingOptions(language="ar", fp16=False, sample_len=60, max_initial_timestamp=latest_start)
     expected = whisper.decode(model, features, options)
     lengths = set()

@@ -102,6 +102,9 @@ class EvaluationConfig:
 
     models: Names = _model(dataclasses.MISSING, "Whisper names, or checkpoints that convert.py reads", metavar="MODEL")
     language: str = _model("ar", "language token", fixed=True)
+    context: str = _model(
+        "natural", "what is encoded: each clip's own length, or Whisper's 30 s", choices=("natural", "full"), fixed=True
+    )
     timestamps: bool = _model(False, "decode with timestamps too: for models that were taught them")
     constrain: str | None = _model(None, "find which words of the Qur'an were said, too", choices=("quran",))
     no_fallback: bool = _model(False, "never decode again at higher temperatures, as Whisper does", fixed=True)

@@ -1,11 +1,10 @@
 """Batches of decoded recordings and target tokens for the device.
 
-A clip is copied as int16 samples: the padding to 30 s and the log-mel are computed on the device, for the whole batch
-(:mod:`.features`). No audio is decoded here, so one background thread keeps ahead of any GPU: a batch of 16 clips of
-10 s is 5 MB to copy.
+A clip is copied as int16 samples: the log-mel is computed on the device, for the whole batch (:mod:`.features`). No
+audio is decoded here, so one background thread keeps ahead of any GPU: a batch of 16 clips of 10 s is 5 MB to copy.
 
-The order depends on the seed and the epoch alone, and a step's clips are one slice of it. Accumulation only splits the
-slice into micro-batches, so that 4 × 4 has exactly the clips of a batch of 16.
+A step's clips depend on the seed, the epoch and their number alone, and are of similar length: little is padded.
+Accumulation only splits them into micro-batches: 4 × 4 has exactly the clips of a batch of 16.
 """
 
 import zlib
@@ -19,19 +18,25 @@ import torch
 from torch import Tensor
 
 from .audio_cache import AudioCache
-from .encoder_cache import CachedFeatures, FrozenEncoder
-from .features import collate
+from .features import FULL_CONTEXT, collate, natural_context
 from .prepare import Example
 
 T = TypeVar("T")
 
+_POOL = 16  # steps, over which clips are sorted by length
+
 
 class Clip(NamedTuple):
-    """The properties of an example's audio that augmentation depends on."""
+    """The properties of an example's audio."""
 
     number: int  # CRC-32 of its samples
     samples: int  # without padding
     timed: bool  # True if timestamps are targets: then the speed must not change
+
+    @property
+    def context(self) -> int:
+        """The context, in positions of the encoder, in which it is encoded: 30 s, as whisper's own, with timestamps."""
+        return FULL_CONTEXT if self.timed else natural_context(self.samples)
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,7 @@ class Batch:
     tokens: Tensor  # (batch, length) int64, the decoder's input, padded with eot
     positions: Tensor  # (target_tokens,) int64
     targets: Tensor  # (target_tokens,) int64
-    clips: Sequence[Clip] = ()
-    cached: CachedFeatures | None = None
+    clips: Sequence[Clip]
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -57,14 +61,19 @@ class Batch:
     def target_tokens(self) -> int:
         return len(self.targets)
 
+    @property
+    def contexts(self) -> list[int]:
+        """The context of each clip."""
+        return [clip.context for clip in self.clips]
+
     def to(self, device: torch.device) -> "Batch":
         audio, tokens, positions, targets = (
             tensor.to(device, non_blocking=True) for tensor in (self.audio, self.tokens, self.positions, self.targets)
         )
-        return Batch(audio, tokens, positions, targets, self.clips, self.cached.to(device) if self.cached else None)
+        return Batch(audio, tokens, positions, targets, self.clips)
 
     def split_in_half(self) -> tuple["Batch", "Batch"]:
-        """Return the same clips as two batches, without cached features, for a GPU with too little memory for one."""
+        """Return the same clips as two batches, for a GPU with too little memory for one."""
         half, length = len(self) // 2, self.tokens.shape[1]
         first = self.positions < half * length
         before, after = self.positions[first], self.positions[~first] - half * length
@@ -74,10 +83,8 @@ class Batch:
         )
 
 
-def make_batch(
-    examples: Sequence[Example], cache: AudioCache, pin: bool = False, encoder: FrozenEncoder | None = None
-) -> Batch:
-    """Collate ``examples``, with their outputs in the cache of a frozen ``encoder``.
+def make_batch(examples: Sequence[Example], cache: AudioCache, pin: bool = False) -> Batch:
+    """Collate ``examples``.
 
     ``pin`` puts the tensors in page-locked memory, from which copies to a GPU are asynchronous.
     """
@@ -90,11 +97,10 @@ def make_batch(
         positions.append(torch.arange(len(example_targets)) + row * length + example.first_target - 1)
         targets.append(torch.tensor(example_targets))
     audio = [example.audio(cache) for example in examples]
-    cached = encoder.find(audio, pin) if encoder else None
     text = tokens, torch.cat(positions), torch.cat(targets)
     inputs, target_positions, target_ids = (tensor.pin_memory() if pin else tensor for tensor in text)
     clips = [Clip(zlib.crc32(a.tobytes()), len(a), e.timed) for a, e in zip(audio, examples, strict=True)]
-    return Batch(collate(audio, pin), inputs, target_positions, target_ids, clips, cached)
+    return Batch(collate(audio, pin), inputs, target_positions, target_ids, clips)
 
 
 def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
@@ -106,9 +112,20 @@ def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch + index * 2_654_435_761) % 2**32)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Return the shuffled order of ``count`` examples."""
-    return torch.randperm(count, generator=generator(seed, epoch)).tolist()
+def epoch_steps(samples: Sequence[int], clips_per_step: int, seed: int, epoch: int) -> list[Sequence[int]]:
+    """Return the examples of each step of an epoch, by number, given their lengths in ``samples``.
+
+    Shuffled examples are sorted by length within pools of a few steps, cut into steps, and the steps are shuffled. The
+    last step has the rest.
+    """
+    draw = generator(seed, epoch)
+    order = torch.randperm(len(samples), generator=draw).tolist()
+    whole = len(order) // clips_per_step * clips_per_step
+    steps: list[Sequence[int]] = []
+    for pool in split(order[:whole], _POOL * clips_per_step):
+        steps += split(sorted(pool, key=samples.__getitem__), clips_per_step)
+    shuffled = [steps[i] for i in torch.randperm(len(steps), generator=draw).tolist()]
+    return [*shuffled, *split(sorted(order[whole:], key=samples.__getitem__), clips_per_step)]
 
 
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:

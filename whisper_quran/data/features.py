@@ -1,26 +1,46 @@
-"""Whisper's log-mel spectrogram and encoder for batches of clips, each computed independently of the others.
+"""Whisper's log-mel spectrogram and encoder for batches of clips, each at its own length and independent of the others.
+
+Whisper pads every clip to 30 seconds, and an ayah lasts 7 on average. Here the encoder reads a clip's own *context*
+(:func:`natural_context`), the first positions of the 1,500. A context of 30 s gives whisper's own features.
 
 ``whisper.log_mel_spectrogram`` clamps relative to the maximum of its whole input, so that in a batch a clip's features
-depend on the other clips. Here the maximum is taken per clip, and the result is that of
-``whisper.log_mel_spectrogram(whisper.pad_or_trim(clip))``.
-
-Most ayat are far shorter than Whisper's 30 seconds. A frame of padding has a known value (the clamp's floor), so the
-Fourier transforms stop where the audio does.
+depend on the other clips. Here the maximum is taken per clip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, N_SAMPLES, mel_filters
-from whisper.model import AudioEncoder
+import torch.nn.functional as F
+from torch import Tensor, nn
+from whisper.audio import (
+    HOP_LENGTH,
+    N_FFT,
+    N_FRAMES,
+    N_SAMPLES,
+    N_SAMPLES_PER_TOKEN,
+    SAMPLE_RATE,
+    TOKENS_PER_SECOND,
+    mel_filters,
+)
+from whisper.model import AudioEncoder, MultiHeadAttention, ResidualAttentionBlock, Whisper
 
 # The constants of whisper.log_mel_spectrogram: the smallest power, and the range below the maximum, both log10.
 _MIN_LOG = -10.0
 _RANGE = 8.0
 
 FRAME = HOP_LENGTH  # samples (10 ms) per value of frame_energy
+FULL_CONTEXT = N_SAMPLES // N_SAMPLES_PER_TOKEN  # positions of the encoder: 20 ms each, 30 s
+_SHORTEST_CONTEXT = 8  # seconds: with less, an untouched model repeats some texts without end
+_SILENCE = 1.28  # seconds at the end of every context: a text ends where the model hears silence
+
+
+def natural_context(samples: int) -> int:
+    """Return the context, in positions of the encoder (20 ms), for a clip of so many samples: whole seconds."""
+    seconds = -(-(samples + int(_SILENCE * SAMPLE_RATE)) // SAMPLE_RATE)
+    return min(max(seconds, _SHORTEST_CONTEXT) * TOKENS_PER_SECOND, FULL_CONTEXT)
 
 
 def collate(clips: Sequence[np.ndarray], pin: bool = False) -> Tensor:
@@ -42,30 +62,38 @@ def frame_energy(samples: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / FRAME  # needs no copy of an hour in float64
 
 
-def log_mel(audio: Tensor, n_mels: int) -> Tensor:
-    """Compute Whisper's features of every clip: float32 (batch, n_mels, 3000), on the device of ``audio``.
+def log_mel(audio: Tensor, n_mels: int, contexts: Sequence[int] | None = None) -> Tensor:
+    """Compute Whisper's features of every clip: float32 (batch, n_mels, 2 * longest context), on the device of audio.
+
+    The silence after a clip is that of its own spectrogram, to the end of its context; after that there are zeros.
 
     Args:
         audio: (batch, n) 16 kHz samples, int16 or float32 in [-1, 1), zeros on the right; n <= 480,000 (30 s).
         n_mels: 80 or 128, as the model's ``dims.n_mels`` says.
+        contexts: in positions of the encoder, two frames each, of every clip; 30 s by default, as in whisper.
     """
     batch, length = audio.shape
     if length > N_SAMPLES:
         raise ValueError(f"{length} samples are more than the {N_SAMPLES} (30 s) that Whisper takes")
-    # After these frames every window, including the mirrored edge of the last one, holds only padding.
-    frames = min(N_FRAMES, -(-(length + N_FFT) // HOP_LENGTH))
-    mel = torch.empty((batch, n_mels, N_FRAMES), device=audio.device)
-    # A CPU is faster clip by clip (intermediate results stay in its cache), a GPU with the whole batch.
-    at_once = 1 if audio.device.type == "cpu" else batch
-    for clips, out in zip(audio.split(at_once), mel.split(at_once), strict=True):
-        _log_mel(clips, frames, out)
+    frames = [2 * context for context in contexts] if contexts else [N_FRAMES] * batch
+    mel = torch.zeros((batch, n_mels, max(frames)), device=audio.device)
+    if audio.device.type == "cpu":  # faster clip by clip: intermediate results stay in its cache
+        for clip, out, count in zip(audio.split(1), mel.split(1), frames, strict=True):
+            _log_mel(clip, out[..., :count])
+    else:
+        _log_mel(audio, mel)
+        for out, count in zip(mel, frames, strict=True):
+            out[:, count:] = 0
     return mel
 
 
-def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
-    """Fill ``out`` (batch, n_mels, 3000): ``frames`` frames from the audio, then the floor of each clip."""
+def _log_mel(audio: Tensor, out: Tensor) -> None:
+    """Fill ``out`` (batch, n_mels, n): frames from the audio, then the floor of each clip."""
+    # After these frames every window, including the mirrored edge of the last one, holds only padding.
+    frames = min(out.shape[2], -(-(audio.shape[1] + N_FFT) // HOP_LENGTH))
     padded = torch.zeros((len(audio), frames * HOP_LENGTH), device=audio.device)
-    padded[:, : audio.shape[1]] = audio
+    samples = min(audio.shape[1], padded.shape[1])
+    padded[:, :samples] = audio[:, :samples]
     if audio.dtype == torch.int16:
         padded /= 32768
     window = torch.hann_window(N_FFT, device=audio.device)
@@ -78,13 +106,101 @@ def _log_mel(audio: Tensor, frames: int, out: Tensor) -> None:
     out.add_(4.0).div_(4.0)
 
 
-@torch.no_grad()
-def encode(encoder: AudioEncoder, mel: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Encode log-mel spectrograms (batch, n_mels, 3000) into audio features (batch, n_audio_ctx, n_audio_state).
+def audio_mask(contexts: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return a bool (batch, 1, 1, longest context), False at the padding of shorter contexts; None without padding."""
+    longest = max(contexts)
+    if min(contexts) == longest:
+        return None
+    lengths = torch.tensor(contexts, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return (torch.arange(longest, device=device) < lengths[:, None])[:, None, None]
 
-    The computation is in ``dtype``, by default that of the weights.
+
+def attend(attention: MultiHeadAttention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute whisper's attention of x (batch, length, state) to ``source`` (batch, keys, state), with a mask of keys.
+
+    whisper's own ``forward`` takes any mask for a causal one.
     """
-    mel = mel.to(dtype or next(encoder.parameters()).dtype)
-    # A CPU is faster clip by clip: intermediate results stay in its cache.
-    batches = mel.split(1) if mel.device.type == "cpu" else [mel]
-    return torch.cat([encoder(batch) for batch in batches])
+    heads = (attention.n_head, -1)
+    query = attention.query(x).unflatten(2, heads).transpose(1, 2)
+    key = attention.key(source).unflatten(2, heads).transpose(1, 2)
+    value = attention.value(source).unflatten(2, heads).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attention.out(attended.transpose(1, 2).flatten(2))
+
+
+def encode_block(block: ResidualAttentionBlock, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a block of the encoder to x (batch, n, n_audio_state)."""
+    normed = block.attn_ln(x)
+    x = x + attend(block.attn, normed, normed, mask)
+    return x + block.mlp(block.mlp_ln(x))
+
+
+def encode(
+    encoder: AudioEncoder, mel: Tensor, mask: Tensor | None = None, run_block: Callable[..., Tensor] = encode_block
+) -> Tensor:
+    """Encode log-mel spectrograms (batch, n_mels, 2 n) into audio features (batch, n, n_audio_state), n <= 1,500.
+
+    The forward pass of ``whisper.model.AudioEncoder``, which takes 3,000 frames only; ``mask`` as of
+    :func:`audio_mask`.
+    """
+    x = F.gelu(encoder.conv1(mel))
+    x = F.gelu(encoder.conv2(x)).permute(0, 2, 1)
+    x = (x + encoder.positional_embedding[: x.shape[1]]).to(x.dtype)
+    for block in encoder.blocks:
+        x = run_block(block, x, mask)
+    return encoder.ln_post(x)
+
+
+@dataclass(frozen=True)
+class AudioFeatures:
+    """Encoded clips.
+
+    Attributes:
+        values: (batch, longest context, n_audio_state); what is beyond a clip's context is padding.
+        contexts: of each clip, in positions.
+        seeds: of each clip, for sampling at a temperature.
+    """
+
+    values: Tensor
+    contexts: Sequence[int]
+    seeds: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+class FrozenEncoder:
+    """The encoder of a model in the precision of a run: its weights are cast once, not at every call.
+
+    It is moved to the device at the first call.
+    """
+
+    def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False) -> None:
+        self.model, self.dtype = model, dtype
+        self._encode = torch.compile(encode) if compile else encode
+        self._encoder: AudioEncoder | None = None
+
+    def __call__(self, audio: Tensor, contexts: Sequence[int]) -> AudioFeatures:
+        """Encode int16 audio (batch, n), each clip in its own of the ``contexts``."""
+        return self.encode(log_mel(audio, self.model.dims.n_mels, contexts), contexts)
+
+    @torch.no_grad()
+    def encode(self, mel: Tensor, contexts: Sequence[int]) -> AudioFeatures:
+        """Encode log-mel spectrograms (batch, n_mels, 2 * longest context)."""
+        encoder, mel = self._on(mel.device), mel.to(self.dtype)
+        if mel.device.type == "cpu":  # faster clip by clip, and nothing is padded
+            clips = zip(mel.split(1), contexts, strict=True)
+            rows = [self._encode(encoder, clip[..., : 2 * context])[0] for clip, context in clips]
+            return AudioFeatures(nn.utils.rnn.pad_sequence(rows, batch_first=True), contexts)
+        return AudioFeatures(self._encode(encoder, mel, audio_mask(contexts, mel.device)), contexts)
+
+    def _on(self, device: torch.device) -> AudioEncoder:
+        if self._encoder is None:
+            encoder = self.model.encoder
+            if self.dtype != encoder.conv1.weight.dtype or device != encoder.conv1.weight.device:
+                encoder = deepcopy(encoder).to(device)
+                for module in encoder.modules():
+                    if isinstance(module, (nn.Linear, nn.Conv1d)):  # whisper computes LayerNorm in fp32
+                        module.to(self.dtype)
+            self._encoder = encoder
+        return self._encoder

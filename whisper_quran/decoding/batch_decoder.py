@@ -5,8 +5,8 @@ keeps a whole batch until its longest text ends. Here, in the spirit of gpt-fast
 
 - A :class:`BatchDecoder` has a fixed number of *slots*, each with its place in preallocated caches: self-attention is
   written in place, cross-attention keys and values are computed once, when a clip enters.
-- One step samples one token in every slot. Its shapes depend only on (slots, attended length), so that a GPU replays
-  it as a CUDA graph; a CPU runs the same function directly.
+- One step samples one token in every slot. Its shapes depend only on (slots, attended text, attended audio), so that a
+  GPU replays it as a CUDA graph; a CPU runs the same function directly.
 - The slot of a clip that has ended is reused for the next clip. When no clips are waiting, the last ones are compacted
   into half as many slots. So a finished clip costs almost nothing, even beside one that is decoded to the limit.
 
@@ -26,14 +26,15 @@ from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.batches import split
-from ..data.features import encode
+from ..data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder, audio_mask
 from .sampling import Hypotheses, TimestampRules
 
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
 _FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
 _SCORED_TOKENS = 512  # whose logits over the vocabulary are computed at a time: 100 MB
-_LENGTH_UNIT = 64  # attended lengths are multiples of it: few shapes, and short texts do not attend to 448 positions
+# Attended texts and, on a GPU, audio are multiples of these: few shapes, and short ones do not attend to all positions.
+_TEXT_UNIT, _AUDIO_UNIT = 64, 500
 
 Weights = tuple[Tensor, Tensor | None]  # weight and bias of a linear layer or a layer norm
 
@@ -69,7 +70,7 @@ class _Clip:
     """A clip in a slot, which ``entered`` when so many steps had run."""
 
     index: int
-    features: Tensor
+    features: Tensor  # (context, n_audio_state)
     entered: int
 
 
@@ -84,6 +85,7 @@ class DecodedClip:
     result: DecodingResult
     decoder: "BatchDecoder"
     slot: int
+    context: int
 
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> list[float]:
@@ -101,7 +103,7 @@ class DecodedClip:
             longest = max(map(len, some))
             tokens = torch.tensor([row + [decoder.eot] * (longest - len(row)) for row in some], device=decoder.device)
             is_text = torch.tensor([[begin <= i < len(row) for i in range(longest)] for row in some])
-            x, _ = decoder._read(tokens[:, :-1], self.slot)
+            x, _ = decoder._read(tokens[:, :-1], self.slot, self.context)
             scored = is_text.to(decoder.device)
             losses = F.cross_entropy(decoder._logits(x[scored[:, 1:]]), tokens[scored], reduction="none").cpu()
             sums += [-float(each.sum()) for each in losses.split(is_text.sum(dim=1).tolist())]
@@ -115,7 +117,7 @@ class DecodedClip:
         """
         decoder = self.decoder
         inputs = torch.tensor([[*decoder.prompt.tolist(), *tokens]], device=decoder.device)
-        _, all_queries = decoder._read(inputs, self.slot)
+        _, all_queries = decoder._read(inputs, self.slot, self.context)
         queries = torch.stack([all_queries[layer][0, head] for layer, head in heads])
         keys = torch.stack([decoder.cross_keys[layer][self.slot, head, :frames] for layer, head in heads])
         scores = (queries @ keys.transpose(1, 2)).float() / queries.shape[-1] ** 0.5
@@ -171,10 +173,11 @@ class BatchDecoder:
                 self.rules = TimestampRules(self.task.tokenizer, each.max_initial_timestamp_index, slots, self.device)
         self.stop_loops = stop_loops
         self._allocate(model.dims)
+        self.audio_unit = 1 if self.device.type == "cpu" else _AUDIO_UNIT
         self.stride = 1 if self.device.type == "cpu" else _STRIDE
         self.fewest = 1 if self.device.type == "cpu" else _FEWEST_SLOTS
         self.steps = 0
-        self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, int, int, bool], torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def _allocate(self, dims: ModelDimensions) -> None:
@@ -184,9 +187,11 @@ class BatchDecoder:
             shape = (self.slots, dims.n_text_head, length, dims.n_text_state // dims.n_text_head)
             return [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.blocks]
 
-        context = _round_up(self.last + 1)
+        context = _round_up(self.last + 1, _TEXT_UNIT)
         self.keys, self.values = caches(context), caches(context)
         self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
+        # Added to the scores of attention to the audio: -inf beyond the context of the clip in a slot.
+        self.audio_bias = torch.zeros((self.slots, dims.n_audio_ctx), dtype=self.dtype, device=self.device)
         self.hypotheses = Hypotheses(self.slots, self.begin, self.last, self.eot, self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
         self.temperature = 0.0
@@ -203,18 +208,15 @@ class BatchDecoder:
         return logits[0].isinf().nonzero().squeeze(1).to(self.device)
 
     @torch.no_grad()
-    def decode(
-        self, batches: Iterable[Tensor | tuple[Tensor, Sequence[int]]], temperature: float = 0.0
-    ) -> Iterator[DecodedClip]:
+    def decode(self, batches: Iterable[AudioFeatures], temperature: float = 0.0) -> Iterator[DecodedClip]:
         """Decode encoded audio and yield clips as they end; their index counts the clips of all batches.
 
         Each result holds its clip's ``audio_features``, as whisper's do: for many clips, keep only the texts.
 
         Args:
-            batches: (n, n_audio_ctx, n_audio_state) each, n <= slots, alone or with the seeds of its n clips (by
-                default, their indices). A batch is requested when the one before has entered, and enters when enough
-                slots are free for all of it: batches of a quarter of the slots keep both the encoder and the slots
-                busy.
+            batches: up to ``slots`` clips each; their seeds are their indices by default. A batch is requested when the
+                one before has entered, and enters when enough slots are free for all of it: batches of a quarter of the
+                slots keep both the encoder and the slots busy.
             temperature: if not 0, tokens are sampled at it. The samples depend on the clip's own seed, and not on its
                 slot, its neighbours or the device.
 
@@ -225,37 +227,38 @@ class BatchDecoder:
         self.divisor.fill_(temperature or 1.0)
         active: dict[int, _Clip] = {}
         in_use, count = self.slots, 0
-        waiting = (batch if isinstance(batch, tuple) else (batch, None) for batch in batches)
-        features, seeds = next(waiting, (None, None))
-        while features is not None or active:
-            if features is not None and len(features) <= self.slots - len(active):
-                indices = range(count, count + len(features))
-                slots = [slot for slot in range(self.slots) if slot not in active][: len(features)]
-                self._enter(features.to(self.dtype), self._index(slots), self._index([*(seeds or indices)]))
-                clips = (_Clip(index, features[index - count], self.steps) for index in indices)
-                active.update(zip(slots, clips, strict=True))
-                count += len(features)
-                features, seeds = next(waiting, (None, None))
+        waiting = iter(batches)
+        batch = next(waiting, None)
+        while batch is not None or active:
+            if batch is not None and len(batch) <= self.slots - len(active):
+                indices = range(count, count + len(batch))
+                slots = [slot for slot in range(self.slots) if slot not in active][: len(batch)]
+                self._enter(batch, self._index(slots), self._index([*(batch.seeds or indices)]))
+                for slot, index, features, context in zip(slots, indices, batch.values, batch.contexts, strict=True):
+                    active[slot] = _Clip(index, features[:context], self.steps)
+                count += len(batch)
+                batch = next(waiting, None)
                 continue
-            if features is not None and len(features) > self.slots:
-                raise ValueError(f"a batch of {len(features)} clips for {self.slots} slots")
-            while features is None and in_use // 2 >= max(len(active), self.fewest):
+            if batch is not None and len(batch) > self.slots:
+                raise ValueError(f"a batch of {len(batch)} clips for {self.slots} slots")
+            while batch is None and in_use // 2 >= max(len(active), self.fewest):
                 in_use //= 2
                 active = self._gather(active, in_use)
             oldest = min(clip.entered for clip in active.values())
+            audio_length = max(len(clip.features) for clip in active.values())
             for _ in range(self.stride):
                 # A clip may have reached its limit since the last check: its slot is then back at position 0.
                 position = min(self.begin + self.steps - oldest, self.last)
-                self._run(in_use, _round_up(position + 1))
+                self._run(in_use, _round_up(position + 1, _TEXT_UNIT), _round_up(audio_length, self.audio_unit))
                 self.steps += 1
             for slot, tokens, sum_logprob, no_speech in self._ended(active):
                 clip = active.pop(slot)
                 result = self._result(clip.features, tokens, sum_logprob, no_speech)
-                yield DecodedClip(clip.index, result, self, slot)
+                yield DecodedClip(clip.index, result, self, slot, len(clip.features))
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, slot: int) -> tuple[Tensor, list[Tensor]]:
-        """Run the blocks on ``tokens`` (n, length) and the clip in ``slot``, without changing the caches.
+    def _read(self, tokens: Tensor, slot: int, context: int) -> tuple[Tensor, list[Tensor]]:
+        """Run the blocks on ``tokens`` (n, length) and the clip of ``context`` in ``slot``, and leave the caches alone.
 
         Return their output (n, length, state), and the queries (n, heads, length, width) of each cross-attention.
         """
@@ -266,7 +269,7 @@ class BatchDecoder:
 
         def attend_audio(layer: int, query: Tensor) -> Tensor:
             queries.append(query)
-            key, value = self.cross_keys[layer][slot : slot + 1], self.cross_values[layer][slot : slot + 1]
+            key, value = (cache[layer][slot : slot + 1, :, :context] for cache in (self.cross_keys, self.cross_values))
             flat = query.transpose(0, 1).flatten(1, 2)[None]  # all rows attend to the same audio
             return F.scaled_dot_product_attention(flat, key, value)[0].unflatten(1, (len(query), -1)).transpose(0, 1)
 
@@ -295,8 +298,8 @@ class BatchDecoder:
         free = [slot for slot in range(in_use) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
-        states = (*self.hypotheses.state, *(self.rules.state if self.rules else ()), self.no_speech_probs)
-        for tensor in (*caches, *states):
+        states = (*self.hypotheses.state, *(self.rules.state if self.rules else ()))
+        for tensor in (*caches, *states, self.no_speech_probs, self.audio_bias):
             tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
@@ -321,11 +324,11 @@ class BatchDecoder:
             compression_ratio=compression_ratio(text),
         )
 
-    def _run(self, in_use: int, length: int) -> None:
+    def _run(self, in_use: int, length: int, audio_length: int) -> None:
         """Run :meth:`_step`; on a GPU from the second time on as a CUDA graph."""
-        key = (in_use, length, self.temperature > 0)
+        key = (in_use, length, audio_length, self.temperature > 0)
         if self.device.type != "cuda":
-            self._step(in_use, length)
+            self._step(in_use, length, audio_length)
         elif key in self.graphs:
             self.graphs[key].replay()
         else:
@@ -333,16 +336,22 @@ class BatchDecoder:
             current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
             side.wait_stream(current)
             with torch.cuda.stream(side):
-                self._step(in_use, length)
+                self._step(in_use, length, audio_length)
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             # thread_local: another thread may be pinning memory meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
-                self._step(in_use, length)
+                self._step(in_use, length, audio_length)
             self.graphs[key] = graph
 
-    def _enter(self, features: Tensor, slots: Tensor, seeds: Tensor) -> None:
-        """Fill ``slots`` (n,) with clips, ``features`` (n, n_audio_ctx, n_audio_state): run the prompt, sample once."""
+    def _enter(self, batch: AudioFeatures, slots: Tensor, seeds: Tensor) -> None:
+        """Fill ``slots`` (n,) with the clips of ``batch``: run the prompt, sample once."""
+        features, mask = batch.values.to(self.dtype), audio_mask(batch.contexts, self.device)
+        longest = features.shape[1]
+        self.audio_bias[slots] = 0.0
+        if mask is not None:
+            self.audio_bias[slots, :longest] = torch.where(mask[:, 0, 0], 0.0, -torch.inf).to(self.dtype)
+        self.audio_bias[slots, longest:] = -torch.inf
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             self.keys[layer][slots, :, : self.begin] = key
@@ -351,20 +360,21 @@ class BatchDecoder:
 
         def attend_audio(layer: int, query: Tensor) -> Tensor:
             key, value = self._heads(F.linear(features, *self.blocks[layer].cross_key_value), 2)
-            self.cross_keys[layer][slots] = key
-            self.cross_values[layer][slots] = value
-            return F.scaled_dot_product_attention(query, key, value)
+            self.cross_keys[layer][slots, :, :longest] = key
+            self.cross_values[layer][slots, :, :longest] = value
+            return F.scaled_dot_product_attention(query, key, value, mask)
 
         prompt = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
-        x = self._run_blocks(prompt.expand(len(features), -1, -1), attend, attend_audio)
+        x = self._run_blocks(prompt.expand(len(batch), -1, -1), attend, attend_audio)
         if self.task.tokenizer.no_speech is not None:
             probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
             self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
         self.hypotheses.enter(slots, self.prompt[-1], seeds)
         self._sample(x, slots, None, self.suppressed_first)
 
-    def _step(self, n: int, length: int) -> None:
-        """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions.
+    def _step(self, n: int, length: int, audio_length: int) -> None:
+        """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions of the text,
+        and ``audio_length`` of the audio.
 
         Everything is read from and written to the same memory each time: this is what a CUDA graph captures.
         """
@@ -378,8 +388,11 @@ class BatchDecoder:
             values[slots, :, positions] = value[:, :, 0]
             return F.scaled_dot_product_attention(query, keys[:n, :, :length], values[:n, :, :length], mask)
 
+        audio_bias = self.audio_bias[:n, None, None, :audio_length]
+
         def attend_audio(layer: int, query: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(query, self.cross_keys[layer][:n], self.cross_values[layer][:n])
+            key, value = (cache[layer][:n, :, :audio_length] for cache in (self.cross_keys, self.cross_values))
+            return F.scaled_dot_product_attention(query, key, value, audio_bias)
 
         x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
         self._sample(self._run_blocks(x, attend, attend_audio), slots, tokens, self.suppressed)
@@ -435,26 +448,36 @@ def _join(attended: Tensor, out: Weights) -> Tensor:
     return F.linear(attended.transpose(1, 2).flatten(2), *out)
 
 
-def _round_up(length: int) -> int:
-    return -(-length // _LENGTH_UNIT) * _LENGTH_UNIT
+def _round_up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
 
 
 def decode_batch(
-    model: Whisper, mel: Tensor, *, language: str = "ar", dtype: torch.dtype | None = None, **options
+    model: Whisper,
+    mel: Tensor,
+    contexts: Sequence[int] | None = None,
+    *,
+    language: str = "ar",
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> list[DecodingResult]:
     """Decode clips, each as ``whisper.decode`` with ``without_timestamps=True`` would alone.
 
     For more clips than fit into memory at once, see :func:`.long_audio.decode_clips`.
 
     Args:
-        mel: log-mel spectrograms (batch, n_mels, 3000), or encoded audio (batch, n_audio_ctx, n_audio_state).
+        mel: log-mel spectrograms (batch, n_mels, 3000), or those that :func:`..data.features.log_mel` makes for
+            ``contexts``; or encoded audio (batch, n_audio_ctx, n_audio_state).
+        contexts: of each clip (:func:`..data.features.natural_context`); by default all of ``mel``.
         dtype: the type to compute in; by default that of the model's weights.
         options: further fields of :class:`whisper.DecodingOptions`, such as ``prompt`` or ``sample_len`` (by
             default whisper's, half the context).
     """
     options = {"sample_len": model.dims.n_text_ctx // 2, **options}
     decoder = BatchDecoder(model, len(mel), language=language, dtype=dtype, **options)
-    encoded = mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state)
-    features = mel if encoded else encode(model.encoder, mel, decoder.dtype)
+    if mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state):
+        features = AudioFeatures(mel, [FULL_CONTEXT] * len(mel))
+    else:
+        features = FrozenEncoder(model, decoder.dtype).encode(mel, contexts or [mel.shape[2] // 2] * len(mel))
     results = {clip.index: clip.result for clip in decoder.decode([features])}
     return [results[index] for index in range(len(mel))]

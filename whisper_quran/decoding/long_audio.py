@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from whisper.audio import N_SAMPLES, SAMPLE_RATE, TOKENS_PER_SECOND
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
-from ..data.encoder_cache import FrozenEncoder
-from ..data.features import FRAME, collate, frame_energy
+from ..data.features import FRAME, FULL_CONTEXT, AudioFeatures, FrozenEncoder, collate, frame_energy, natural_context
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
@@ -97,6 +95,7 @@ def transcribe_clips(
     log: Log = print,
     fallback: bool = True,
     recognizer: Recognizer | None = None,
+    context: str = "natural",
     **options: Any,
 ) -> Iterator[Transcript]:
     """Decode any number of recordings of any length; yield their texts as they end, roughly the longest first.
@@ -110,7 +109,7 @@ def transcribe_clips(
     prompt (``condition_on_previous_text=False``).
 
     Args:
-        model: the model, or its encoder in the ``dtype`` of the options, to use the encoder's cache or to reuse it.
+        model: the model, or its encoder in the ``dtype`` of the options, to reuse it.
         clips: int16 (n,) at 16 kHz each. Every clip is read once beforehand to find its pieces, and again when they are
             decoded, so that reading one should be cheap, as it is from a memory map. None is kept.
         batch_size: pieces decoded at a time. If they do not fit into the GPU's memory it is halved, a line is logged,
@@ -118,6 +117,8 @@ def transcribe_clips(
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, in batches, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
         recognizer: also finds the spans of the Qur'an that were said; not with ``timestamps``.
+        context: "natural" encodes each piece at its own length (:func:`..data.features.natural_context`), "full" in
+            whisper's 30 s, as ``timestamps`` do.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
@@ -125,8 +126,9 @@ def transcribe_clips(
     """
     if isinstance(model, Whisper):
         model = FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
-    decoder = _PieceDecoder(model, clips, batch_size, fallback, recognizer, log, options)
-    return _transcribe_windows(decoder) if options.get("timestamps") else _transcribe_pieces(decoder)
+    timed = options.get("timestamps", False)
+    decoder = _PieceDecoder(model, clips, batch_size, fallback, recognizer, timed or context == "full", log, options)
+    return _transcribe_windows(decoder) if timed else _transcribe_pieces(decoder)
 
 
 @dataclass
@@ -138,6 +140,7 @@ class _PieceDecoder:
     batch_size: int
     fallback: bool
     recognizer: Recognizer | None
+    full_context: bool
     log: Log
     options: dict[str, Any]
 
@@ -190,18 +193,16 @@ class _PieceDecoder:
                 found = self.recognizer.candidates(clip, (piece.end - piece.start) / SAMPLE_RATE, piece.count == 1)
             yield piece, clip.result, found
 
-    def _encoded(
-        self, pieces: Sequence[Piece], batch_size: int, temperature: float
-    ) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yield batches of encoded pieces with their seeds, from samples and temperature: texts can be reproduced."""
+    def _encoded(self, pieces: Sequence[Piece], batch_size: int, temperature: float) -> Iterator[AudioFeatures]:
+        """Yield batches of encoded pieces; their seeds are of samples and temperature, so texts can be reproduced."""
         device = self.encoder.model.device
         pin = device.type == "cuda"
         for batch in split(pieces, batch_size):
             clips = [self.clips[piece.clip][piece.start : piece.end] for piece in batch]
             seeds = [zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips]
-            cached = self.encoder.find(clips, pin)
+            contexts = [FULL_CONTEXT if self.full_context else natural_context(len(clip)) for clip in clips]
             audio = collate(clips, pin).to(device, non_blocking=True)
-            yield self.encoder(audio, cached.to(device) if cached else None), seeds
+            yield replace(self.encoder(audio, contexts), seeds=seeds)
 
 
 def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:

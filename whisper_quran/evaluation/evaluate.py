@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import whisper
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
 from ..checkpoints.dims import named_dims, tokenizer_for
@@ -23,7 +23,7 @@ from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.corpus import Ayah, Corpus, read_text
-from ..data.encoder_cache import FrozenEncoder, open_encoder_cache
+from ..data.features import FrozenEncoder
 from ..data.prepare import Passage, decode_ayat, join
 from ..data.tables import Skipped, summary
 from ..data.text import count_diacritics, normalize
@@ -61,7 +61,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
     device, reason = choose_device(config.device)
     corpus, reciters = check_inputs(config, log)
     sources = list(dict.fromkeys(x if x in WHISPER_NAMES else os.path.normpath(x) for x in config.models))
-    dims = _check_models(sources, config.language)
+    _check_models(sources, config.language)
     if config.embed_audio:
         data_address(np.zeros(SAMPLE_RATE, np.int16))  # raises at once if it cannot be done
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("fixed")}
@@ -69,7 +69,7 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
         evaluation = Evaluation(config, corpus, reciters, device, predictions, log)
         evaluation.results["environment"]["device"] = f"{device}: {reason}"
         for source in sources:
-            evaluation.evaluate_model(source, same_size=list(dims.values()).count(dims[source]) > 1)
+            evaluation.evaluate_model(source)
         return evaluation.finish()
 
 
@@ -139,10 +139,8 @@ class Evaluation:
             "skipped": [asdict(item) for item in skipped if item.reason != "text without audio"],
         }
 
-    def evaluate_model(self, source: str, same_size: bool = False) -> None:
+    def evaluate_model(self, source: str) -> None:
         """Make the predictions that are missing, and add the model's rows to the results; with timestamps, more rows.
-
-        If there is another model of the ``same_size``, their encoders may be the same: their output is kept on disk.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -161,18 +159,15 @@ class Evaluation:
         if config.constrain:
             text = hashlib.sha256(text_of(config).read_bytes()).hexdigest()
             identities[name + CONSTRAINED] = identity | {"text": text}
-        with closing(FrozenEncoder(model, precision.dtype)) as encoder:
-            cache = open_encoder_cache(config, model, precision, device, self.log)
-            if same_size or config.timestamps or cache.keys:
-                encoder.cache = cache
-            transcribe = partial(
-                transcribe_clips, encoder, batch_size=config.batch_size or _default_batch(model), log=self.log,
-                language=config.language, dtype=precision.dtype,
-                fallback=not config.no_fallback, stop_loops=not config.no_fallback,
-            )  # fmt: skip
-            self._evaluate(identities, partial(transcribe, recognizer=self.recognizer), facts)
-            if config.timestamps:
-                self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), facts)
+        encoder, batch_size = FrozenEncoder(model, precision.dtype), config.batch_size or _default_batch(model)
+        transcribe = partial(
+            transcribe_clips, encoder, batch_size=batch_size, log=self.log,
+            language=config.language, dtype=precision.dtype, context=config.context,
+            fallback=not config.no_fallback, stop_loops=not config.no_fallback,
+        )  # fmt: skip
+        self._evaluate(identities, partial(transcribe, recognizer=self.recognizer), facts)
+        if config.timestamps:
+            self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), facts)
 
     def _evaluate(self, identities: Mapping[str, Any], transcribe: partial, facts: Row) -> None:
         """Predict under the names and ``identities``: those of the free and, if there are any, the constrained texts.
@@ -325,18 +320,15 @@ class Evaluation:
             json.dump(results, file, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _check_models(sources: Iterable[str], language: str) -> dict[str, ModelDimensions]:
-    """Check all models before hours are spent on the first of them, and return their dimensions."""
-    found = {}
+def _check_models(sources: Iterable[str], language: str) -> None:
+    """Check all models before hours are spent on the first of them."""
     named = named_dims()  # without some names of the large ones, which are multilingual
     for source in sources:
         try:
             known = named.get(source, named["large-v3"]) if source in WHISPER_NAMES else None
-            found[source] = known or read_checkpoint(source).dims
-            tokenizer_for(found[source], language)
+            tokenizer_for(known or read_checkpoint(source).dims, language)
         except UserError as error:
             raise UserError(str(error) if source in str(error) else f"{source}: {error}") from None
-    return found
 
 
 def _default_batch(model: Whisper) -> int:

@@ -167,8 +167,9 @@ class Predictions:
             return  # nothing to keep, whatever was recorded
         try:
             made = json.loads((folder / "results.json").read_text(encoding="utf-8"))["made_with"]
-            # An option that did not exist yet had the value that is now its default.
-            before = {field.name: field.default for field in fields(EvaluationConfig)} | made["options"]
+            # An option that did not exist yet had the value that is now its default; but everything was read as 30 s.
+            defaults = {field.name: field.default for field in fields(EvaluationConfig)} | {"context": "full"}
+            before = defaults | made["options"]
         except (OSError, ValueError, LookupError, TypeError):
             raise UserError(
                 f"{folder / 'results.json'} does not say how the predictions beside it were made: "

@@ -4,7 +4,7 @@ The changes to a clip depend on the seed, the epoch and its samples alone, so a 
 other micro-batches or processes, draws the same ones. The text does not change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,11 +49,17 @@ class Augmentation:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
-    def log_mel(self, batch: Batch, epoch: int, n_mels: int) -> Tensor:
-        """Compute the augmented log-mels of a batch's clips: float32 (batch, n_mels, 3000)."""
+    def log_mel(self, batch: Batch, epoch: int, n_mels: int) -> tuple[Tensor, list[int]]:
+        """Compute the augmented log-mels of a batch's clips: float32 (batch, n_mels, 2 * longest context).
+
+        Return their contexts too: at another speed, a clip has another length.
+        """
         changes = self.changes(epoch, batch.clips)
         audio, lengths = self.sound(batch.audio, batch.clips, changes)
-        return self.mask(log_mel(audio, n_mels), changes, lengths)
+        contexts = [clip._replace(samples=n).context for clip, n in zip(batch.clips, lengths, strict=True)]
+        mel = log_mel(audio, n_mels, contexts)
+        self.mask([row[:, : 2 * context] for row, context in zip(mel, contexts, strict=True)], changes, lengths)
+        return mel, contexts
 
     def changes(self, epoch: int, clips: Sequence[Clip]) -> list[Change]:
         """Draw the changes to ``clips`` in ``epoch``; the speed stays for clips with timestamps or too long for it."""
@@ -132,18 +138,16 @@ class Augmentation:
         source = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(length, generator=source, device=self.device)
 
-    def mask(self, mel: Tensor, changes: Sequence[Change], lengths: Sequence[int]) -> Tensor:
-        """Mask bands and gaps of log-mels (batch, n_mels, 3000) in place with silence: SpecAugment (Park et al., 2019).
+    def mask(self, mels: Iterable[Tensor], changes: Sequence[Change], lengths: Sequence[int]) -> None:
+        """Mask bands and gaps of log-mels (n_mels, n) in place with silence: SpecAugment (Park et al., 2019).
 
         Gaps lie within the ``lengths`` of the clips, in samples: the padding is silent already.
         """
-        bins = mel.shape[1]
-        for clip, change, samples in zip(mel, changes, lengths, strict=True):
-            silence, frames = clip.amin(), max(1, samples // HOP_LENGTH)
+        for clip, change, samples in zip(mels, changes, lengths, strict=True):
+            silence, bins, frames = clip.amin(), len(clip), max(1, samples // HOP_LENGTH)
             for band, width, gap, length in change.masks:
                 width, length = int(width * _WIDEST_BAND * bins / 80), int(length * min(_LONGEST_GAP, frames / 5))
                 start = int(band * (bins - width))
                 clip[start : start + width] = silence
                 start = int(gap * (frames - length))
                 clip[:, start : start + length] = silence
-        return mel

@@ -5,7 +5,9 @@ training step divides the sum by the target tokens of the whole step.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from whisper.model import MultiHeadAttention, ResidualAttentionBlock, Whisper
 
+from ..data.features import attend, encode, encode_block
 from ..runtime.errors import UserError
 
 
@@ -21,7 +24,7 @@ class Objective(nn.Module):
     """The training objective: summed cross-entropy from audio and tokens.
 
     The audio is mel spectrograms if the encoder is trained. Otherwise it is the outputs of the frozen encoder
-    (:class:`..data.encoder_cache.FrozenEncoder`), whose parameters need no gradient. With ``grad_checkpoint`` every
+    (:class:`..data.features.FrozenEncoder`), whose parameters need no gradient. With ``grad_checkpoint`` every
     block recomputes its activations in the backward pass instead of keeping them.
     """
 
@@ -31,12 +34,13 @@ class Objective(nn.Module):
         self.train_encoder = train_encoder
         self.grad_checkpoint = grad_checkpoint
         whisper.encoder.requires_grad_(train_encoder)
-        if grad_checkpoint and train_encoder:
-            for block in whisper.encoder.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-    def loss(self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    def loss(
+        self, audio_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Compute the cross-entropy in nats, summed over ``targets``; arguments as in :class:`..data.batches.Batch`.
+
+        ``mask`` is False at the padding of ``audio_features`` (:func:`..data.features.audio_mask`).
 
         The forward pass of ``whisper.model.TextDecoder``, with the output layer at ``positions`` only.
         """
@@ -44,42 +48,52 @@ class Objective(nn.Module):
         x = decoder.token_embedding(tokens) + decoder.positional_embedding[: tokens.shape[1]]
         x = x.to(audio_features.dtype)
         for block in decoder.blocks:
-            if self.grad_checkpoint:
-                x = checkpoint(decode_block, block, x, audio_features, decoder.mask, use_reentrant=False)
-            else:
-                x = decode_block(block, x, audio_features, decoder.mask)
+            x = self._run(decode_block, block, x, audio_features, decoder.mask, mask)
         x = decoder.ln(x).flatten(0, 1)[positions]
         logits = F.linear(x, decoder.token_embedding.weight.to(x.dtype))
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
-    def forward(self, audio: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Compute :meth:`loss` of mel spectrograms (batch, n_mels, 3000), or of a frozen encoder's audio features."""
-        features = self.whisper.encoder(audio) if self.train_encoder else audio
-        return self.loss(features, tokens, positions, targets)
+    def forward(
+        self, audio: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute :meth:`loss` of mel spectrograms (batch, n_mels, 2 n), or of a frozen encoder's audio features."""
+        features = audio
+        if self.train_encoder:
+            features = encode(self.whisper.encoder, audio, mask, partial(self._run, encode_block))
+        return self.loss(features, tokens, positions, targets, mask)
+
+    def _run(self, run_block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        return checkpoint(run_block, *inputs, use_reentrant=False) if self.grad_checkpoint else run_block(*inputs)
 
 
-def decode_block(block: ResidualAttentionBlock, x: Tensor, audio_features: Tensor, mask: Tensor) -> Tensor:
+def decode_block(
+    block: ResidualAttentionBlock, x: Tensor, audio_features: Tensor, causal: Tensor, mask: Tensor | None
+) -> Tensor:
     """Apply a block of the decoder to x (batch, length, n_text_state), as its own ``forward`` does."""
-    x = x + block.attn(block.attn_ln(x), mask=mask)[0]
-    x = x + attend_to_audio(block.cross_attn, block.cross_attn_ln(x), audio_features)
+    x = x + block.attn(block.attn_ln(x), mask=causal)[0]
+    x = x + attend_to_audio(block.cross_attn, block.cross_attn_ln(x), audio_features, mask)
     return x + block.mlp(block.mlp_ln(x))
 
 
-def attend_to_audio(attention: MultiHeadAttention, x: Tensor, audio_features: Tensor) -> Tensor:
-    """Compute cross-attention of x (batch, length, n_text_state) to audio features (batch, n_audio_ctx, n_audio_state).
+def attend_to_audio(
+    attention: MultiHeadAttention, x: Tensor, audio_features: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Compute cross-attention of x (batch, length, n_text_state) to audio features (batch, n, n_audio_state).
 
-    Whisper projects 1,500 frames of audio to keys and values, for an ayah of about 20 tokens. The order of the products
-    can be changed: q · (W k) = (Wᵀ q) · k, and the mean of projected values is the projection of their mean. So the few
-    queries are projected instead, once per head. This is less work as long as there are fewer tokens than a head has
-    dimensions, and gives the same result up to rounding.
+    Whisper projects hundreds of frames of audio to keys and values, for an ayah of about 20 tokens. The order of the
+    products can be changed: q · (W k) = (Wᵀ q) · k, and the mean of projected values is the projection of their mean.
+    So the few queries are projected instead, once per head. This is less work as long as there are fewer tokens than a
+    head has dimensions, and gives the same result up to rounding.
     """
     batch, length, state = x.shape
     heads, size = attention.n_head, state // attention.n_head
     if length > size:
-        return attention(x, audio_features)[0]
+        return attend(attention, x, audio_features, mask)
     queries = (attention.query(x) * size**-0.5).view(batch * length, heads, size).transpose(0, 1)
     queries = (queries @ attention.key.weight.view(heads, size, state)).view(heads, batch, length, state)
-    scores = queries.transpose(0, 1).flatten(1, 2) @ audio_features.mT  # (batch, heads * length, n_audio_ctx)
+    scores = queries.transpose(0, 1).flatten(1, 2) @ audio_features.mT  # (batch, heads * length, n)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, 0], -torch.inf)
     weights = torch.softmax(scores.float(), dim=-1).to(audio_features.dtype)
     means = (weights @ audio_features).view(batch, heads, length, state).transpose(0, 1)
     values = means.flatten(1, 2) @ attention.value.weight.view(heads, size, state).mT

@@ -17,17 +17,15 @@ from whisper.model import ModelDimensions, Whisper
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import size_name, tokenizer_for
 from ..config import EvaluationConfig, TrainingConfig
-from ..data.encoder_cache import open_encoder_cache
 from ..data.prepare import TrainingData, prepare_data
 from ..data.tables import summary
-from ..runtime.console import Log, format_duration, format_size, no_log, percent
+from ..runtime.console import Log, format_duration, no_log, percent
 from ..runtime.device import World, choose_device, choose_precision, connect, join_world
 from ..runtime.errors import Interrupts, UserError
-from ..runtime.files import check_folder
 from . import check_inputs, saved_options
 from .metrics_log import History, best_epoch, corpus_wer, require_tensorboard, results_table
 from .optimizer import choose_rate, count_steps
-from .resume import State, check_space, count_parameters, enter_folder, load_state, space_needed, write_description
+from .resume import State, check_space, count_parameters, enter_folder, load_state, write_description
 from .trainer import Trainer
 
 _NOT_EVALUATED_WITH = {"out", "batch_size", "timestamps"}  # of the options that evaluate.py has too
@@ -98,7 +96,6 @@ def prepare(
     digest = world.on_main(lambda: trainer.data.digest)
     world.on_all(lambda: check_agreement(trainer.data.digest, digest))
     log_plan(trainer, before, log)
-    world.on_all(lambda: open_cache(trainer, log))
     world.on_main(lambda: begin(trainer, state, log))
     return trainer
 
@@ -170,24 +167,6 @@ def log_plan(trainer: Trainer, precision_before: str | None, log: Log) -> None:
         factors.append(f"{trainer.world.size} processes")
     done = f"; {trainer.step} are done" if trainer.step else ""
     log(f"steps      {trainer.steps_per_epoch} an epoch of {' × '.join(factors)}, {trainer.total_steps} in all{done}")
-
-
-def open_cache(trainer: Trainer, log: Log) -> None:
-    """Open the cache of a frozen encoder, unless it is of no use, and log the disk space that it takes."""
-    config, encoder = trainer.config, trainer.encoder
-    if not encoder or config.augment or trainer.epochs == 1:
-        return
-    encoder.cache = cache = open_encoder_cache(config, trainer.model, trainer.precision, trainer.device, log)
-    if cache.space and config.out.exists() and check_folder(cache.folder).stat().st_dev == config.out.stat().st_dev:
-        needed = space_needed(config, trainer.model, trainer.epochs)
-        cache.space = max(0, cache.space - needed // 2 // cache.bytes)  # half of what the run leaves free
-    clips = len(trainer.data.train) + sum(map(len, trainer.data.valid.values()))
-    capacity = len(cache.keys) + cache.space
-    cached = f"; {len(cache.keys)} clips are there" if cache.keys else ""
-    limit = "" if capacity >= clips else f"; there is room for {capacity} of {clips} clips"
-    size = f"{format_size(cache.bytes)} a clip, {format_size(clips * cache.bytes)} in all, in {cache.folder}"
-    log(f"encoder    each clip is encoded once: {size}{cached}{limit}")
-    cache.space //= trainer.world.size
 
 
 def log_results(trainer: Trainer, seconds: float, log: Log) -> None:

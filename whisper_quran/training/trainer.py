@@ -20,9 +20,8 @@ from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
-from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
-from ..data.encoder_cache import FrozenEncoder
-from ..data.features import log_mel
+from ..data.batches import Batch, epoch_steps, make_batch, prefetch, shard
+from ..data.features import FrozenEncoder, audio_mask, log_mel
 from ..data.prepare import Example, TrainingData
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
@@ -77,8 +76,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "fp16")
         self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
         if not config.train_encoder:
-            # The device only needs a copy in the run's precision, and none once all outputs are in the cache.
-            model.encoder.to("cpu")
+            model.encoder.to("cpu")  # the device only needs a copy in the run's precision
             self.encoder = FrozenEncoder(model, precision.dtype, config.compile)
         self.augmentation = Augmentation(config.seed, device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
@@ -112,8 +110,6 @@ class Trainer:
                 if not (self.train_epoch() and self.time_for_validation()):
                     return False
                 self.validate(self.epoch)
-                if self.encoder:
-                    self.encoder.free_memory()
                 self.save_checkpoints()
                 self.epoch += 1
                 self.save()
@@ -124,8 +120,6 @@ class Trainer:
         finally:
             with self.interrupts.shielded():
                 self.history.close()
-                if self.encoder:
-                    self.encoder.close()
 
     def training_step(self, batches: Sequence[Batch], target_tokens: int) -> tuple[float, float]:
         """Take one optimiser step; return the mean loss in nats and the norm of the gradient, over all processes.
@@ -141,9 +135,9 @@ class Trainer:
         self.scaler.scale(loss)  # initialises the scale, even if there is no micro-batch
         for batch in batches:
             batch = batch.to(self.device)
-            audio = self.audio(batch)
+            audio, mask = self.audio(batch)
             with self.precision.autocast(self.device):
-                micro_loss = self.forward(audio, batch.tokens, batch.positions, batch.targets) / target_tokens
+                micro_loss = self.forward(audio, batch.tokens, batch.positions, batch.targets, mask) / target_tokens
             self.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
 
@@ -162,13 +156,16 @@ class Trainer:
             raise UserError(f"{self.device} has no memory for the optimiser: choose a smaller --model") from None
         return mean_loss, norm
 
-    def audio(self, batch: Batch) -> Tensor:
-        """Return the input of the objective: encoder outputs if the encoder is frozen, otherwise mel spectrograms."""
+    def audio(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the input of the objective, and its mask: encoder outputs if the encoder is frozen, otherwise mels."""
         n_mels = self.model.dims.n_mels
         if self.augmentation:
-            mel = self.augmentation.log_mel(batch, self.epoch, n_mels)
-            return self.encoder.encode(mel) if self.encoder else mel
-        return self.encoder(batch.audio, batch.cached) if self.encoder else log_mel(batch.audio, n_mels)
+            mel, contexts = self.augmentation.log_mel(batch, self.epoch, n_mels)
+        else:
+            contexts = batch.contexts
+            mel = log_mel(batch.audio, n_mels, contexts)
+        audio = self.encoder.encode(mel, contexts).values if self.encoder else mel
+        return audio, audio_mask(contexts, self.device)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:
         """Take the step; if a GPU runs out of memory, repeat it with smaller micro-batches, with the same result."""
@@ -194,14 +191,15 @@ class Trainer:
         return clips // 2
 
     def steps(self) -> Iterator[Step]:
-        """Yield the remaining steps of the epoch, with clips of similar text length in each micro-batch."""
-        order = epoch_order(len(self.data.train), self.config.seed, self.epoch)
+        """Yield the remaining steps of the epoch, with clips of similar length in each micro-batch."""
+        samples = [example.samples for example in self.data.train]
+        steps = epoch_steps(samples, self.clips_per_step, self.config.seed, self.epoch)
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
-        for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
-            examples = sorted((self.data.train[i] for i in clips), key=lambda example: len(example.tokens))
+        for clips in steps[self.step - first : self.total_steps - first]:
+            examples = [self.data.train[i] for i in clips]
             shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
-            batches = [make_batch(each, self.data.cache, pin, self.encoder) for each in shards]
+            batches = [make_batch(each, self.data.cache, pin) for each in shards]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
 
     def train_epoch(self) -> bool:

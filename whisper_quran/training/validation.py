@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 
 import torch
-from torch import Tensor
 
 from ..data.audio_cache import AudioCache
 from ..data.batches import make_batch, prefetch, split
-from ..data.encoder_cache import FrozenEncoder
+from ..data.features import AudioFeatures, FrozenEncoder, audio_mask
 from ..data.prepare import Example
 from ..data.text import count_diacritics, normalize
 from ..decoding.batch_decoder import BatchDecoder
@@ -45,16 +44,17 @@ def validate(
     """
     ordered = sorted(examples, key=lambda example: example.samples)[world.rank :: world.size]
     groups, pin = split(ordered, batch_size), device.type == "cuda"
-    batches = prefetch(make_batch(group, cache, pin, encoder) for group in groups)
+    batches = prefetch(make_batch(group, cache, pin) for group in groups)
     loss, target_tokens, errors = 0.0, 0.0, ErrorCounts()
 
-    def encoded() -> Iterator[Tensor]:
+    def encoded() -> Iterator[AudioFeatures]:
         nonlocal loss, target_tokens
         for batch in batches:
             batch = batch.to(device)
-            features = encoder(batch.audio, batch.cached)
+            features = encoder(batch.audio, batch.contexts)
+            mask = audio_mask(batch.contexts, device)
             with precision.autocast(device):
-                loss += objective.loss(features, batch.tokens, batch.positions, batch.targets).item()
+                loss += objective.loss(features.values, batch.tokens, batch.positions, batch.targets, mask).item()
             target_tokens += batch.target_tokens
             yield features
 
