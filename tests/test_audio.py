@@ -127,17 +127,6 @@ def test_voice_notes_need_no_ffmpeg(tmp_path, monkeypatch, file, codec, rate):
     assert_chirp(decoded.samples)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg, to compare with, is not installed")
-@pytest.mark.parametrize("name", ["audio/Yasser_Salama_hadr/001001.mp3", "odd/stereo_48kHz.mp3"])
-def test_real_recitations_are_what_ffmpeg_makes_of_them(quran, name):
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", quran / name, "-ac", "1", "-ar", "16000", "-f", "s16le", "-"]
-    theirs = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.int16)
-    ours = decode_file(quran / name).samples
-    assert abs(len(ours) - len(theirs)) <= 1
-    length = min(len(ours), len(theirs))
-    assert noise_ratio(ours[:length], theirs[:length]) < 5e-3
-
-
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 @pytest.mark.parametrize("seconds", [0, 9.99, 25.003])
 def test_resampling_in_blocks_is_torchaudios(rate, seconds):
@@ -215,15 +204,6 @@ def test_nan_and_infinity_stay_where_they_are(tmp_path, rate):
     assert decoded.damaged
     elsewhere = slice(SAMPLE_RATE // 2 + 100, SAMPLE_RATE)
     assert noise_ratio(decoded.samples[elsewhere], 32768 * chirp(SAMPLE_RATE)[elsewhere]) < 1e-4
-
-
-def test_what_there_is_of_a_truncated_file_is_used(tmp_path):
-    samples = (32768 * chirp(SAMPLE_RATE)).astype(np.int16)
-    soundfile.write(tmp_path / "whole.wav", samples, SAMPLE_RATE)
-    (tmp_path / "cut.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:20_001])
-    decoded = decode_file(tmp_path / "cut.wav").samples
-    assert len(decoded) > 9_900
-    np.testing.assert_array_equal(decoded, samples[: len(decoded)])
 
 
 def test_an_mp3_that_understates_its_length_is_read_to_its_end(tmp_path):

@@ -1,13 +1,11 @@
 """Augmentation: what it does to a sound, and that it is the same however a step is cut."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, RUN, results_of
+from conftest import RUN, results_of
 
 from whisper_quran.data.batches import Clip
 from whisper_quran.data.features import log_mel
@@ -33,12 +31,6 @@ def level(x: torch.Tensor) -> float:
 def loudest(x: torch.Tensor) -> float:
     """The loudest frequency, in Hz."""
     return float(torch.fft.rfft(x).abs().argmax()) * 16_000 / len(x)
-
-
-def test_runs_without_augmentation_do_without_torchaudio():
-    code = "import sys; sys.modules['torchaudio'] = None; import whisper_quran.demo, whisper_quran.training.train"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_speed_moves_length_and_pitch_and_nothing_is_nothing():

@@ -78,25 +78,6 @@ def test_the_gpu_benchmark_runs_whole_on_a_cpu(ayat, tmp_path):
     assert measured["about"]["torch"] and measured["about"]["TFLOP/s of a matrix product"]
 
 
-@pytest.mark.soak
-def test_recipes_are_trained_and_evaluated_in_every_condition_once(quran, tmp_path):
-    """A model from nothing, on one surah: what is there already is neither trained nor decoded again."""
-    save_checkpoint(tmp_path / "nano.pt", make_whisper(seed=0))
-    command = [sys.executable, str(ROOT / "benchmarks" / "recipes.py"), "--data", str(quran), "--surahs", "1:1"]
-    command += ["--model", str(tmp_path / "nano.pt"), "--train-reciters", "Yasser_Salama_hadr", "--epochs", "1"]
-    command += ["--valid-reciters", "AbdulWadood_Haneef", "--recipes", "packed, timestamps", "--precision", "fp32"]
-    command += ["--out", str(tmp_path / "out")]
-    tables = []
-    for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        tables.append(done.stdout.rpartition("| recipe |")[2])
-    assert tables[0] == tables[1] and "| packed, timestamps | " in tables[0]
-    for condition in ("alone", "joined", "band", "noise"):
-        assert f"packed-timestamps-0/{condition}/report.html" in done.stdout
-    assert done.stdout.count("predictions are there already") == 5
-
-
 def test_a_part_that_breaks_leaves_the_others(tmp_path):
     code, measured, printed = run(["-c", BREAKING, str(ROOT / "benchmarks")], tmp_path, tmp_path / "gpu.json")
     results = [(row["name"], row["result"]) for rows in measured["parts"].values() for row in rows]

@@ -93,14 +93,6 @@ def test_every_size_is_known_by_its_tensors(name: str, dims: ModelDimensions, mo
     assert size_name(infer_dims(real, {}, "it")) == name
 
 
-def test_the_sizes_are_the_published_ones() -> None:
-    weights = {name: sum(map(math.prod, whisper_shapes(dims).values())) for name, dims in named_dims().items()}
-    assert weights["tiny"] == 37_760_640
-    assert weights["small"] == 241_734_912
-    assert weights["large-v3"] == 1_543_490_560
-    assert weights["large-v3-turbo"] == 808_878_080
-
-
 def test_a_named_size_gets_its_alignment_heads(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "mine.pt", make_whisper(state=384, layers=4))
     tiny = [[2, 2], [3, 0], [3, 2], [3, 3], [3, 4], [3, 5]]

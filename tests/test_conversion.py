@@ -22,10 +22,9 @@ from whisper_quran.checkpoints import checkpoint, huggingface
 from whisper_quran.checkpoints.checkpoint import (
     huggingface_name,
     load_checkpoint,
-    openai_name,
     save_checkpoint,
 )
-from whisper_quran.checkpoints.dims import named_dims, tokenizer_for, whisper_shapes
+from whisper_quran.checkpoints.dims import tokenizer_for
 from whisper_quran.checkpoints.huggingface import byte_characters, merged_pairs
 from whisper_quran.convert import convert
 from whisper_quran.runtime.errors import UserError
@@ -63,15 +62,6 @@ def test_from_openai_to_hugging_face_and_back_is_the_identity(
     convert(folder / "model.pt", folder / "hf", to="hf", dtype="fp32")
     convert(folder / "hf", folder / "back.pt", to="openai", dtype="fp32")
     assert (folder / "back.pt").read_bytes() == (folder / "model.pt").read_bytes()
-
-
-def test_names_map_both_ways_for_every_size() -> None:
-    for dims in named_dims().values():
-        names = list(whisper_shapes(dims))
-        theirs = [huggingface_name(name) for name in names]
-        assert len(set(theirs)) == len(names)
-        assert [openai_name(name) for name in theirs] == [f"model.{name}" for name in names]
-        assert not any(piece in name for name in theirs for piece in ("blocks", "_ln", "mlp", ".query", "token_"))
 
 
 @pytest.mark.usefixtures("no_tokenizer")
@@ -155,14 +145,6 @@ def test_the_written_folder_says_what_openai_whisper_keeps_in_code(tmp_path: Pat
     assert (features["feature_size"], features["n_samples"], features["chunk_length"]) == (80, 480_000, 30)
     assert read["tokenizer"]["model"]["vocab"]["Ġthe"] == 264
     assert read["tokenizer"]["added_tokens"][-1]["content"] == "<|30.00|>"
-
-
-def test_a_size_without_a_name_has_the_default_alignment_heads_and_every_file_one_mode(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "model.pt", make_whisper(state=128, layers=3))
-    convert(tmp_path / "model.pt", tmp_path / "hf", to="hf", dtype="fp16")
-    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
-    assert generation["alignment_heads"] == [[1, 0], [1, 1], [2, 0], [2, 1]]
-    assert len({path.stat().st_mode for path in (tmp_path / "hf").iterdir()}) == 1
 
 
 @pytest.mark.parametrize("n_vocab", [51864, 51865, 51866])

@@ -69,17 +69,6 @@ def test_surahs_limit_both_audio_and_text(tmp_path):
     assert not skipped
 
 
-def test_text_with_bom_extra_columns_and_another_order_is_read(tmp_path):
-    file = tmp_path / "text.csv"
-    file.write_bytes("﻿juz,text,ayah,sorah\r\n1,نص,1,1\r\n1,x,y,z\r\n1,again,1,1\r\n".encode())
-    texts, skipped = read_text(file)
-    assert texts == {(1, 1): "نص"}
-    assert [item.reason for item in skipped] == [
-        "no ayah has this sorah and ayah: z,y",
-        "a second text for an ayah that has one already",
-    ]
-
-
 def test_an_unknown_reciter_is_told_who_is_there(tmp_path):
     corpus = open_corpus(make_data(tmp_path, ["audio/Husary/001001.mp3", "audio/Minshawy/001001.mp3"]))
     said = "there are Husary, Minshawy: name some with --valid-reciters, separated by spaces"
@@ -257,19 +246,6 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
 def test_a_manifest_that_cannot_be_used_says_why(tmp_path, content, says):
     with pytest.raises(UserError, match=says):
         open_corpus(Path("unused"), manifest=manifest(tmp_path, content))
-
-
-@pytest.mark.parametrize(
-    ("case", "says"),
-    [
-        ("manifest-offsets/clips.csv", "has start, end: rows that are parts of a recording are not read"),
-        ("manifest-dialects/metadata.csv", "its first line must name audio,text, and reads 'file_name,transcription"),
-        ("manifest-dialects/nemo.jsonl", "its first line must name audio,text, and reads '{"),
-    ],
-)
-def test_manifests_of_other_tools_are_told_what_to_change(cases, case, says):
-    with pytest.raises(UserError, match=says):
-        open_corpus(Path("unused"), manifest=cases / case)
 
 
 def test_a_name_that_is_not_as_on_disk_is_told_how_to_be_written(tmp_path):

@@ -19,7 +19,7 @@ from misbehaving_server import MisbehavingServer, cut, length, no_length, other_
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.download import http
 from whisper_quran.download.__main__ import DownloadConfig, main
-from whisper_quran.download.sources import ALL, KNOWN_RECITERS, ayat_of, listed
+from whisper_quran.download.sources import KNOWN_RECITERS, ayat_of, listed
 from whisper_quran.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -355,13 +355,6 @@ def test_a_text_that_is_not_tanzils_is_refused(server, tmp_path):
     assert list((tmp_path / "metadata").iterdir()) == []
 
 
-def test_a_proxy_that_is_none_is_one_line(server, tmp_path, monkeypatch):
-    monkeypatch.delenv("NO_PROXY")
-    monkeypatch.setenv("http_proxy", "http://[bad")
-    assert refusal(*options(server, tmp_path)).startswith(f"cannot fetch {server.url}/text (")
-    assert server.requests == []
-
-
 def test_the_default_is_experiment_2a(capsys):
     config = DownloadConfig()
     assert len(config.reciters) == 8 and {*config.reciters} <= KNOWN_RECITERS.keys()
@@ -370,10 +363,6 @@ def test_the_default_is_experiment_2a(capsys):
     assert len(lines) == len(KNOWN_RECITERS)
     assert sum("Experiment 2A: training" in line for line in lines) == 6
     assert sum("Experiment 2A: validation" in line for line in lines) == 2
-
-
-def test_ayat_are_counted_as_the_text_counts_them(quran):
-    assert ayat_of(ALL) == list(published_text(quran))
 
 
 def test_many_ayat_are_named_in_part():

@@ -322,18 +322,9 @@ def test_a_damaged_row_is_left_out_and_the_others_are_kept(tmp_path, damage):
     assert "1 rows were cut short or edited" in said[0]
 
 
-@pytest.mark.parametrize(
-    "save",
-    [
-        lambda text: "\ufeff" + text.replace("\n", "\r\n").replace(",0.0,0,", ",0,0,"),
-        lambda text: text.replace(",", ";").replace(".", ",").replace("\n", "\r\n"),
-        lambda text: text.replace(",", "\t"),
-    ],
-    ids=["BOM and CRLF", "semicolons", "tabs"],
-)
-def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path, save):
+def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path):
     file = tmp_path / "predictions.csv"
-    file.write_bytes(save(written(ROWS)).encode())
+    file.write_bytes(("\ufeff" + written(ROWS).replace("\n", "\r\n").replace(",0.0,0,", ",0,0,")).encode())
     assert list(predictions_in(file)) == ROWS
 
 
@@ -357,11 +348,6 @@ def test_other_audio_of_the_same_length_is_heard_anew(run, quran, workshop, tmp_
     after = read_predictions(tmp_path / "r")
     assert after[0] == before[0]
     assert after[1]["duration"] == before[1]["duration"] and after[1]["hypothesis"] != before[1]["hypothesis"]
-
-
-def test_a_file_cut_short_in_its_first_line_has_no_predictions(tmp_path):
-    (tmp_path / "predictions.csv").write_text(",".join(COLUMNS))
-    assert list(predictions_in(tmp_path / "predictions.csv")) == []
 
 
 @pytest.mark.parametrize(
@@ -435,7 +421,7 @@ def test_odd_names_are_escaped_alike_in_every_file_and_run_nowhere(run, quran, w
         (["base", "--reciters", "Nobody"], "no reciter Nobody"),
         (["base", "--surahs", "60:61", "--reciters", "AbdulWadood_Haneef"], "no ayah of AbdulWadood_Haneef"),
         (["base", "--manifest", "nowhere.csv"], "nowhere.csv"),
-        (["--reciters", "AbdulWadood_Haneef", "base"], "evaluate.py base --reciters"),
+        (["--reciters", "AbdulWadood_Haneef", "base"], "models come first, as in evaluate.py small --reciters"),
     ],
 )
 def test_a_mistake_is_answered_before_torch_is_imported(quran, options, says):

@@ -1,6 +1,5 @@
 """What a run shows: the picture, TensorBoard's scalars, and that neither can stop it."""
 
-import io
 import json
 import math
 import sys
@@ -83,27 +82,6 @@ def test_epochs_are_numbered_as_their_checkpoints(tmp_path, figures):
     (smoothed,) = [line for line in figures[0].axes[0].lines if line.get_label() == "training, smoothed"]
     assert smoothed.get_xdata()[[0, 9, 39]] == pytest.approx([-0.9, 0, 3])  # epoch 0 ends at 0
     assert figures[0].axes[1].get_xlabel() == "epoch (-1: the untouched model)"
-
-
-def test_the_picture_is_white_whatever_the_users_matplotlib_looks_like(tmp_path):
-    history = made_up(tmp_path, epochs=2, steps=60, reciters=2)
-    history.write_results()
-    plain = (tmp_path / "loss.png").read_bytes()
-    with matplotlib.style.context("dark_background", {"font.size": 30}):
-        history.write_results()
-    assert (tmp_path / "loss.png").read_bytes() == plain
-    pixels = imread(io.BytesIO(plain))
-    assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()  # opaque where there is an alpha
-
-
-def test_best_pt_is_marked_at_the_lowest_rate_over_all_words(tmp_path, figures):
-    history = History(tmp_path / "metrics.jsonl")
-    for epoch, (a, b) in enumerate([(0.30, 0.30), (0.10, 0.25), (0.20, 0.16)]):
-        history.rows.append(train_row(epoch + 1, epoch, 1.0))
-        history.rows += [valid_row(epoch + 1, epoch, "A", 1.0, a), valid_row(epoch + 1, epoch, "B", 1.0, b)]
-    history.write_results()
-    for axes in figures[0].axes:
-        assert [set(line.get_xdata()) for line in axes.lines if line.get_label() == "best.pt"] == [{1}]
 
 
 def test_losses_that_are_not_finite_leave_gaps(tmp_path):

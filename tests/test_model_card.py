@@ -169,11 +169,3 @@ def test_no_damage_beside_a_checkpoint_breaks_its_conversion(tmp_path, name, dam
     about, text = card_of(checkpoint, tmp_path / "hf")
     assert about["library_name"] == "transformers"
     assert ("**0**" in text) == (name == "config.json")
-
-
-@pytest.mark.peers
-def test_the_hub_reads_the_card(tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    card_of(made_up_run(tmp_path / "run", reciter=NASTY), tmp_path / "hf")
-    data = hub.ModelCard.load(tmp_path / "hf" / "README.md").data
-    assert data.language == ["ar"] and data.base_model == "openai/whisper-small"

@@ -29,7 +29,7 @@ from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, Sp
 from whisper_quran.decoding.word_times import alignment_heads, letter_times, token_starts, word_times
 from whisper_quran.recognition import check_results, recitations
 from whisper_quran.recognition.output import subtitles
-from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition, is_likely
+from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition
 from whisper_quran.recognize import main
 from whisper_quran.runtime.errors import UserError
 
@@ -315,18 +315,3 @@ def test_words_take_the_times_of_the_letters_they_are_aligned_with():
     assert word_times(["قل", "هو", "الله", "احد"], said) == [(0.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 11.0)]
     # A word that was not heard has no length; what was heard besides belongs to its neighbours.
     assert word_times(["قل", "نعم", "هو"], said[:4]) == [(0.0, 2.0), (2.0, 2.0), (2.0, 4.0)]
-
-
-@pytest.mark.parametrize(
-    ("distance", "lost", "text", "likely"),
-    [
-        (0, 0.0, "حم", True),
-        (1, 0.0, "حم", False),
-        (5, 6.0, "قل هو الله أحد", True),
-        (5, 7.0, "قل هو الله أحد", False),
-        (6, 6.0, "قل هو الله أحد", False),
-    ],
-)
-def test_half_of_the_letters_must_be_right_and_the_model_must_find_it_likely(distance, lost, text, likely):
-    said = tuple(map(letters, text.split()))
-    assert is_likely(Candidate(Span(1, 0, 0), "", said, distance, distance, "", -10.0 - lost, -10.0)) == likely

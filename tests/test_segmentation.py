@@ -1,6 +1,5 @@
 """Long recitations are cut at pauses, and every sample is in exactly one piece."""
 
-import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -60,11 +59,3 @@ def test_real_long_ayat_are_cut_where_the_reciter_pauses(quran):
         for _, cut in spans[:-1]:
             around = samples[cut - 1600 : cut + 1600].astype(float)
             assert np.square(around).mean() < 0.25 * median, (ayah, cut / RATE)
-
-
-def test_finding_the_pauses_of_an_hour_takes_little_memory():
-    samples = np.random.default_rng(0).integers(-9000, 9000, 1800 * RATE, dtype=np.int16)
-    tracemalloc.start()
-    cut_at_pauses(samples)
-    assert tracemalloc.get_traced_memory()[1] < samples.nbytes
-    tracemalloc.stop()

@@ -258,16 +258,11 @@ def _blocks(stream: Any, rate: int) -> Iterator[np.ndarray | None]:
                 yield None
                 continue
             for frame in frames:
-                if layout is None:
-                    layout, is_planar = frame.layout, frame.format.name == "fltp"
-                part = frame.to_ndarray() if is_planar and frame.sample_rate == rate else None
-                if part is None or len(part) != layout.nb_channels:  # a resampler for all frames would be slower
-                    if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                        parts += [each.to_ndarray() for each in resampler.resample(None)] if resampler else []
-                        resampler = av.AudioResampler("fltp", layout, rate)
-                    parts += [each.to_ndarray() for each in resampler.resample(frame)]
-                else:
-                    parts.append(part)
+                layout = layout or frame.layout
+                if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    parts += [each.to_ndarray() for each in resampler.resample(None)] if resampler else []
+                    resampler = av.AudioResampler("fltp", layout, rate)
+                parts += [each.to_ndarray() for each in resampler.resample(frame)]
                 length += frame.samples
             if length >= _BLOCK:
                 yield np.concatenate(parts, axis=1)

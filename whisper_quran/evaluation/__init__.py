@@ -4,7 +4,7 @@ to import."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoints.names import WHISPER_NAMES, check_model_source
+from ..checkpoints.names import check_model_source
 from ..config import EvaluationConfig
 from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text
 from ..runtime.command_line import parse
@@ -33,8 +33,7 @@ def parse_command_line(doc: str, argv: Sequence[str]) -> EvaluationConfig:
         if "required: MODEL" not in str(error):
             raise
         # An option with several values takes a model after it for one of them.
-        model = next((arg for arg in argv if arg in WHISPER_NAMES or Path(arg).suffix in (".pt", ".ckpt")), "small")
-        raise UserError(f"no MODEL given: models come first, as in evaluate.py {model} --reciters NAME") from None
+        raise UserError("no MODEL given: models come first, as in evaluate.py small --reciters NAME") from None
     check_inputs(config)
     return config
 
