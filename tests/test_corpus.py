@@ -215,11 +215,11 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
     texts, skipped = read_text(text)
     assert texts == {(112, 1): "a", (112, 4): "g"}
     assert Counter(item.reason for item in skipped) == {
-        "no ayah has this sorah and ayah: 112.5,2": 1,
-        "no ayah has this sorah and ayah: 3,x": 1,
+        "no ayah has this surah and ayah: 112.5,2": 1,
+        "no ayah has this surah and ayah: 3,x": 1,
         "the text is NaN, which stands for a missing value": 1,
-        "no ayah has this sorah and ayah: 2,287": 1,
-        "the sorah is <NA>, which stands for a missing value": 1,
+        "no ayah has this surah and ayah: 2,287": 1,
+        "the surah is <NA>, which stands for a missing value": 1,
         "2 fields, where the first line has 3": 1,
     }
     used, listed = rows(manifest(tmp_path, "audio,text,reciter\na.wav,nan,R\nb.wav,two,nan\nc.wav,three,\nnan,x,R\n"))
@@ -233,12 +233,17 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
     [
         ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is not UTF-8"),
         ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), "is not UTF-8"),
-        (b"PK\x03\x04\x00", "is not UTF-8: --manifest takes a CSV in UTF-8 .* audio,text; .* unpack an archive"),
-        (b"", "reads 'nothing'"),
+        (b"PK\x03\x04\x00", "is not UTF-8: --manifest takes CSV or JSONL in UTF-8, or parquet; .* unpack an archive"),
+        (b"", "lacks a column of audio .* finds 'nothing'"),
         (b"audio,text,Text\na.wav,one,two\n", "names a column twice"),
-        (b"audio|text\na.wav|one\n", "lacks the columns audio, text"),
-        (b"audio,text\na.wav,one,two\n", "line by line: 3 fields, where the first line has 2"),
-        (b"audio,text,offset,Duration\na.wav,one,0,1\n", "has offset, duration: rows that are parts of a recording"),
+        (
+            b"audio|text\na.wav|one\n",
+            "lacks a column of audio .audio, file_name, audio_filepath, path.: .* 'audio.text'",
+        ),
+        (b"audio,note\na.wav,one\n", "lacks a column of text .text, .*, or of surah and ayah"),
+        (b"audio,surah,ayah\na.wav,1,1\n", "has ayat without text, and there is no unused.*: name one with --text"),
+        (b"audio,text\na.wav,one,two\n", "row by row: 3 fields, where the first line has 2"),
+        (b"audio,text,Start_ms,end_ms\na.wav,one,0,1\n", "has Start_ms, end_ms: name the columns of a piece start and"),
         (b"audio,text\nhttps://x.y//a.wav,one\n", "a URL, not a file: download https://x.y//a.wav"),
         (b"audio,text\n._a.wav,one\n", "a hidden file, not a recording"),
     ],
@@ -252,14 +257,16 @@ def test_a_name_that_is_not_as_on_disk_is_told_how_to_be_written(tmp_path):
     (tmp_path / "clips").mkdir()
     content = "audio,text\nclips\\a.wav,one\nClips/A.WAV,two\nclips/a.wav,three\n" + "x" * 300 + ",four\n"
     used, listed = rows(manifest(tmp_path, content, names="clips/a.wav"))
-    assert used == {"a.wav": "three"} and list(listed) == [2, 3, 5]
-    assert all(re.match("no such file: .* in the same case and with /", reason) for reason in listed.values())
+    assert used == {"a.wav": "one"} and list(listed) == [3, 5, 4]
+    assert all(re.match("no such file: .* in the same case", listed[line]) for line in (3, 5))
+    assert "named a second time" in listed[4]
 
 
 def test_columns_that_are_not_read_are_named(tmp_path):
     told = []
     open_corpus(Path("unused"), manifest=manifest(tmp_path, "audio,text,Note,page,\na.wav,one,x,3,\n"), log=told.append)
-    assert len(told) == 1 and told[0].endswith("only audio, text, reciter are read, not note, page")
+    assert [line.partition("list.csv: ")[2] for line in told[:1]] == ["audio, text are read, not Note, page"]
+    assert told[1:] == ["manifest   no reciter is named: all rows are one voice, list"]
 
 
 NAME = "Husarī_é.wav"

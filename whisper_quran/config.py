@@ -32,8 +32,8 @@ class TrainingConfig:
     """
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
-    text: Path | None = _data(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
-    manifest: Path | None = _data(None, "CSV audio,text[,reciter] to use in place of --data; paths are relative to it")
+    text: Path | None = _data(None, "table sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
+    manifest: Path | None = _data(None, "CSV, JSONL, parquet or a folder of it, in place of --data")
     train_reciters: Names | None = _data(None, "train on (default: 2A's six, or all others)", metavar="R", fixed=True)
     valid_reciters: Names | None = _data(None, "validate on (default: 2A's two, or none)", metavar="R", fixed=True)
     surahs: str | None = _data(None, "only surahs A to B, inclusive, in both splits", metavar="A:B", fixed=True)
@@ -110,8 +110,8 @@ class EvaluationConfig:
     no_fallback: bool = _model(False, "never decode again at higher temperatures, as Whisper does", fixed=True)
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
-    text: Path | None = _data(None, "CSV sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
-    manifest: Path | None = _data(None, "CSV audio,text[,reciter] to use in place of --data; paths are relative to it")
+    text: Path | None = _data(None, "table sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
+    manifest: Path | None = _data(None, "CSV, JSONL, parquet or a folder of it, in place of --data")
     reciters: Names | None = _data(None, "reciters to evaluate on (default: 2A's two; of a manifest, all)", metavar="R")
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
     join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")

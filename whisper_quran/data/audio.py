@@ -12,6 +12,7 @@ ends, it ends. torchaudio resamples in the parent, as a worker would need 5 s an
 """
 
 import hashlib
+import io
 import math
 import os
 import pickle
@@ -19,11 +20,12 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -57,6 +59,36 @@ class Decoded:
     damaged: bool
     mended: bool
     digest: str = ""
+
+
+@dataclass(frozen=True)
+class Part(os.PathLike[str]):
+    """A recording that is no file of its own: a ``row`` of a parquet file, a piece of a recording, or both.
+
+    ``column`` holds the bytes of the rows. A piece is from ``start`` to ``end``, in seconds. As a path, it is
+    ``table.parquet#12`` or ``surah.mp3#t=4.1,8.2``.
+    """
+
+    path: Path
+    column: str = ""
+    row: int | None = None
+    start: float = 0.0
+    end: float = math.inf
+
+    def __fspath__(self) -> str:
+        row = "" if self.row is None else f"#{self.row}"
+        return f"{self.path}{row}" + (f"#t={self.start},{self.end}" if self.is_piece else "")
+
+    __str__ = __fspath__
+
+    @property
+    def is_piece(self) -> bool:
+        return (self.start, self.end) != (0.0, math.inf)
+
+    @property
+    def whole(self) -> "Path | Part":
+        """The recording that it is a piece of."""
+        return self.path if self.row is None else replace(self, start=0.0, end=math.inf)
 
 
 class AudioError(Exception):
@@ -152,12 +184,17 @@ def _open(file: IO[bytes]) -> Any:
     return av.open(file, "r", options={"format_whitelist": _FORMATS}, **lenient)
 
 
-def header_seconds(path: str | os.PathLike[str]) -> float | None:
+def _opened(file: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    """Open a file, or the bytes of one, for reading."""
+    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+
+
+def header_seconds(file: str | os.PathLike[str] | bytes) -> float | None:
     """Read the duration from a file's header; None if there is none. Fast, but only an estimate for some MP3s."""
     import av
 
     try:
-        with open(path, "rb") as file, _open(file) as container:
+        with _opened(file) as opened, _open(opened) as container:
             if container.duration is not None and container.streams.audio:
                 return container.duration / av.time_base
     except (OSError, ValueError, av.error.FFmpegError):
@@ -165,15 +202,18 @@ def header_seconds(path: str | os.PathLike[str]) -> float | None:
     return None
 
 
-def _decode(path: str) -> Decoded:
-    """Decode at the file's own rate, with FFmpeg's messages on for as long as that takes: they tell what is damaged."""
+def _decode(source: str | bytes) -> Decoded:
+    """Decode a path, or the bytes of a file, at its own rate.
+
+    FFmpeg's messages are on for as long as that takes: they tell what is damaged.
+    """
     import av
 
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
     av.logging.set_skip_repeated(False)  # or one that is repeated is reported while the next file is decoded
     try:
-        with open(path, "rb") as file:
+        with _opened(source) as file:
             digest = hashlib.blake2b(digest_size=8)
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
@@ -309,9 +349,12 @@ def _to_int16(samples: np.ndarray) -> np.ndarray:
 # Many files at once.
 
 
-def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Generator[Decoded | AudioError, None, None]:
-    """Decode ``paths`` in up to ``workers`` processes; yield a result for each, at 16 kHz, in the order of ``paths``.
+def decode_files(
+    files: Iterable[str | os.PathLike[str] | bytes | AudioError], workers: int
+) -> Generator[Decoded | AudioError, None, None]:
+    """Decode ``files`` in up to ``workers`` processes; yield a result for each, at 16 kHz, in the order of ``files``.
 
+    Each is a path, the bytes of a file, or the reason why there are none, which is then the result.
     A file on which its worker dies is tried once more in a new worker; if that dies too, or takes too long, the result
     is an :class:`AudioError`. Only a little is decoded ahead: see :data:`AHEAD`. Close the iterator
     (``contextlib.closing``) if it may be left early.
@@ -319,27 +362,33 @@ def decode_files(paths: Sequence[str | os.PathLike[str]], workers: int) -> Gener
     Raises:
         UserError: a file must be resampled, and torchaudio cannot be imported.
     """
-    pool = [_Worker() for _ in range(max(1, min(workers, len(paths), os.cpu_count() or 1)))]
+    pool = [_Worker() for _ in range(max(1, min(workers, os.cpu_count() or 1)))]
     idle: SimpleQueue[_Worker] = SimpleQueue()
     for worker in pool:
         idle.put(worker)
 
-    def decode(path: str, size: int) -> Decoded | AudioError:
+    def decode(file: str | bytes | AudioError, size: int) -> Decoded | AudioError:
+        if isinstance(file, AudioError):
+            return file
         worker = idle.get()
         try:
-            return worker.decode(path, size)
+            return worker.decode(file, size)
         finally:
             idle.put(worker)
 
     threads = ThreadPoolExecutor(len(pool))  # wait for results, and resample
     waiting: deque[tuple[Future[Decoded | AudioError], int]] = deque()
     try:
-        for path in [os.fspath(each) for each in paths]:
-            size = os.path.getsize(path) if os.path.exists(path) else 0
+        for each in files:
+            file = each if isinstance(each, bytes | AudioError) else os.fspath(each)
+            if isinstance(file, str):
+                size = os.path.getsize(file) if os.path.exists(file) else 0
+            else:
+                size = len(file) if isinstance(file, bytes) else 0
             # Queue more than are being decoded, so that one long recording does not leave workers idle.
             while len(waiting) == 4 * len(pool) or (waiting and sum(each[1] for each in waiting) + size > AHEAD):
                 yield waiting.popleft()[0].result()
-            waiting.append((threads.submit(decode, path, size), size))
+            waiting.append((threads.submit(decode, file, size), size))
         while waiting:
             yield waiting.popleft()[0].result()
     finally:
@@ -357,14 +406,14 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
-    def decode(self, path: str, size: int) -> Decoded | AudioError:
-        """Decode ``path`` of ``size`` bytes; a crash or a timeout of the process becomes an :class:`AudioError`."""
+    def decode(self, file: str | bytes, size: int) -> Decoded | AudioError:
+        """Decode a path, or the bytes of a file; a crash or a timeout of the process becomes an :class:`AudioError`."""
         code = 0
         for _ in range(2):
             if self.stopped:
                 break
             try:
-                answer = self._ask(path, DEADLINE + size // 200_000)
+                answer = self._ask(file, DEADLINE + size // 200_000)
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 code = self.end()
                 if code == -signal.SIGALRM:
@@ -378,7 +427,7 @@ class _Worker:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         return AudioError(f"the decoder crashed on it ({reason})", final=final)
 
-    def _ask(self, path: str, deadline: int) -> dict[str, Any]:
+    def _ask(self, file: str | bytes, deadline: int) -> dict[str, Any]:
         if self.process is None:
             start = "import sys, runpy; sys.path[:] = sys.argv[2:]; runpy.run_path(sys.argv[1], run_name='__main__')"
             self.process = subprocess.Popen(
@@ -390,7 +439,7 @@ class _Worker:
                 start_new_session=True,  # so that Ctrl-C reaches only the parent
             )
         assert self.process.stdin and self.process.stdout
-        _send(self.process.stdin, (path, deadline))
+        _send(self.process.stdin, (file, deadline))
         return pickle.load(self.process.stdout)
 
     def stop(self) -> None:
@@ -415,10 +464,10 @@ def _serve() -> None:
     os.dup2(2, 1)  # so that output of a library is not taken for a result
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, even inside a C library
     while True:
-        path, deadline = pickle.load(sys.stdin.buffer)
+        source, deadline = pickle.load(sys.stdin.buffer)
         signal.alarm(deadline)
         try:
-            answer = vars(_decode(path))
+            answer = vars(_decode(source))
         except AudioError as error:
             answer = {"message": str(error), "final": error.final}
         signal.alarm(0)

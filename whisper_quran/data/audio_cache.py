@@ -7,24 +7,28 @@ Decoding a 10 s ayah takes 5 to 15 ms, and reading it from here 0.1 ms. The reco
         <source>-failed.json               why the source cannot be used
 
 where <source> consists of the source's file name (hashed), size, modification time and the decoder's version, so that a
-changed source is decoded again, and <digest> is that of its bytes. One listing of the folder finds all recordings. A
-file is written under a temporary name and renamed, and is used only if its size matches its samples, so neither a
-killed process nor a power cut leaves half a recording. Only one process decodes at a time; readers need no lock,
+changed source is decoded again, and <digest> is that of its bytes. The rows of a parquet file are sources in a folder.
+Recordings are kept whole: pieces are cut when they are read. One listing of the folder finds all recordings. A file is
+written under a temporary name and renamed, and is used only if its size matches its samples, so neither a killed
+process nor a power cut leaves half a recording. Only one process decodes at a time; readers need no lock,
 because files are never changed.
 """
 
 import fcntl
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache as memoized
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,21 +37,27 @@ import numpy as np
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
 from ..runtime.files import check_folder, replacing
-from .audio import MAX_SECONDS, SAMPLE_RATE, Decoded, decode_files, header_seconds
+from .audio import MAX_SECONDS, SAMPLE_RATE, AudioError, Decoded, Part, decode_files, header_seconds
+from .parquet import mean_size, read_recordings
 
 DECODER_VERSION = 4
 BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
 _NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
+_PAST_THE_END = 0.1  # seconds that a piece may be longer than its recording: times are rounded
 
 
 class Clip(NamedTuple):
-    """A cached recording: the path of its ``.npy`` file, its number of samples, and the digest of its source."""
+    """A cached recording: the path of its ``.npy`` file, its number of samples, and the digest of its source.
+
+    A piece of a recording has its first sample, and its digest has its place.
+    """
 
     file: str
     length: int
     digest: str = ""
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,9 @@ class AudioCache:
     """
 
     clips: dict[str, Clip]
-    skipped: list[tuple[Path, str]]  # sources that cannot be decoded, and why
-    damaged: list[Path]  # sources that were decoded although parts of the file are broken
-    mended: list[Path] = field(default_factory=list)  # sources whose channels cancelled out, or with another scale
+    skipped: list[tuple[Path | Part, str]]  # those that cannot be decoded, and why
+    damaged: list[Path | Part]  # those that were decoded although parts of the file are broken
+    mended: list[Path | Part] = field(default_factory=list)  # whose channels cancelled out, or with another scale
 
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         return os.fspath(path) in self.clips
@@ -79,11 +89,11 @@ class AudioCache:
         Raises:
             UserError: the cached file was removed.
         """
-        file, length, _ = self.clips[os.fspath(path)]
+        file, length, _, start = self.clips[os.fspath(path)]
         try:
             with open(file, "rb") as opened:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.frombuffer(mapped, np.int16, length, _HEADER_BYTES)
+            return np.frombuffer(mapped, np.int16, length, _HEADER_BYTES + BYTES_PER_SAMPLE * start)
         except (OSError, ValueError) as error:
             raise UserError(f"{file} was removed while in use ({error}): run the command again") from error
 
@@ -102,10 +112,12 @@ def default_cache() -> Path:
 
 @dataclass
 class _Source:
-    """An audio file and its entry in the cache: a ``recording``, or the ``reason`` why it cannot be used."""
+    """An audio file, or row, and its entry in the cache: a ``recording``, or the ``reason`` why it cannot be used."""
 
     path: str
     reciter: str
+    column: str = ""  # of a row of a parquet file
+    row: int = 0
     size: int = 0
     folder: Path = Path()
     key: str = ""  # prefix of the names of its files in the cache
@@ -117,8 +129,10 @@ class _Source:
         return not self.recording and not self.reason
 
 
-def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: int, log: Log = print) -> AudioCache:
-    """Decode the ``sources`` (reciter -> audio files) that ``cache`` lacks, and return the cached recordings.
+def prepare_audio(
+    sources: Mapping[str, Sequence[Path | Part]], cache: Path, workers: int, log: Log = print
+) -> AudioCache:
+    """Decode the ``sources`` (reciter -> audio files or parts of files) that ``cache`` lacks, and return what it holds.
 
     Use up to ``workers`` processes. If another process is decoding into ``cache``, wait for it first. If nothing is
     missing, nothing is logged or written: the cache may then be read-only.
@@ -126,38 +140,58 @@ def prepare_audio(sources: Mapping[str, Sequence[Path]], cache: Path, workers: i
     Raises:
         UserError: the cache cannot be written or has too little space, or a file must be resampled without torchaudio.
     """
-    files = _identify(sources, cache)
+    wanted = {audio: reciter for reciter, each in sources.items() for audio in each}
+    by_whole = _identify({_whole(audio): reciter for audio, reciter in wanted.items()}, cache)
+    files = list(by_whole.values())
     try:
         _look_up(files)
         if any(file.is_missing for file in files):
             with _locked(cache, log):
                 _look_up(files)
-                if missing := [file for file in files if file.is_missing]:
+                missing = [file for file in files if file.is_missing]
+                missing.sort(key=lambda file: (file.column and file.path, file.row))  # rows after files, in order
+                if missing:
                     _announce(missing, cache, log)
                     _decode(missing, workers, log)
     except OSError as error:
         raise UserError(f"cannot write {cache}: {error.strerror or error} (--cache)") from error
     found = AudioCache({}, [], [])
-    for file in files:
+    for audio in wanted:
+        file = by_whole[_whole(audio)]
         if not file.recording:
-            found.skipped.append((Path(file.path), file.reason))
+            found.skipped.append((audio, file.reason))
             continue
-        _, digest, length, damaged, mended = file.recording.groups()
-        found.clips[file.path] = Clip(str(file.folder / file.recording[0]), int(length), digest)
+        _, digest, samples, damaged, mended = file.recording.groups()
+        clip = Clip(str(file.folder / file.recording[0]), int(samples), digest)
+        if isinstance(audio, Part) and audio.is_piece:
+            start, end = (round(min(time * SAMPLE_RATE, clip.length)) for time in (audio.start, audio.end))
+            if clip.length / SAMPLE_RATE + _PAST_THE_END < audio.end < math.inf:
+                length = f"{clip.length / SAMPLE_RATE:.2f} s"
+                found.skipped.append((audio, f"the piece ends after the recording: at {audio.end} s, of {length}"))
+                continue
+            clip = Clip(clip.file, end - start, f"{digest}-{start}-{end}", start)
+        found.clips[os.fspath(audio)] = clip
         if damaged:
-            found.damaged.append(Path(file.path))
+            found.damaged.append(audio)
         if mended:
-            found.mended.append(Path(file.path))
+            found.mended.append(audio)
     return found
 
 
-def _identify(sources: Mapping[str, Sequence[Path]], cache: Path) -> list[_Source]:
-    """Make a :class:`_Source` of every file: with its folder and key in the cache, or why it cannot be read."""
-    folders: dict[str, Path] = {}
-    files = {os.fspath(path): _Source(os.fspath(path), reciter) for reciter, each in sources.items() for path in each}
-    for path, file in files.items():
+def _whole(audio: Path | Part) -> Path | Part:
+    return audio.whole if isinstance(audio, Part) else audio
+
+
+def _identify(reciters: Mapping[Path | Part, str], cache: Path) -> dict[Path | Part, _Source]:
+    """Make a :class:`_Source` of every recording (given with its reciter): with its place in ``cache``, or a reason."""
+    stat_once, real_once = memoized(os.stat), memoized(os.path.realpath)
+    files = {}
+    for audio, reciter in reciters.items():
+        part = audio if isinstance(audio, Part) else Part(audio)
+        path, row = os.fspath(part.path), part.row or 0
+        file = files[audio] = _Source(path, reciter, part.column, row)
         try:
-            status = os.stat(path)
+            status = stat_once(path)
         except OSError as error:
             file.reason = f"cannot be read ({error.strerror})"
             continue
@@ -165,13 +199,13 @@ def _identify(sources: Mapping[str, Sequence[Path]], cache: Path) -> list[_Sourc
             file.reason = "is not a regular file"
             continue
         parent, name = os.path.split(os.path.abspath(path))
-        if parent not in folders:
-            real = os.path.realpath(parent)
-            readable = re.sub(r"[^\w.-]", "_", os.path.basename(real))[:60]
-            folders[parent] = cache / f"{readable}-{_hash(real, 4)}"
-        file.size, file.folder = status.st_size, folders[parent]
+        if part.column:
+            parent, name = os.path.join(parent, name), str(row)
+        real = real_once(parent)
+        readable = re.sub(r"[^\w.-]", "_", os.path.basename(real))[:60]
+        file.size, file.folder = status.st_size, cache / f"{readable}-{_hash(real, 4)}"
         file.key = f"{_hash(name, 8)}-{status.st_size}-{status.st_mtime_ns}-v{DECODER_VERSION}"
-    return list(files.values())
+    return files
 
 
 def _hash(name: str, size: int) -> str:
@@ -220,20 +254,35 @@ def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
 
 def _estimate_seconds(missing: Sequence[_Source]) -> float:
     """Estimate the total duration of the files, from their sizes and the headers of 64 of them."""
+    sizes = memoized(mean_size)
+    for file in missing:
+        file.size = sizes(file.path, file.column) if file.column else file.size
+    # To find a row, those before it in its group are read: that takes longer than a header.
+    sample = missing[:: -(-len(missing) // (8 if missing[-1].column else 64))]
     seconds, size = 0.0, 0
-    for file in missing[:: -(-len(missing) // 64)]:
-        if (duration := header_seconds(file.path)) is not None:
+    for file, content in zip(sample, _contents(sample), strict=True):
+        if not isinstance(content, AudioError) and (duration := header_seconds(content)) is not None:
+            bytes_read = len(content) if isinstance(content, bytes) else file.size
             # A wrong header must not dominate: no speech codec takes less than 500 bytes a second.
-            seconds, size = seconds + min(duration, file.size / 500, MAX_SECONDS), size + file.size
+            seconds, size = seconds + min(duration, bytes_read / 500, MAX_SECONDS), size + bytes_read
     seconds_per_byte = seconds / size if size else 1 / 16000  # 128 kbit/s, if no header tells it
     return seconds_per_byte * sum(file.size for file in missing)
+
+
+def _contents(files: Iterable[_Source]) -> Iterator[str | bytes | AudioError]:
+    """Yield what :func:`.audio.decode_files` decodes: paths, and the bytes of rows, which are read as they are needed.
+
+    The rows of a parquet file are together, and in order.
+    """
+    for (path, column), each in groupby(files, key=lambda file: (file.path, file.column)):
+        yield from read_recordings(path, column, [file.row for file in each]) if column else [path]
 
 
 def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:
     """Decode ``missing`` into the cache. A failure that is not final is not written to the cache."""
     started, seconds = time.monotonic(), 0.0
     with (
-        closing(decode_files([file.path for file in missing], workers)) as results,
+        closing(decode_files(_contents(missing), workers)) as results,
         progress_bar(len(missing), "file", "Decoding", disable=log is no_log) as bar,
     ):
         for file, result in zip(missing, results, strict=True):

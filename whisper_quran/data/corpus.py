@@ -1,22 +1,26 @@
 """The corpus: recordings and their texts.
 
 Two sources: a folder in the layout of EveryAyah and of the published dataset (``DATA/audio/<Reciter>/SSSAAA.mp3`` or
-``DATA/<Reciter>/SSSAAA.mp3``, with ``DATA/metadata/ayah_text_clear.csv``), or a manifest for anything else. Nothing
-is dropped silently: everything that cannot be used is returned as :class:`Skipped`, with the reason.
+``DATA/<Reciter>/SSSAAA.mp3``, with ``DATA/metadata/ayah_text_clear.csv``), or a manifest for anything else: a table of
+recordings, or of pieces of them. Nothing is dropped silently: everything that cannot be used is returned as
+:class:`Skipped`, with the reason.
 """
 
+import math
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..config import TrainingConfig
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError, did_you_mean
-from .tables import AUDIO_EXTENSIONS, Skipped, read_table, summary
+from .audio import Part
+from .tables import AUDIO_EXTENSIONS, NAMES, Skipped, Table, read_table, summary
 from .text import recited, without_basmala
 
 EXPERIMENT_2A_TRAIN = (
@@ -42,20 +46,25 @@ SURAHS = (
 ).split("،")
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
+_ARABIC = re.compile("[\u0621-\u064a]")
+_SHORTEST = 0.1  # seconds of a piece
+_OVERLAP = 0.02  # seconds that pieces may have in common: times are rounded
 
 
 @dataclass(frozen=True)
 class Ayah:
     """One recording and its text, identified by ``surah`` and ``number``.
 
-    A recording from a manifest has no surah, and its number counts the rows of its reciter.
+    A row of a manifest need not have a surah: its number then counts the rows of its reciter. It may also be another
+    ``take`` of an ayah that the reciter has in an earlier row.
     """
 
     reciter: str
-    audio: Path
+    audio: Path | Part
     text: str
     surah: int | None = None
     number: int = 0
+    take: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,11 +122,9 @@ def open_corpus(
     Raises:
         UserError: the folder, the text or the manifest is missing, or cannot be used; or ``surahs`` is no range.
     """
-    if manifest is not None:
-        if surahs is not None:
-            raise UserError("--surahs does not apply to a --manifest: leave out one of them")
-        return _open_manifest(manifest, log)
     chosen = parse_surahs(surahs)
+    if manifest is not None:
+        return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, log)
     try:
         reciters = find_reciters(data)
         if not reciters:
@@ -257,7 +264,7 @@ def _scan(
 
 
 def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
-    """Read a table with columns sorah, ayah, text into ``{(surah, ayah): text}``; see :func:`.tables.read_table`.
+    """Read a table of surah (or sorah), ayah and text into ``{(surah, ayah): text}``; see :func:`.tables.read_table`.
 
     Texts are as :func:`.text.recited`. If most first ayat begin with the basmala (those of surahs 1 and 9 aside), it is
     taken from them, since their recordings begin without it.
@@ -266,19 +273,21 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
     lacking text.
 
     Raises:
-        UserError: no such file, not UTF-8, a column is missing, or no row holds text.
+        UserError: the table cannot be read, a column is missing, or no row holds text.
     """
     texts: dict[tuple[int, int], str] = {}
-    rows, skipped = read_table(path, ("sorah", "ayah", "text"), (), "--text", log)
-    for place, row in rows:
-        numbers = [_NUMBER.fullmatch(row[column]) for column in ("sorah", "ayah")]
-        surah, ayah = (int(number[1]) if number else 0 for number in numbers)
-        if not (1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH):
-            reason = f"no ayah has this sorah and ayah: {row['sorah']},{row['ayah']}"
-        elif (surah, ayah) in texts:
+    table = read_table(path, ("surah", "ayah", "text"), ("surah", "ayah", "text"), "--text")
+    skipped = list(table.skipped)
+    if table.unused:
+        log(f"text       {path}: {table}")
+    for place, row in table.rows:
+        key = _key(row)
+        if key is None:
+            reason = f"no ayah has this surah and ayah: {row['surah']},{row['ayah']}"
+        elif key in texts:
             reason = "a second text for an ayah that has one already"
         else:
-            texts[surah, ayah] = row["text"]
+            texts[key] = row["text"]
             continue
         skipped.append(Skipped(place, reason))
     texts = dict(zip(texts, _recited(texts.values(), path, log), strict=True))
@@ -302,29 +311,137 @@ def _recited(texts: Iterable[str], path: Path, log: Log) -> list[str]:
     return found
 
 
-def _open_manifest(path: Path, log: Log) -> Corpus:
-    reciters: dict[str, list[Ayah]] = {}
-    table, skipped = read_table(path, ("audio", "text"), ("reciter",), "--manifest", log)
-    texts = _recited([row["text"] for _, row in table], path, log)
-    seen = set()
-    rows = Counter[str]()
-    for (place, row), text in zip(table, texts, strict=True):
-        reciter = printable(row.get("reciter") or path.stem)
-        rows[reciter] += 1
-        audio, reason = _find_audio(path.parent, row["audio"])
-        if audio and not text:
-            reason = "the text has no word" if row["text"] else "the text is empty"
-        elif audio in seen:
-            reason = f"named a second time: {audio}"
+def _key(row: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the surah and ayah of a row of a table; None if there is no such ayah."""
+    numbers = [_NUMBER.fullmatch(row.get(column, "")) for column in ("surah", "ayah")]
+    surah, ayah = (int(number[1]) if number else 0 for number in numbers)
+    return (surah, ayah) if 1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH else None
+
+
+def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Corpus:
+    """Read the tables of a manifest. Rows of a surah and ayah without a text get it from ``text``."""
+    tables = [read_table(file, tuple(NAMES), ("audio",), "--manifest") for file in _tables_in(path)]
+    for line in dict.fromkeys(map(str, tables)):
+        log(f"manifest   {path}{f' ({len(tables)} tables)' if len(tables) > 1 else ''}: {line}")
+    if not any("reciter" in table.columns for table in tables):
+        log(f"manifest   no reciter is named: all rows are one voice, {printable(path.stem)}")
+    quran, skipped = _read_quran(tables, surahs, text, log)
+    skipped += [item for table in tables for item in table.skipped]
+    rows = [(table.path.parent, *row) for table in tables for row in table.rows]
+    texts = _recited([_text_of(row, quran) for _, _, row in rows], path, log)
+    numbers = Counter[str]()
+    found = []
+    for (folder, place, row), words in zip(rows, texts, strict=True):
+        key, reciter = _key(row), printable(row.get("reciter") or path.stem)
+        numbers[reciter] += 1
+        audio, reason = _find_recording(folder, row)
+        if surahs and key and key[0] not in surahs:
+            continue
+        if key is None and (surahs or ("text" not in row and not words)):
+            reason = f"no ayah has this surah and ayah: {row['surah']},{row['ayah']}"
+        elif audio and not words:
+            reason = "the text has no word" if row.get("text") else "there is no text"
         elif audio:
-            seen.add(audio)
-            reciters.setdefault(reciter, []).append(Ayah(reciter, audio, text, number=rows[reciter]))
+            found.append((place, Ayah(reciter, audio, words, *(key or (None, numbers[reciter])))))
             continue
         skipped.append(Skipped(place, reason))
-    if not reciters:
-        cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
+    ayat, overlapping = _without_overlaps(found)
+    skipped += overlapping
+    if not ayat:
+        cause = f" (row by row: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} names no recording that can be used{cause}: give rows of audio,text[,reciter]")
+    reciters: dict[str, list[Ayah]] = {}
+    takes = Counter[tuple[str, int | None, int]]()
+    for ayah in ayat:
+        takes[ayah.reciter, ayah.surah, ayah.number] += 1
+        take = takes[ayah.reciter, ayah.surah, ayah.number]
+        reciters.setdefault(ayah.reciter, []).append(replace(ayah, take=take))
     return Corpus(path, dict(reciters), {}, range(0), skipped)
+
+
+def _read_quran(
+    tables: Iterable[Table], surahs: range | None, text: Path, log: Log
+) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
+    """Read the ``text`` of ayat if a table has none; see :func:`read_text`.
+
+    Raises:
+        UserError: a table has neither texts nor ayat, or no ayat to choose ``surahs`` of.
+    """
+    for table in tables:
+        has_ayat = {"surah", "ayah"} <= table.columns.keys()
+        if surahs and not has_ayat:
+            raise UserError(f"--surahs needs columns of surah and ayah, which {table.path} lacks: leave it out")
+        if "text" not in table.columns and not has_ayat:
+            raise UserError(f"{table.path} lacks a column of text ({', '.join(NAMES['text'])}), or of surah and ayah")
+        if "text" not in table.columns and not text.exists():
+            raise UserError(f"{table.path} has ayat without text, and there is no {text}: name one with --text")
+    return ({}, []) if all("text" in table.columns for table in tables) else read_text(text, log)
+
+
+def _tables_in(path: Path) -> list[Path]:
+    """Return the tables that a manifest is: itself, or those in a folder.
+
+    Raises:
+        UserError: there is none in the folder.
+    """
+    if not path.is_dir():
+        return [path]
+    named = [path / name for name in ("metadata.csv", "metadata.jsonl") if (path / name).is_file()]
+    if found := named[:1] or sorted(path.rglob("*.parquet")):
+        return found
+    raise UserError(f"{path} holds no metadata.csv, metadata.jsonl or *.parquet: name a table with --manifest")
+
+
+def _text_of(row: dict[str, Any], quran: dict[tuple[int, int], str]) -> str:
+    """Return the text of a row: its own, or that of its ayah. Some tables have that in place of the ayah's number."""
+    if "text" in row:
+        return row["text"]
+    key = _key(row)
+    return quran.get(key, "") if key else row["ayah"] if _ARABIC.search(row["ayah"]) else ""
+
+
+def _find_recording(folder: Path, row: dict[str, Any]) -> tuple[Path | Part | None, str]:
+    """Return the recording, or the piece of one, that a row of a manifest names; or None, and why there is none."""
+    audio = row["audio"]
+    if not isinstance(audio, Part):
+        audio, reason = _find_audio(folder, audio)
+        if audio is None:
+            return None, reason
+    times = {}
+    for name in {"start", "end", "duration"} & row.keys():
+        try:
+            times[name] = float(row[name].replace(",", "."))
+        except ValueError:
+            times[name] = math.nan
+        if not 0 <= times[name] < math.inf:
+            return None, f"the {name} is not a time in seconds: {row[name] or 'it is empty'}"
+    if not times:
+        return audio, ""
+    length = times.get("duration", math.inf)
+    start = times.get("start", times.get("end", 0.0) - length if "duration" in times else 0.0)
+    end = times.get("end", start + length)
+    if not 0 <= start < end:
+        return None, f"the piece begins at {start} s and ends at {end} s"
+    if end - start < _SHORTEST:
+        return None, f"the piece is shorter than {_SHORTEST} s"
+    part = replace(audio if isinstance(audio, Part) else Part(audio), start=round(start, 5), end=round(end, 5))
+    return part if part.is_piece else audio, ""
+
+
+def _without_overlaps(found: list[tuple[str, Ayah]]) -> tuple[list[Ayah], list[Skipped]]:
+    """Leave out recordings, and pieces, that have audio in common with one that begins before."""
+    ends: dict[Path | Part, float] = {}
+    overlapping = {}
+    for place, ayah in sorted(found, key=lambda each: each[1].audio.start if isinstance(each[1].audio, Part) else 0.0):
+        part = ayah.audio if isinstance(ayah.audio, Part) else Part(ayah.audio)
+        if part.start >= ends.get(part.whole, 0.0) - _OVERLAP:
+            ends[part.whole] = part.end
+        elif part.is_piece:
+            overlapping[place] = f"the piece overlaps with one before it: {part}"
+        else:
+            overlapping[place] = f"named a second time: {part}"
+    skipped = [Skipped(place, reason) for place, reason in overlapping.items()]
+    return [ayah for place, ayah in found if place not in overlapping], skipped
 
 
 def _find_audio(folder: Path, name: str) -> tuple[Path | None, str]:
@@ -335,7 +452,8 @@ def _find_audio(folder: Path, name: str) -> tuple[Path | None, str]:
         return None, f"a URL, not a file: download {name}"
     if Path(name).name.startswith("."):
         return None, f"a hidden file, not a recording: {name}"
-    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
-        if os.path.isfile(folder / form):
-            return folder / form, ""
-    return None, f"no such file: {folder / name} (names are those on disk, in the same case and with /)"
+    for written in (name, name.replace("\\", "/")):
+        for form in (written, unicodedata.normalize("NFC", written), unicodedata.normalize("NFD", written)):
+            if os.path.isfile(folder / form):
+                return folder / form, ""
+    return None, f"no such file: {folder / name} (names are those on disk, in the same case)"

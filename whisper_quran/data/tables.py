@@ -1,21 +1,37 @@
-"""Tables as people write them: CSV from spreadsheets, other programs and other systems."""
+"""Tables as people write them: CSV from spreadsheets, JSONL and parquet from other programs."""
 
 import csv
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..runtime.console import Log, printable
+from ..runtime.console import printable
 from ..runtime.errors import UserError
+from .audio import Part
+from .parquet import open_parquet, read_cells
 
 AUDIO_EXTENSIONS = frozenset(
     ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
 )
-_MISSING = {"nan", "<na>", "#n/a", "null"}  # as programs write missing values
-# Columns that make a row a part of a recording.
-_PART = re.compile(r"(start|begin|end|stop|offset|duration)([ _-]?(time|s|sec|seconds|ms))?")
+_MISSING = {"nan", "<na>", "#n/a", "null", "none"}  # as programs write missing values
+# What columns hold, and their names, in the order in which they are preferred.
+NAMES = {
+    "audio": ("audio", "file_name", "audio_filepath", "path"),
+    "text": ("text", "transcription", "sentence", "text_ar_simple"),
+    "reciter": ("reciter", "reciter_id", "speaker"),
+    "surah": ("surah", "sorah", "surah_id"),
+    "ayah": ("ayah", "aya", "ayah_id"),
+    "start": ("start", "offset", "begin"),
+    "end": ("end", "stop"),
+    "duration": ("duration",),
+}
+# Columns that make a row a part of a recording, in other units or by other names.
+_PART = re.compile(r"(start|begin|end|stop|offset)([ _-]?(time|s|sec|seconds|ms))?")
+_Record = tuple[str, dict[str, Any] | str]  # its place, and its cells, or why they cannot be read
 
 
 @dataclass(frozen=True)
@@ -36,56 +52,150 @@ def summary(skipped: Iterable[Skipped]) -> str:
     return " · ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing was left out"
 
 
-def read_table(
-    path: Path, columns: Sequence[str], optional: Sequence[str], option: str, log: Log
-) -> tuple[list[tuple[str, dict[str, str]]], list[Skipped]]:
-    """Read a UTF-8 table separated by comma, tab or semicolon: (place, stripped cells by column) for each row.
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table that can be read: the place of each, and its cells by what they hold (see :data:`NAMES`).
 
-    Each line is one row, so that a stray quote affects only its own line. A line with an open quote, with more or fewer
-    fields than the header, or with a missing value is returned as skipped. Column names are case-insensitive; those
-    of columns that are not used are logged.
+    ``columns`` are the names in the table by what they hold. Cells are stripped texts; audio may be a :class:`Part`.
+    """
+
+    path: Path
+    columns: dict[str, str]
+    unused: list[str]
+    rows: list[tuple[str, dict[str, Any]]]
+    skipped: list[Skipped]
+
+    def __str__(self) -> str:
+        """Say what was understood: ``"audio from file_name, text are read, not page"``."""
+        read = ", ".join(role if role == name else f"{role} from {name}" for role, name in self.columns.items())
+        return f"{read} are read" + (f", not {', '.join(self.unused)}" if self.unused else "")
+
+
+def read_table(path: Path, roles: Sequence[str], needed: Sequence[str], option: str) -> Table:
+    """Read a table: parquet, JSONL, or a CSV separated by comma, tab or semicolon; the last two in UTF-8.
+
+    Rows with a missing value, or one that is neither text nor a number, are skipped. Of a CSV, each line is one row,
+    so that a stray quote affects only its own line.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8, or its first line lacks one of ``columns``.
+        UserError: it cannot be read, or there is no column for one of ``needed``.
     """
-    lines = _read_lines(path, ",".join(columns), option)
-    headers = {separator: [name.lower() for name in _fields(lines[0], separator) or []] for separator in ",\t;"}
-    separator = max(headers, key=lambda each: (len({*headers[each]} & {*columns}), len(headers[each])))
-    header = headers[separator]
-    if missing := [column for column in columns if column not in header]:
+    names, records = _open_table(path, option)
+    by_name = {name.lower(): name for name in names}
+    columns = {role: by_name[known] for role in roles for known in reversed(NAMES[role]) if known in by_name}
+    if "start" not in columns and "end" not in columns:
+        columns.pop("duration", None)  # of the whole file
+    if missing := [role for role in needed if role not in columns]:
+        one = "; ".join(f"{role} ({', '.join(NAMES[role])})" for role in missing)
         raise UserError(
-            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: its first line must name "
-            f"{','.join(columns)}, and reads {printable(lines[0][:80]) or 'nothing'!r}"
+            f"{path} lacks a column of {one}: {option} takes CSV, JSONL or parquet with these names, and finds "
+            f"{printable(', '.join(names))[:80] or 'nothing'!r}"
         )
-    named = [name for name in header if name]  # a spreadsheet may write empty columns at the end
-    if len({*named}) < len(named):
-        raise UserError(f"{path} names a column twice in its first line ({', '.join(header)}): rename one of them")
-    unused = [printable(name) for name in named if name not in (*columns, *optional)]
-    if "audio" in columns and (parts := [name for name in unused if _PART.fullmatch(name)]):
+    unused = [printable(name) for name in names if name and name not in columns.values()]
+    if "start" in roles and (parts := [name for name in unused if _PART.fullmatch(name.lower())]):
         raise UserError(
-            f"{path} has {', '.join(parts)}: rows that are parts of a recording are not read. Cut each part into a "
-            "file of its own; or remove these columns, if every row is a whole file"
+            f"{path} has {', '.join(parts)}: name the columns of a piece start and end, or offset and duration, in "
+            "seconds; or remove these, if every row is a whole file"
         )
-    if unused:
-        log(f"text       {path}: only {', '.join((*columns, *optional))} are read, not {', '.join(unused)}")
-    rows, skipped = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        place, fields = f"{path}, line {number}", _fields(line, separator)
-        row = dict(zip(header, fields or [], strict=False))
-        missing = [name for name in (*columns, *optional) if row.get(name, "").lower() in _MISSING]
-        if fields is None:
-            reason = "a quote is not closed in this line (a field must not go on in the next one)"
-        elif not line.strip():
-            continue
-        elif len(fields) != len(header):
-            reason = f"{len(fields)} fields, where the first line has {len(header)}"
-        elif missing:
-            reason = f"the {missing[0]} is {row[missing[0]]}, which stands for a missing value"
+    table = Table(path, columns, unused, [], [])
+    for place, record in records(list(columns.values())):
+        row, reason = {}, record if isinstance(record, str) else ""
+        cells = {} if isinstance(record, str) else record
+        for role, name in columns.items():
+            row[role], problem = _cell(cells.get(name))
+            reason = reason or (problem and f"the {role} {problem}")
+        if reason:
+            table.skipped.append(Skipped(f"{path}, {place}", reason))
         else:
-            rows.append((place, row))
+            table.rows.append((f"{path}, {place}", row))
+    return table
+
+
+def _cell(value: Any) -> tuple[Any, str]:
+    """Return a cell as a stripped text, or as a :class:`Part`; and why it cannot be used."""
+    if isinstance(value, dict) and "path" in value:  # audio, as some programs write it
+        value = value["path"]
+    if isinstance(value, Part):
+        return value, ""
+    if value is None:
+        return "", "is missing"
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return "", f"is a {type(value).__name__}, not a text or a number"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).encode(errors="replace").decode().strip()
+    return text, f"is {text}, which stands for a missing value" if text.lower() in _MISSING else ""
+
+
+def _open_table(path: Path, option: str) -> tuple[list[str], Callable[[Sequence[str]], Iterable[_Record]]]:
+    """Return the names of a table's columns, and a function that reads the rows of some of them."""
+    kinds = f"{option} takes CSV or JSONL in UTF-8, or parquet"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+            if start == b"PAR1":
+                with open_parquet(path) as table:
+                    names = list(table.schema_arrow.names)
+                return names, lambda chosen: ((f"row {n}", cells) for n, cells in enumerate(read_cells(path, chosen)))
+            text = (start + file.read()).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): {kinds}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path} is not UTF-8: {kinds}; save a table as one of these, and unpack an archive")
+    # Not splitlines, which also splits at U+2028 and other characters that may be inside a text.
+    lines = re.split(r"\r\n|\n|\r", text)
+    names, records = _read_jsonl(lines) if text.lstrip().startswith("{") else _read_csv(path, lines)
+    return names, lambda chosen: records
+
+
+def _read_jsonl(lines: Sequence[str]) -> tuple[list[str], list[_Record]]:
+    """Read a JSON object a line; the columns are all names in them."""
+    names: dict[str, None] = {}
+    records: list[_Record] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
-        skipped.append(Skipped(place, reason))
-    return rows, skipped
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            record = f"not JSON ({error})"
+        if isinstance(record, dict):
+            names.update(dict.fromkeys(record))
+        elif not isinstance(record, str):
+            record = "not a JSON object"
+        records.append((f"line {number}", record))
+    return list(names), records
+
+
+def _read_csv(path: Path, lines: Sequence[str]) -> tuple[list[str], list[_Record]]:
+    """Read a CSV, whose first line names the columns.
+
+    Raises:
+        UserError: a column is named twice.
+    """
+    known = {name for names in NAMES.values() for name in names}
+    headers = {separator: _fields(lines[0], separator) or [] for separator in ",\t;"}
+    separator = max(headers, key=lambda each: (len(known & {*map(str.lower, headers[each])}), len(headers[each])))
+    header = headers[separator]
+    named = [name.lower() for name in header if name]  # a spreadsheet may write empty columns at the end
+    if len({*named}) < len(named):
+        raise UserError(f"{path} names a column twice in its first line ({', '.join(named)}): rename one of them")
+    records: list[_Record] = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        fields = _fields(line, separator)
+        record: dict[str, Any] | str
+        if fields is None:
+            record = "a quote is not closed in this line (a field must not go on in the next one)"
+        elif len(fields) != len(header):
+            record = f"{len(fields)} fields, where the first line has {len(header)}"
+        else:
+            record = dict(zip(header, fields, strict=True))
+        records.append((f"line {number}", record))
+    return header, records
 
 
 def _fields(line: str, separator: str) -> list[str] | None:
@@ -96,22 +206,3 @@ def _fields(line: str, separator: str) -> list[str] | None:
         return [field.strip() for field in next(csv.reader([line], delimiter=separator, strict=True), [])]
     except csv.Error:
         return None
-
-
-def _read_lines(path: Path, columns: str, option: str) -> list[str]:
-    """Read the lines (at least one) of a UTF-8 text, with or without BOM."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}): name a CSV with the columns {columns} with {option}"
-        ) from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise UserError(
-            f"{path} is not UTF-8: {option} takes a CSV in UTF-8 with the columns {columns}; save a table as one, and "
-            "unpack an archive"
-        )
-    # Not splitlines, which also splits at U+2028 and other characters that may be inside a text.
-    return re.split(r"\r\n|\n|\r", text)

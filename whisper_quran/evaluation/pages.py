@@ -73,7 +73,7 @@ def _json_for_html(data: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def relative_address(audio: Path, folder: Path) -> str:
+def relative_address(audio: os.PathLike[str], folder: Path) -> str:
     """Return the address of the file ``audio`` for a page in ``folder``: both can be moved together."""
     return quote(os.fsencode(os.path.relpath(os.path.abspath(audio), os.path.abspath(folder))))
 

@@ -33,7 +33,7 @@ Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name
 class Prediction:
     """One ayah, or passage, as one model heard it: a row of the file. Both texts are normalised, as they are compared.
 
-    A recording from a manifest has no surah; the path of its audio is then its ``ayah``.
+    If the surah of a recording is unknown, the path of its audio is its ``ayah``. A second take of 7 is ``7 (2)``.
     """
 
     model: str
@@ -79,6 +79,8 @@ def key_of(model: str, passage: Passage) -> Key:
     if first.surah is None:
         return model, passage.reciter, "", printable(str(first.audio))
     numbers = str(first.number) if first == last else f"{first.number}-{last.number}"
+    if first.take > 1:
+        numbers += f" ({first.take})"
     return model, passage.reciter, str(first.surah), numbers
 
 
@@ -203,7 +205,7 @@ class Predictions:
 
         def place(key: Key) -> tuple[Any, ...]:
             model, reciter, sorah, ayah = key
-            return models.index(model), reciter, sorah.zfill(3), ayah.partition("-")[0].zfill(3), ayah
+            return models.index(model), reciter, sorah.zfill(3), re.split("[- ]", ayah)[0].zfill(3), ayah
 
         self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place)}
         with atomic_write(self.path) as file:

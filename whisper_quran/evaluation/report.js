@@ -64,7 +64,7 @@ function searchable(recording) {
 function fits(recording, query) {
   const [, surah, number] = query.match(/^(\d+):(\d+)$/) ?? [], {ayah} = recording;
   if (!surah) return (recording.searchable ??= searchable(recording)).includes(query);
-  const [first, last = first] = ayah.name.split("-");
+  const [first, last = first] = ayah.name.replace(/ .*/, "").split("-");
   return ayah.surah === +surah && +first <= +number && +number <= +last;
 }
 

@@ -1,0 +1,359 @@
+"""Data as people have it: parquet, JSONL, an audiofolder, pieces of long files; and tables that are broken."""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from whisper.tokenizer import get_tokenizer
+
+from whisper_quran.config import TrainingConfig
+from whisper_quran.data import parquet
+from whisper_quran.data.audio import SAMPLE_RATE, Part
+from whisper_quran.data.corpus import Ayah, open_corpus, read_text, select_ayat
+from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
+from whisper_quran.runtime.console import no_log
+from whisper_quran.runtime.errors import UserError
+
+TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
+RECITERS = ("Yasser_Salama_hadr", "Mishary_Rashid_Alafasy")
+AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def ayat(quran) -> list[Ayah]:
+    """The last three surahs by two reciters."""
+    return open_corpus(quran, surahs="112:114").select(RECITERS)[0]
+
+
+def write_parquet(path: Path, columns: dict[str, Any], rows_in_group: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=rows_in_group)
+    return path
+
+
+def with_bytes(ayat: list[Ayah]) -> pa.Array:
+    """The recordings as the column that published data sets have."""
+    return pa.array([{"bytes": Path(a.audio).read_bytes(), "path": Path(a.audio).name} for a in ayat], AUDIO)
+
+
+def everyayah(folder: Path, ayat: list[Ayah]) -> Path:
+    """Shards whose reciters are mixed."""
+    mixed = ayat[::2] + ayat[1::2]
+    for number in range(3):
+        shard = mixed[number::3]
+        columns = {"audio": with_bytes(shard), "duration": [1.0] * len(shard), "text": [a.text for a in shard]}
+        name = f"data/train-{number:05}-of-00003.parquet"
+        write_parquet(folder / name, columns | {"reciter": [a.reciter for a in shard]})
+    return folder
+
+
+def retasy(folder: Path, ayat: list[Ayah]) -> Path:
+    """No text."""
+    columns = {"audio": with_bytes(ayat), "Surah": [str(a.surah) for a in ayat], "Aya": [a.number for a in ayat]}
+    return write_parquet(folder / "retasy.parquet", columns | {"reciter_id": [a.reciter for a in ayat]})
+
+
+def retasy_in_words(folder: Path, ayat: list[Ayah]) -> Path:
+    """Names of the surahs, and the words of the ayat in place of their numbers."""
+    columns = {"audio": with_bytes(ayat), "Surah": ["الإخلاص"] * len(ayat), "Aya": [a.text for a in ayat]}
+    return write_parquet(folder / "words.parquet", columns | {"reciter_id": [a.reciter for a in ayat]})
+
+
+def paths_only(folder: Path, ayat: list[Ayah]) -> Path:
+    """Parquet without the bytes, which are in files."""
+    audio = pa.array([{"bytes": None, "path": str(a.audio)} for a in ayat], AUDIO)
+    columns = {"audio": audio, "sentence": [a.text for a in ayat], "speaker": [a.reciter for a in ayat]}
+    return write_parquet(folder / "paths.parquet", columns)
+
+
+def nemo(folder: Path, ayat: list[Ayah]) -> Path:
+    rows = [{"audio_filepath": str(a.audio), "duration": 2.5, "text": a.text, "speaker": a.reciter} for a in ayat]
+    (folder / "nemo.json").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return folder / "nemo.json"
+
+
+def audiofolder(folder: Path, ayat: list[Ayah]) -> Path:
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription", "speaker"])
+        for a in ayat:
+            name = f"{a.reciter}-{Path(a.audio).name}"
+            (folder / name).symlink_to(a.audio)
+            writer.writerow([name, a.text, a.reciter])
+    return folder
+
+
+SHAPES = [everyayah, retasy, retasy_in_words, paths_only, nemo, audiofolder]
+
+
+def prepared(config: TrainingConfig) -> TrainingData:
+    return prepare_data(config, *select_ayat(config), TOKENIZER, 448, no_log)
+
+
+def contents(data: TrainingData) -> dict[str, list[tuple[tuple[int, ...], bytes]]]:
+    """The tokens and the samples of all clips, by reciter and split."""
+    found = {"train": data.train, **data.valid}
+    return {
+        name: sorted((example.tokens, example.audio(data.cache).tobytes()) for example in examples)
+        for name, examples in found.items()
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_recordings_and_tokens_from_every_shape(quran, ayat, tmp_path, shape):
+    options = {"cache": tmp_path / "cache", "train_reciters": RECITERS[:1], "valid_reciters": RECITERS[1:]}
+    expected = contents(prepared(TrainingConfig(data=quran, surahs="112:114", **options)))
+    (tmp_path / "data").mkdir()
+    manifest = shape(tmp_path / "data", ayat)
+    data = prepared(TrainingConfig(data=quran, manifest=manifest, **options))
+    assert contents(data) == expected
+    assert data.skipped == []
+
+
+def test_rows_are_found_in_the_cache_again(quran, ayat, tmp_path):
+    manifest = everyayah(tmp_path, ayat)
+    config = TrainingConfig(manifest=manifest, cache=tmp_path / "cache", train_reciters=RECITERS)
+    told: list[str] = []
+    first = decode_ayat(select_ayat(config)[0], config, told.append)[0]
+    assert told[0].startswith(f"Decoding {len(ayat)} files of 2 reciters")
+    assert decode_ayat(select_ayat(config)[0], config, told.append)[0] == first
+    assert len(told) == 1
+
+
+def test_a_few_rows_of_a_large_file_are_decoded_alone(ayat, tmp_path):
+    """Not even the row groups without them are read: here they are damaged."""
+    columns = {"audio": with_bytes(ayat), "text": [a.text for a in ayat], "reciter": ["A", *"BBBBBB" * 9][: len(ayat)]}
+    path = write_parquet(tmp_path / "a.parquet", columns, rows_in_group=1)
+    metadata = pq.read_metadata(path)
+    chunks = [metadata.row_group(group).column(0) for group in range(1, metadata.num_row_groups)]
+    with open(path, "r+b") as file:
+        for chunk in chunks:
+            file.seek(chunk.data_page_offset)
+            file.write(bytes(64))
+    config = TrainingConfig(manifest=path, cache=tmp_path / "cache", workers=1, train_reciters=("A",))
+    cache, skipped = decode_ayat(select_ayat(config)[0], config, no_log)
+    assert len(cache.clips) == 1 and not skipped
+    cache, skipped = decode_ayat(select_ayat(TrainingConfig(manifest=path))[0], config, no_log)
+    assert len(cache.clips) == 1 and len(skipped) == len(ayat) - 1
+    assert all("cannot be decoded" in item.reason for item in skipped)
+
+
+# Pieces.
+
+LONG = np.random.default_rng(0).integers(-9000, 9000, 10 * SAMPLE_RATE).astype(np.int16)
+
+
+def pieces(folder: Path, table: str, name: str = "clips.csv") -> tuple[list[tuple[str, np.ndarray]], dict[str, str]]:
+    """The text and samples of each piece of long.wav, and what was left out: reasons by what it concerns."""
+    soundfile.write(folder / "long.wav", LONG, SAMPLE_RATE)
+    (folder / name).write_text(table)
+    config = TrainingConfig(manifest=folder / name, cache=folder / "cache", workers=1)
+    ayat, _, skipped = select_ayat(config)
+    told: list[str] = []
+    cache, undecoded = decode_ayat(ayat, config, told.append)
+    assert told[0].startswith("Decoding 1 file of")  # once, whatever is cut from it
+    left_out = {Path(item.file).name: item.reason for item in (*skipped, *undecoded)}
+    return [(ayah.text, cache.read(ayah.audio)) for ayah in ayat if ayah.audio in cache], left_out
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "audio,text,start,end\nlong.wav,one,0,4.1\nlong.wav,two,4.1,8.20006\nlong.wav,three,8.20006,10\n",
+        "audio;text;offset;duration\nlong.wav;one;0;4,1\nlong.wav;two;4,1;4,10006\nlong.wav;three;8,20006;1,8\n",
+        '{"audio_filepath": "long.wav", "text": "one", "offset": 0, "duration": 4.1}\n'
+        '{"audio_filepath": "long.wav", "text": "two", "offset": 4.1, "duration": 4.10006}\n'
+        '{"audio_filepath": "long.wav", "text": "three", "offset": 8.20006, "duration": 1.8}\n',
+    ],
+)
+def test_pieces_are_cut_exactly(tmp_path, table):
+    found, left_out = pieces(tmp_path, table)
+    assert [text for text, _ in found] == ["one", "two", "three"] and not left_out
+    for (_, samples), (start, end) in zip(found, [(0, 65600), (65600, 131201), (131201, 160000)], strict=True):
+        np.testing.assert_array_equal(samples, LONG[start:end])
+
+
+def test_pieces_that_cannot_be_cut_are_listed(tmp_path):
+    rows = ["1,3", "2.9,5", "5,4", "6,6", "6,6.05", "7,11", "7,10.05", "-1,0.5", "x,1", ",1", "nan,1", "0,inf"]
+    table = "audio,text,start,end\n" + "".join(f"long.wav,{chr(97 + n)},{row}\n" for n, row in enumerate(rows))
+    found, left_out = pieces(tmp_path, table)
+    assert [text for text, _ in found] == ["a"]
+    reasons = {name.rpartition("line ")[2]: reason for name, reason in left_out.items()}
+    assert reasons == {
+        "3": f"the piece overlaps with one before it: {tmp_path}/long.wav#t=2.9,5.0",
+        "4": "the piece begins at 5.0 s and ends at 4.0 s",
+        "5": "the piece begins at 6.0 s and ends at 6.0 s",
+        "6": "the piece is shorter than 0.1 s",
+        "8": f"the piece overlaps with one before it: {tmp_path}/long.wav#t=7.0,10.05",
+        "9": "the start is not a time in seconds: -1",
+        "10": "the start is not a time in seconds: x",
+        "11": "the start is not a time in seconds: it is empty",
+        "12": "the start is nan, which stands for a missing value",
+        "13": "the end is not a time in seconds: inf",
+        "long.wav#t=7.0,11.0": "cannot be decoded: the piece ends after the recording: at 11.0 s, of 10.00 s",
+    }
+
+
+def test_a_piece_may_end_a_little_after_its_recording_and_be_in_a_row(ayat, tmp_path):
+    found, left_out = pieces(tmp_path, "audio,text,offset\nlong.wav,rest,4\n")
+    assert len(found[0][1]) == 6 * SAMPLE_RATE and not left_out
+    found, left_out = pieces(tmp_path, "audio,text,start,end\nlong.wav,rest,4,10.05\n", "b.csv")
+    assert len(found[0][1]) == 6 * SAMPLE_RATE and not left_out
+    columns = {"audio": with_bytes(ayat[:1]), "text": ["x"], "start": [0.5], "end": [1.5]}
+    config = TrainingConfig(manifest=write_parquet(tmp_path / "a.parquet", columns), cache=tmp_path / "cache")
+    part = select_ayat(config)[0][0].audio
+    assert isinstance(part, Part) and str(part) == f"{tmp_path}/a.parquet#0#t=0.5,1.5"
+    cache, _ = decode_ayat([*select_ayat(config)[0], ayat[0]], config, no_log)
+    np.testing.assert_array_equal(cache.read(part), cache.read(ayat[0].audio)[8000:24000])
+    assert cache.digest(part) == f"{cache.digest(ayat[0].audio)}-8000-24000"
+
+
+# Ayat without text, takes and voices.
+
+
+def test_ayat_get_their_text_and_may_have_several_takes(quran, tmp_path):
+    (tmp_path / "a.wav").touch()
+    rows = ["a.wav,112,1", "b.wav,112,1", "c.wav,112,2.0", "d.wav,112,5", "e.wav,115,1", "f.wav,,3"]
+    for row in rows:
+        (tmp_path / row.partition(",")[0]).touch()
+    (tmp_path / "list.csv").write_text("path,sorah,aya\n" + "\n".join(rows) + "\n")
+    told: list[str] = []
+    corpus = open_corpus(quran, manifest=tmp_path / "list.csv", log=told.append)
+    found = corpus.select(["list"])[0]
+    texts = read_text(quran / "metadata" / "ayah_text_clear.csv")[0]
+    assert [(a.surah, a.number, a.take) for a in found] == [(112, 1, 1), (112, 1, 2), (112, 2, 1)]
+    assert [a.text for a in found] == [texts[112, 1], texts[112, 1], texts[112, 2]]
+    assert [item.reason for item in corpus.skipped] == [
+        "there is no text",
+        "no ayah has this surah and ayah: 115,1",
+        "no ayah has this surah and ayah: ,3",
+    ]
+    assert told == [
+        f"manifest   {tmp_path}/list.csv: audio from path, surah from sorah, ayah from aya are read",
+        "manifest   no reciter is named: all rows are one voice, list",
+    ]
+    assert len(open_corpus(quran, manifest=tmp_path / "list.csv", surahs="112:112").select(["list"])[0]) == 3
+    with pytest.raises(UserError, match="names no recording that can be used"):
+        open_corpus(quran, manifest=tmp_path / "list.csv", surahs="1:2")
+
+
+# Broken tables: each gets one line, or a row in skipped.csv.
+
+ONE = pa.array([{"bytes": b"x", "path": "a.mp3"}], AUDIO)
+
+
+def jsonl(*rows: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "list.jsonl"
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def table(**columns: Any) -> Callable[[Path], Path]:
+    return lambda folder: write_parquet(folder / "list.parquet", columns)
+
+
+def cut_off(folder: Path) -> Path:
+    path = table(audio=ONE, text=["x"])(folder)
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+def damaged(folder: Path) -> Path:
+    path = table(audio=ONE, text=["x"])(folder)
+    offset = pq.read_metadata(path).row_group(0).column(2).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 12] = bytes(12)
+    path.write_bytes(content)
+    return path
+
+
+def with_a_null(folder: Path) -> Path:
+    audio = pa.array([{"bytes": (folder / "a.wav").read_bytes(), "path": None}, None], AUDIO)
+    return table(audio=audio, text=["x", "y"])(folder)
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    return folder / "images"
+
+
+GOOD = {"audio": "a.wav", "text": "one", "reciter": "R"}
+BROKEN = [
+    (jsonl(GOOD, {**GOOD, "audio": None}), "the audio is missing"),
+    (jsonl(GOOD, {**GOOD, "text": None}), "the text is missing"),
+    (jsonl(GOOD, {**GOOD, "reciter": None}), "the reciter is missing"),
+    (jsonl(GOOD, {"audio": "b.wav", "text": "x"}), "the reciter is missing"),
+    (jsonl({**GOOD, "offset": 0}, {**GOOD, "audio": "b.wav", "offset": None}), "the start is missing"),
+    (jsonl(GOOD, {**GOOD, "text": ["a", "b"]}), "the text is a list, not a text or a number"),
+    (jsonl(GOOD, {**GOOD, "text": True}), "the text is a bool, not a text or a number"),
+    (jsonl(GOOD, {**GOOD, "audio": {"array": [0.1], "sampling_rate": 16000}}), "the audio is a dict"),
+    (jsonl(GOOD, {**GOOD, "audio": {"path": None}}), "the audio is missing"),
+    (jsonl(GOOD, {**GOOD, "text": float("nan")}), "the text is nan, which stands for a missing value"),
+    (jsonl(GOOD, '{"audio": "b.wav", "te'), "not JSON"),
+    (jsonl(GOOD, "[1, 2]"), "not a JSON object"),
+    (jsonl(GOOD, "[" * 100_000), "not JSON"),
+    (jsonl({**GOOD, "start": 0, "end": 4100, "duration": 4100}), "ends after the recording: at 4100.0 s, of 1.00 s"),
+    (jsonl(GOOD, {**GOOD, "audio": "sub\\\\gone.wav"}), "no such file"),
+    (jsonl('[{"audio": "a.wav", "text": "x"}]'), "lacks a column of audio"),
+    (table(audio=pa.array([{"bytes": None, "path": None}], AUDIO), text=["x"]), "the audio is missing"),
+    (table(audio=pa.array([[0.1]]), text=["x"]), "the audio is a list"),
+    (table(audio=pa.array([{"array": [0.1]}]), text=["x"]), "the audio is a dict"),
+    (with_a_null, "there is no audio in this row"),
+    (table(audio=ONE, text=pa.array([None], pa.string())), "the text is missing"),
+    (table(audio=ONE, text=pa.array([["x", "y"]])), "the text is a list"),
+    (table(audio=ONE, text=["x"]), "not audio"),
+    (table(audio=pa.array([bytes(20 << 20)]), text=["x"]), "not audio"),
+    (table(audio=pa.array([], AUDIO), text=pa.array([], pa.string())), "names no recording that can be used"),
+    (table(words=["x"]), "lacks a column of audio .*finds 'words'"),
+    (cut_off, "is no whole parquet file .*: download it again"),
+    (damaged, "is damaged after row 0 .*: download it again"),
+    (empty_folder, "holds no metadata.csv, metadata.jsonl or"),
+]
+
+
+@pytest.mark.parametrize(("write", "says"), BROKEN)
+def test_a_broken_table_is_told(tmp_path, write, says):
+    for seed, name in enumerate(("a.wav", "b.wav")):
+        soundfile.write(tmp_path / name, np.random.default_rng(seed).uniform(-0.5, 0.5, SAMPLE_RATE), SAMPLE_RATE)
+    path = write(tmp_path)
+    config = TrainingConfig(manifest=path, cache=tmp_path / "cache", workers=1)
+    try:
+        train, _, skipped = select_ayat(config)
+        _, undecoded = decode_ayat(train, config, no_log)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        reasons = [str(error)]
+    else:
+        reasons = [item.reason for item in (*skipped, *undecoded)]
+        assert len(reasons) == 1
+    assert re.search(says, reasons[0]), reasons
+
+
+def test_two_columns_that_both_fit_are_said(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "list.csv").write_text("path,audio,sentence,text,speaker\nx,a.wav,other,words,A\n")
+    told: list[str] = []
+    corpus = open_corpus(Path("unused"), manifest=tmp_path / "list.csv", log=told.append)
+    assert [a.text for a in corpus.select(["A"])[0]] == ["words"]
+    assert told[0].endswith("audio, text, reciter from speaker are read, not path, sentence")
+    with pytest.raises(UserError, match=r"no reciter B in .*there are A"):
+        corpus.select(["B"])
+
+
+def test_without_pyarrow_it_is_said_how_to_install_it(tmp_path, monkeypatch):
+    path = table(audio=ONE, text=["x"])(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pyarrow, which is not installed .*: pip install pyarrow"):
+        parquet.open_parquet(path)
