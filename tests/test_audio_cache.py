@@ -202,13 +202,6 @@ def test_a_damaged_cache_is_mended(reciter, tmp_path, damage):
     assert entries(cache) == before
 
 
-def test_a_recording_is_an_npy_that_numpy_opens(reciter, tmp_path):
-    files, expected = reciter
-    recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)
-    for file, samples in zip(files, expected, strict=True):
-        np.testing.assert_array_equal(np.load(recordings.clips[str(file)].file, mmap_mode="r"), samples)
-
-
 def test_a_cache_removed_during_a_run_is_one_line(reciter, tmp_path):
     files, _ = reciter
     recordings = prepare_audio({"Reciter": files}, tmp_path / "cache", workers=1, log=no_log)

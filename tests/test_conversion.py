@@ -191,14 +191,6 @@ def test_the_command_converts_and_says_what_it_left_out(tmp_path: Path, capsys: 
         assert torch.equal(opened.state_dict()[name], tensor.half().float())
 
 
-def test_source_is_checked_before_dest(saved: Path, tmp_path: Path) -> None:
-    assert "no file or folder" in run(tmp_path / "modle.pt", saved)
-    assert "did you mean base?" in run("openai/whisper-base", saved)
-    assert "whisper.load_model keeps its file as ~/.cache/whisper/small.pt" in run("small", saved)
-    (tmp_path / "broken.pt").write_bytes(saved.read_bytes()[:-100])
-    assert "truncated or damaged" in run(tmp_path / "broken.pt", saved)
-
-
 def test_dest_is_replaced_only_with_force(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "there.pt").write_text("as it was")
     assert "is there already: give another DEST, or --force" in run(saved, tmp_path / "there.pt")

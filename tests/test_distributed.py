@@ -166,15 +166,6 @@ def test_the_error_of_one_process_is_told_by_it_alone_and_ends_all(start_ranks, 
     assert first.returncode == second.returncode == 2
 
 
-def test_a_wrong_model_is_told_once_and_without_a_traceback(start_ranks, tmp_path):
-    (tmp_path / "model.pt").write_text("no checkpoint")
-    options = (*RUN, "--out", tmp_path / "run", "--model", tmp_path / "model.pt")
-    first, second = start_ranks(options, options)
-    assert [str(tmp_path / "model.pt") in line for line in errors_of(first)] == [True]
-    assert errors_of(second) == []
-    assert first.returncode == second.returncode == 2
-
-
 def test_a_process_that_is_lost_in_training_is_one_line_of_the_first(start_ranks, tmp_path):
     options = ("--epochs", 500, "--no-vanilla", "--valid-limit", 1, "--batch-size", 2, "--out", tmp_path / "run")
     first, second = start_ranks(options, options)

@@ -211,14 +211,6 @@ def test_no_other_host_is_contacted(server, tmp_path, capsys):
     assert not {"112001.mp3", "112002.mp3", "112003.mp3"} & mp3s(tmp_path).keys()
 
 
-def test_redirects_within_the_host_are_followed(server, tmp_path):
-    path = f"/data/{RECITER}/112001.mp3"
-    server.files["/moved.mp3"] = server.files[path]
-    server.faults[path] = [redirect("/moved.mp3")]
-    fetch(server, tmp_path)
-    assert mp3s(tmp_path) == served(server)
-
-
 def test_a_server_that_breaks_down_ends_the_run(server, tmp_path):
     for path in list(server.files):
         if re.search(r"/11[1-4]\d+\.mp3$", path):

@@ -224,18 +224,6 @@ def test_a_reference_without_words_gives_valid_json(run, quran, workshop, tmp_pa
     assert results["rows"][0]["wer"] is None and "– (–)" in (tmp_path / "r" / "results.md").read_text()
 
 
-def test_a_wrong_model_or_text_is_found_before_recordings_are_prepared(run, workshop, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "decode_ayat", lambda *_, **__: pytest.fail("decoded"))
-    for wrong in (tmp_path / "none.pt", workshop / "model.en.pt", "small.en"):
-        _, err = run(workshop / "model0.pt", wrong, "--out", tmp_path / "r", code=2)
-        assert Path(wrong).name in err
-    (tmp_path / "m.csv").write_text("audio,text\nm.csv,text\n")
-    _, err = run(
-        workshop / "model0.pt", "--manifest", tmp_path / "m.csv", "--constrain", "quran", "--text", "no.csv", code=2
-    )
-    assert "no.csv" in err
-
-
 def test_quiet_prints_nothing(run, workshop, tmp_path):
     assert run(workshop / "model0.pt", "--quiet", "--out", tmp_path / "r") == ("", "")
 

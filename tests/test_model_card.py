@@ -107,11 +107,6 @@ def test_the_base_model_is_named_as_on_the_hub_and_never_by_its_path(tmp_path, m
     assert "/home/me" not in text and f"of {Path(model).stem} was trained" in text
 
 
-def test_best_pt_is_the_row_of_the_lowest_rate_and_not_of_the_untouched_model(tmp_path):
-    checkpoint = made_up_run(tmp_path / "run", wers=(0.1, 0.4, 0.2, 0.3))
-    assert "| **1** |" in card_of(checkpoint, tmp_path / "hf")[1]
-
-
 def test_what_is_not_the_quran_is_not_called_so(tmp_path):
     for options in ({"manifest": Path("/home/me/clips.csv")}, {"demo": True}):
         about, text = card_of(made_up_run(tmp_path / "run", **options), tmp_path / "hf")
