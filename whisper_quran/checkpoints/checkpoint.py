@@ -326,9 +326,8 @@ def _whisper_tensors(path: Path, found: dict[str, Tensor]) -> tuple[dict[str, Te
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
-    if left is right:
-        return True
-    return (left.shape, left.dtype) == (right.shape, right.dtype) and torch.equal(left, right)
+    same_kind = (left.shape, left.dtype) == (right.shape, right.dtype)
+    return left is right or (same_kind and torch.equal(left, right))
 
 
 def _checked(path: Path, dims: ModelDimensions, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:

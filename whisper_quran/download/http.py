@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter, Retry
 
 T = TypeVar("T")
 CONNECTIONS = 6
@@ -25,22 +24,12 @@ class Unavailable(FetchError):
     """The server does not have the file, or not the one that its checksum list has: trying again would not help."""
 
 
-class _Retry(Retry):
-    def get_retry_after(self, response: Any) -> float:
-        return min(super().get_retry_after(response) or 0.0, LONGEST_PAUSE)
-
-
 def open_session() -> requests.Session:
-    """Return a session that repeats requests after broken connections, 408, 429 (by its Retry-After) and 5xx."""
+    """Return a session that follows redirects within a host only."""
     session = requests.Session()
     session.headers["User-Agent"] = "whisper-quran"
     session.max_redirects = 5
     session.hooks["response"].append(_refuse_other_hosts)
-    retries = _Retry(
-        ATTEMPTS - 1, backoff_factor=BACKOFF, status_forcelist=[408, 429, *range(500, 600)], raise_on_status=False
-    )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=retries))
     return session
 
 
@@ -51,28 +40,32 @@ def _refuse_other_hosts(response: requests.Response, **options: Any) -> None:
 
 
 def fetch(session: requests.Session, url: str, parse: Callable[[requests.Response], T]) -> T:
-    """Return ``parse(response)``; if the body breaks off, or ``parse`` raises a :class:`FetchError`, fetch it again.
+    """Return ``parse(response)``; try again after a broken connection, 408, 429 (by its Retry-After), 5xx, a body that
+    breaks off, and one for which ``parse`` raises a :class:`FetchError`.
 
     Raises:
         FetchError: every attempt failed; it has the reason of the last one.
     """
-    failure = FetchError("no attempt was made")
+    failure, pause = FetchError("no attempt was made"), 0.0
     for attempt in range(ATTEMPTS):
-        time.sleep(BACKOFF * (2**attempt - 1))
+        time.sleep(pause)
+        pause = BACKOFF * 2**attempt
         try:
-            response = session.get(url, stream=True, timeout=TIMEOUT)
+            with session.get(url, stream=True, timeout=TIMEOUT) as response:
+                status = response.status_code
+                if status == 200:
+                    return parse(response)
+        except FetchError as error:
+            failure = error
         except (requests.RequestException, ValueError) as error:  # ValueError: what is redirected to is no address
-            raise FetchError(_reason(error)) from error
-        with response:
-            if response.status_code != 200:
-                kind = Unavailable if response.status_code in (404, 410) else FetchError
-                raise kind(f"answered {response.status_code} {response.reason}".strip())
-            try:
-                return parse(response)
-            except FetchError as error:
-                failure = error
-            except requests.RequestException as error:
-                failure = FetchError(_reason(error))
+            failure = FetchError(_reason(error))
+        else:
+            kind = Unavailable if status in (404, 410) else FetchError
+            failure = kind(f"answered {status} {response.reason}".strip())
+            if status < 500 and status not in (408, 429):
+                break
+            asked = response.headers.get("Retry-After", "")
+            pause = min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else pause
     raise failure
 
 

@@ -59,18 +59,14 @@ def write_page(path: str | os.PathLike[str], template: Path, data: Mapping[str, 
     )
     digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
     values = {"style": style, "script": script, "script-hash": f"sha256-{digest}"}
-    values |= {"title": html.escape(data["title"]), "data": _json_for_html(data)}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Nothing in the data opens or closes a tag.
+    values |= {"title": html.escape(data["title"]), "data": text.replace("<", "\\u003c")}
     values["body"] = template.read_text(encoding="utf-8")
     # All placeholders in one pass: text in the data that looks like one is not replaced.
     page = re.sub(r"\{\{([a-z-]+)\}\}", lambda placeholder: values[placeholder[1]], FRAME.read_text(encoding="utf-8"))
     with atomic_write(path) as file:
         file.write(page)
-
-
-def _json_for_html(data: Any) -> str:
-    """Write ``data`` as JSON that is safe in a ``<script>`` element: nothing in it opens or closes a tag."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 def relative_address(audio: os.PathLike[str], folder: Path) -> str:

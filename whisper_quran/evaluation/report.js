@@ -179,13 +179,7 @@ function drawCharts(heard, inSurah, models) {
 
 /** A column for each value of `keyOf`, with its recordings, and the rate of each model over them. */
 function tallied(list, keyOf, tickOf, labelOf) {
-  const columns = new Map();
-  for (const recording of list) {
-    const key = keyOf(recording);
-    if (!columns.has(key)) columns.set(key, []);
-    columns.get(key).push(recording);
-  }
-  return [...columns].sort(([a], [b]) => a - b).map(([key, recordings]) => ({
+  return [...Map.groupBy(list, keyOf)].sort(([a], [b]) => a - b).map(([key, recordings]) => ({
     key, tick: tickOf(key), label: labelOf(key), recordings, rates: names.map((_, model) => rateOf(recordings, model)),
   }));
 }
@@ -237,16 +231,15 @@ function drawChart(title, columns, models, pick) {
       ...models.flatMap(model => [mark(model), rateText(column.rates[model])])]
       : pick ? ["Point for figures, click to filter"] : []));
   };
-  const picked = columns.find(({key}) => pick && key === +state.surah);
   const under = event => columns[Math.floor((event.clientX - chart.getBoundingClientRect().left - left) / band)];
   const figures = models.map(model =>
     `${names[model]}: ${columns.map(({label, rates}) => `${label} ${rateText(rates[model])}`).join(", ")}`);
   const chart = svg("svg", {
     class: pick ? "plot picks" : "plot", role: "img", "aria-label": [title, ...figures].join(". "), width, height,
-    onpointermove: event => point(under(event) ?? picked), onpointerleave: () => point(picked),
+    onpointermove: event => point(under(event)), onpointerleave: () => point(),
     onclick: event => pick && under(event) && pick(under(event).key),
   }, parts);
-  point(picked);
+  point();
   return h("figure", {class: "card"}, h("figcaption", {class: "caption"}, h("h3", {}, title), readout), chart);
 }
 
@@ -325,15 +318,12 @@ function drawAyat(found, models) {
 // ---- what is drawn once
 
 $("title").textContent = data.title;
-document.title = `${data.title}: ${names.join(", ")}`;
 $("subtitle").textContent = data.subtitle.join(" · ");
 $("legend").append(...(names.length > 1 ? names.map((_, model) => named(model)) : []));
 drawKey(rtl);
 $("unfolded").append(...data.unfolded.filter(([,, rows]) => rows.length).map(([id, summary, rows]) =>
   h("details", {class: "small", id}, h("summary", {}, summary),
     h("table", {}, rows.map(row => h("tr", {}, row.map(cell => h("td", {}, cell))))))));
-for (const each of document.querySelectorAll(".direction"))
-  each.textContent = rtl ? "heard ← reference" : "reference → heard";
 drawFacts();
 drawTable();
 drawFilters();
