@@ -38,29 +38,17 @@ if sys.version_info < (3, 10):  # noqa: UP036
 from .runtime import __version__
 
 if TYPE_CHECKING:
-    from .checkpoints.checkpoint import load_checkpoint, save_checkpoint
-    from .config import EvaluationConfig, RecognitionConfig, TrainingConfig
-    from .decoding.batch_decoder import decode_batch
-    from .decoding.long_audio import decode_clips
-    from .evaluation.evaluate import evaluate
-    from .recognition.recitations import recognize
-    from .runtime.errors import UserError
-    from .training.train import train
-
-__all__ = [
-    "EvaluationConfig",
-    "RecognitionConfig",
-    "TrainingConfig",
-    "UserError",
-    "__version__",
-    "decode_batch",
-    "decode_clips",
-    "evaluate",
-    "load_checkpoint",
-    "recognize",
-    "save_checkpoint",
-    "train",
-]
+    from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
+    from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
+    from .config import EvaluationConfig as EvaluationConfig
+    from .config import RecognitionConfig as RecognitionConfig
+    from .config import TrainingConfig as TrainingConfig
+    from .decoding.batch_decoder import decode_batch as decode_batch
+    from .decoding.long_audio import decode_clips as decode_clips
+    from .evaluation.evaluate import evaluate as evaluate
+    from .recognition.recitations import recognize as recognize
+    from .runtime.errors import UserError as UserError
+    from .training.train import train as train
 
 _HOME = {
     "EvaluationConfig": "config",
@@ -75,6 +63,7 @@ _HOME = {
     "save_checkpoint": "checkpoints.checkpoint",
     "train": "training.train",
 }
+__all__ = [*_HOME, "__version__"]
 
 
 if not TYPE_CHECKING:  # or a type checker would accept any name
