@@ -63,32 +63,33 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Part(os.PathLike[str]):
-    """A recording that is no file of its own: a ``row`` of a parquet file, a piece of a recording, or both.
+    """A recording that need not be a whole file: a ``row`` of a parquet file, a piece of a recording, or both.
 
-    ``column`` holds the bytes of the rows. A piece is from ``start`` to ``end``, in seconds. As a path, it is
-    ``table.parquet#12`` or ``surah.mp3#t=4.1,8.2``.
+    ``column`` holds the bytes of the rows, of ``size`` on average. A piece is from ``start`` to ``end``, in seconds. As
+    a path, it is ``table.parquet#12`` or ``surah.mp3#t=4.1,8.2``.
     """
 
     path: Path
     column: str = ""
-    row: int | None = None
+    row: int = 0
+    size: int = 0
     start: float = 0.0
     end: float = math.inf
 
     def __fspath__(self) -> str:
-        row = "" if self.row is None else f"#{self.row}"
-        return f"{self.path}{row}" + (f"#t={self.start},{self.end}" if self.is_piece else "")
+        row = f"#{self.row}" if self.column else ""
+        return f"{self.path}{row}" + (f"#t={self.start},{self.end}" if self != self.whole else "")
 
     __str__ = __fspath__
 
     @property
-    def is_piece(self) -> bool:
-        return (self.start, self.end) != (0.0, math.inf)
-
-    @property
-    def whole(self) -> "Path | Part":
+    def whole(self) -> "Part":
         """The recording that it is a piece of."""
-        return self.path if self.row is None else replace(self, start=0.0, end=math.inf)
+        return replace(self, start=0.0, end=math.inf)
+
+
+def as_part(audio: "Path | Part") -> Part:
+    return audio if isinstance(audio, Part) else Part(audio)
 
 
 class AudioError(Exception):

@@ -37,8 +37,8 @@ import numpy as np
 from ..runtime.console import Log, format_duration, format_size, no_log, progress_bar
 from ..runtime.errors import UserError
 from ..runtime.files import check_folder, replacing
-from .audio import MAX_SECONDS, SAMPLE_RATE, AudioError, Decoded, Part, decode_files, header_seconds
-from .parquet import mean_size, read_recordings
+from .audio import MAX_SECONDS, SAMPLE_RATE, AudioError, Decoded, Part, as_part, decode_files, header_seconds
+from .parquet import read_recordings
 
 DECODER_VERSION = 4
 BYTES_PER_SAMPLE = 2
@@ -114,10 +114,8 @@ def default_cache() -> Path:
 class _Source:
     """An audio file, or row, and its entry in the cache: a ``recording``, or the ``reason`` why it cannot be used."""
 
-    path: str
+    audio: Part
     reciter: str
-    column: str = ""  # of a row of a parquet file
-    row: int = 0
     size: int = 0
     folder: Path = Path()
     key: str = ""  # prefix of the names of its files in the cache
@@ -141,7 +139,7 @@ def prepare_audio(
         UserError: the cache cannot be written or has too little space, or a file must be resampled without torchaudio.
     """
     wanted = {audio: reciter for reciter, each in sources.items() for audio in each}
-    by_whole = _identify({_whole(audio): reciter for audio, reciter in wanted.items()}, cache)
+    by_whole = _identify({as_part(audio).whole: reciter for audio, reciter in wanted.items()}, cache)
     files = list(by_whole.values())
     try:
         _look_up(files)
@@ -149,26 +147,27 @@ def prepare_audio(
             with _locked(cache, log):
                 _look_up(files)
                 missing = [file for file in files if file.is_missing]
-                missing.sort(key=lambda file: (file.column and file.path, file.row))  # rows after files, in order
                 if missing:
+                    missing.sort(key=lambda file: (file.audio.column and str(file.audio.path), file.audio.row))
                     _announce(missing, cache, log)
                     _decode(missing, workers, log)
     except OSError as error:
         raise UserError(f"cannot write {cache}: {error.strerror or error} (--cache)") from error
     found = AudioCache({}, [], [])
     for audio in wanted:
-        file = by_whole[_whole(audio)]
+        part = as_part(audio)
+        file = by_whole[part.whole]
         if not file.recording:
             found.skipped.append((audio, file.reason))
             continue
         _, digest, samples, damaged, mended = file.recording.groups()
         clip = Clip(str(file.folder / file.recording[0]), int(samples), digest)
-        if isinstance(audio, Part) and audio.is_piece:
-            start, end = (round(min(time * SAMPLE_RATE, clip.length)) for time in (audio.start, audio.end))
-            if clip.length / SAMPLE_RATE + _PAST_THE_END < audio.end < math.inf:
-                length = f"{clip.length / SAMPLE_RATE:.2f} s"
-                found.skipped.append((audio, f"the piece ends after the recording: at {audio.end} s, of {length}"))
+        if part != part.whole:
+            seconds = clip.length / SAMPLE_RATE
+            if seconds + _PAST_THE_END < part.end < math.inf:
+                found.skipped.append((audio, f"the piece ends at {part.end} s, after the recording's {seconds:.2f} s"))
                 continue
+            start, end = (round(min(time, seconds) * SAMPLE_RATE) for time in (part.start, part.end))
             clip = Clip(clip.file, end - start, f"{digest}-{start}-{end}", start)
         found.clips[os.fspath(audio)] = clip
         if damaged:
@@ -178,32 +177,25 @@ def prepare_audio(
     return found
 
 
-def _whole(audio: Path | Part) -> Path | Part:
-    return audio.whole if isinstance(audio, Part) else audio
-
-
-def _identify(reciters: Mapping[Path | Part, str], cache: Path) -> dict[Path | Part, _Source]:
+def _identify(reciters: Mapping[Part, str], cache: Path) -> dict[Part, _Source]:
     """Make a :class:`_Source` of every recording (given with its reciter): with its place in ``cache``, or a reason."""
     stat_once, real_once = memoized(os.stat), memoized(os.path.realpath)
-    files = {}
-    for audio, reciter in reciters.items():
-        part = audio if isinstance(audio, Part) else Part(audio)
-        path, row = os.fspath(part.path), part.row or 0
-        file = files[audio] = _Source(path, reciter, part.column, row)
+    files = {audio: _Source(audio, reciter) for audio, reciter in reciters.items()}
+    for audio, file in files.items():
         try:
-            status = stat_once(path)
+            status = stat_once(audio.path)
         except OSError as error:
             file.reason = f"cannot be read ({error.strerror})"
             continue
         if not stat.S_ISREG(status.st_mode):
             file.reason = "is not a regular file"
             continue
-        parent, name = os.path.split(os.path.abspath(path))
-        if part.column:
-            parent, name = os.path.join(parent, name), str(row)
+        parent, name = os.path.split(os.path.abspath(audio.path))
+        if audio.column:
+            parent, name = os.path.join(parent, name), str(audio.row)
         real = real_once(parent)
         readable = re.sub(r"[^\w.-]", "_", os.path.basename(real))[:60]
-        file.size, file.folder = status.st_size, cache / f"{readable}-{_hash(real, 4)}"
+        file.size, file.folder = audio.size or status.st_size, cache / f"{readable}-{_hash(real, 4)}"
         file.key = f"{_hash(name, 8)}-{status.st_size}-{status.st_mtime_ns}-v{DECODER_VERSION}"
     return files
 
@@ -254,11 +246,8 @@ def _announce(missing: Sequence[_Source], cache: Path, log: Log) -> None:
 
 def _estimate_seconds(missing: Sequence[_Source]) -> float:
     """Estimate the total duration of the files, from their sizes and the headers of 64 of them."""
-    sizes = memoized(mean_size)
-    for file in missing:
-        file.size = sizes(file.path, file.column) if file.column else file.size
     # To find a row, those before it in its group are read: that takes longer than a header.
-    sample = missing[:: -(-len(missing) // (8 if missing[-1].column else 64))]
+    sample = missing[:: -(-len(missing) // (8 if missing[-1].audio.column else 64))]
     seconds, size = 0.0, 0
     for file, content in zip(sample, _contents(sample), strict=True):
         if not isinstance(content, AudioError) and (duration := header_seconds(content)) is not None:
@@ -269,13 +258,13 @@ def _estimate_seconds(missing: Sequence[_Source]) -> float:
     return seconds_per_byte * sum(file.size for file in missing)
 
 
-def _contents(files: Iterable[_Source]) -> Iterator[str | bytes | AudioError]:
+def _contents(files: Iterable[_Source]) -> Iterator[Path | bytes | AudioError]:
     """Yield what :func:`.audio.decode_files` decodes: paths, and the bytes of rows, which are read as they are needed.
 
     The rows of a parquet file are together, and in order.
     """
-    for (path, column), each in groupby(files, key=lambda file: (file.path, file.column)):
-        yield from read_recordings(path, column, [file.row for file in each]) if column else [path]
+    for (path, column), each in groupby(files, key=lambda file: (file.audio.path, file.audio.column)):
+        yield from read_recordings(path, column, [file.audio.row for file in each]) if column else [path]
 
 
 def _decode(missing: Sequence[_Source], workers: int, log: Log) -> None:

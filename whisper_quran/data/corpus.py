@@ -19,8 +19,8 @@ from typing import Any
 from ..config import TrainingConfig
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError, did_you_mean
-from .audio import Part
-from .tables import AUDIO_EXTENSIONS, NAMES, Skipped, Table, read_table, summary
+from .audio import Part, as_part
+from .tables import AUDIO_EXTENSIONS, NAMES, Skipped, read_table, summary
 from .text import recited, without_basmala
 
 EXPERIMENT_2A_TRAIN = (
@@ -46,7 +46,6 @@ SURAHS = (
 ).split("،")
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
-_ARABIC = re.compile("[\u0621-\u064a]")
 _SHORTEST = 0.1  # seconds of a piece
 _OVERLAP = 0.02  # seconds that pieces may have in common: times are rounded
 
@@ -325,15 +324,21 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
         log(f"manifest   {path}{f' ({len(tables)} tables)' if len(tables) > 1 else ''}: {line}")
     if not any("reciter" in table.columns for table in tables):
         log(f"manifest   no reciter is named: all rows are one voice, {printable(path.stem)}")
-    quran, skipped = _read_quran(tables, surahs, text, log)
+    for table in tables:
+        if not {"surah", "ayah"} <= table.columns.keys() and (surahs or "text" not in table.columns):
+            what = "surah and ayah, for --surahs" if surahs else f"text ({', '.join(NAMES['text'])}), or surah and ayah"
+            raise UserError(f"{table.path} lacks columns of {what}")
+    lacks_text = any("text" not in table.columns for table in tables)
+    quran, skipped = read_text(text, log) if lacks_text else ({}, [])
     skipped += [item for table in tables for item in table.skipped]
     rows = [(table.path.parent, *row) for table in tables for row in table.rows]
     texts = _recited([_text_of(row, quran) for _, _, row in rows], path, log)
-    numbers = Counter[str]()
+    numbers, takes = Counter[str](), Counter[tuple[str, tuple[int, int] | None]]()
     found = []
     for (folder, place, row), words in zip(rows, texts, strict=True):
         key, reciter = _key(row), printable(row.get("reciter") or path.stem)
         numbers[reciter] += 1
+        takes[reciter, key] += 1
         audio, reason = _find_recording(folder, row)
         if surahs and key and key[0] not in surahs:
             continue
@@ -342,7 +347,8 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
         elif audio and not words:
             reason = "the text has no word" if row.get("text") else "there is no text"
         elif audio:
-            found.append((place, Ayah(reciter, audio, words, *(key or (None, numbers[reciter])))))
+            number = (*key, takes[reciter, key]) if key else (None, numbers[reciter])
+            found.append((place, Ayah(reciter, audio, words, *number)))
             continue
         skipped.append(Skipped(place, reason))
     ayat, overlapping = _without_overlaps(found)
@@ -351,31 +357,9 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
         cause = f" (row by row: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} names no recording that can be used{cause}: give rows of audio,text[,reciter]")
     reciters: dict[str, list[Ayah]] = {}
-    takes = Counter[tuple[str, int | None, int]]()
     for ayah in ayat:
-        takes[ayah.reciter, ayah.surah, ayah.number] += 1
-        take = takes[ayah.reciter, ayah.surah, ayah.number]
-        reciters.setdefault(ayah.reciter, []).append(replace(ayah, take=take))
+        reciters.setdefault(ayah.reciter, []).append(ayah)
     return Corpus(path, dict(reciters), {}, range(0), skipped)
-
-
-def _read_quran(
-    tables: Iterable[Table], surahs: range | None, text: Path, log: Log
-) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
-    """Read the ``text`` of ayat if a table has none; see :func:`read_text`.
-
-    Raises:
-        UserError: a table has neither texts nor ayat, or no ayat to choose ``surahs`` of.
-    """
-    for table in tables:
-        has_ayat = {"surah", "ayah"} <= table.columns.keys()
-        if surahs and not has_ayat:
-            raise UserError(f"--surahs needs columns of surah and ayah, which {table.path} lacks: leave it out")
-        if "text" not in table.columns and not has_ayat:
-            raise UserError(f"{table.path} lacks a column of text ({', '.join(NAMES['text'])}), or of surah and ayah")
-        if "text" not in table.columns and not text.exists():
-            raise UserError(f"{table.path} has ayat without text, and there is no {text}: name one with --text")
-    return ({}, []) if all("text" in table.columns for table in tables) else read_text(text, log)
 
 
 def _tables_in(path: Path) -> list[Path]:
@@ -396,8 +380,7 @@ def _text_of(row: dict[str, Any], quran: dict[tuple[int, int], str]) -> str:
     """Return the text of a row: its own, or that of its ayah. Some tables have that in place of the ayah's number."""
     if "text" in row:
         return row["text"]
-    key = _key(row)
-    return quran.get(key, "") if key else row["ayah"] if _ARABIC.search(row["ayah"]) else ""
+    return row["ayah"] if any(map(str.isalpha, row["ayah"])) else quran.get(_key(row) or (0, 0), "")
 
 
 def _find_recording(folder: Path, row: dict[str, Any]) -> tuple[Path | Part | None, str]:
@@ -420,28 +403,23 @@ def _find_recording(folder: Path, row: dict[str, Any]) -> tuple[Path | Part | No
     length = times.get("duration", math.inf)
     start = times.get("start", times.get("end", 0.0) - length if "duration" in times else 0.0)
     end = times.get("end", start + length)
-    if not 0 <= start < end:
-        return None, f"the piece begins at {start} s and ends at {end} s"
-    if end - start < _SHORTEST:
-        return None, f"the piece is shorter than {_SHORTEST} s"
-    part = replace(audio if isinstance(audio, Part) else Part(audio), start=round(start, 5), end=round(end, 5))
-    return part if part.is_piece else audio, ""
+    if not 0 <= start <= end - _SHORTEST:
+        return None, f"a piece cannot be from {start} to {end} s"
+    return replace(as_part(audio), start=round(start, 5), end=round(end, 5)), ""
 
 
 def _without_overlaps(found: list[tuple[str, Ayah]]) -> tuple[list[Ayah], list[Skipped]]:
     """Leave out recordings, and pieces, that have audio in common with one that begins before."""
-    ends: dict[Path | Part, float] = {}
+    ends: dict[Part, float] = {}
     overlapping = {}
-    for place, ayah in sorted(found, key=lambda each: each[1].audio.start if isinstance(each[1].audio, Part) else 0.0):
-        part = ayah.audio if isinstance(ayah.audio, Part) else Part(ayah.audio)
+    for place, ayah in sorted(found, key=lambda each: as_part(each[1].audio).start):
+        part = as_part(ayah.audio)
         if part.start >= ends.get(part.whole, 0.0) - _OVERLAP:
             ends[part.whole] = part.end
-        elif part.is_piece:
-            overlapping[place] = f"the piece overlaps with one before it: {part}"
         else:
-            overlapping[place] = f"named a second time: {part}"
-    skipped = [Skipped(place, reason) for place, reason in overlapping.items()]
-    return [ayah for place, ayah in found if place not in overlapping], skipped
+            reason = "named a second time" if part == part.whole else "the piece overlaps with one before it"
+            overlapping[place] = Skipped(place, f"{reason}: {part}")
+    return [ayah for place, ayah in found if place not in overlapping], list(overlapping.values())
 
 
 def _find_audio(folder: Path, name: str) -> tuple[Path | None, str]:

@@ -1,6 +1,5 @@
 """Parquet files, as data sets are published: the cells of their tables, and the recordings that are in them."""
 
-import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from .audio import AudioError, Part
 _BATCH = 16  # rows that are read at a time
 
 
-def open_parquet(path: str | os.PathLike[str]) -> Any:
+def open_parquet(path: Path) -> Any:
     """Open a file; it is a pyarrow ParquetFile, and a context.
 
     Raises:
@@ -29,7 +28,7 @@ def open_parquet(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} is no whole parquet file ({_line(error)}): download it again") from None
 
 
-def read_cells(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows, as a dictionary of the cells of ``columns``. Cells that hold a file's bytes are a :class:`Part`.
 
     Raises:
@@ -37,24 +36,24 @@ def read_cells(path: str | os.PathLike[str], columns: Sequence[str]) -> Iterator
     """
     import pyarrow
 
-    with open_parquet(path) as file:
-        inside = {name: column for name in columns if (column := _column_of_bytes(file, name))}
-        number = 0
-        try:
-            for group in range(file.num_row_groups):
-                chunks = file.metadata.row_group(group)
-                held = {name: column for name, column in inside.items() if _holds(chunks, column)}
-                for batch in file.iter_batches(1024, [group], [name for name in columns if name not in held]):
-                    for row in batch.to_pylist():
-                        parts = {name: Part(Path(path), column, number) for name, column in held.items()}
-                        yield row | parts
-                        number += 1
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{path} is damaged after row {number} ({_line(error)}): download it again") from None
+    number = 0
+    try:
+        with open_parquet(path) as file:
+            inside = {name: column for name in columns if (column := _column_of_bytes(file, name))}
+            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+            size = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema in inside.values())
+            size //= max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(1024, columns=[name for name in columns if name not in inside]):
+                for row in batch.to_pylist():
+                    yield row | {name: Part(path, column, number, size) for name, column in inside.items()}
+                    number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is damaged after row {number} ({_line(error)}): download it again") from None
 
 
-def read_recordings(path: str | os.PathLike[str], column: str, rows: Sequence[int]) -> Iterator[bytes | AudioError]:
-    """Yield the bytes in ``column`` of each of ``rows``, which ascend; a few rows are in memory at a time."""
+def read_recordings(path: Path, column: str, rows: Sequence[int]) -> Iterator[bytes | AudioError]:
+    """Yield the bytes in ``column`` of each of ``rows``, which ascend; one row group is in memory at a time."""
     import pyarrow
 
     done = first = 0
@@ -68,7 +67,7 @@ def read_recordings(path: str | os.PathLike[str], column: str, rows: Sequence[in
                         for row in rows[done:last]:
                             cell = batch.column(0)[row - first].as_py()
                             found = cell.get("bytes") if isinstance(cell, dict) else cell
-                            yield found or AudioError("there is no audio in this row")
+                            yield found or AudioError("there are no bytes in this row")
                         done, first = last, first + len(batch)
                         if done == len(rows) or rows[done] >= end:
                             break
@@ -76,15 +75,6 @@ def read_recordings(path: str | os.PathLike[str], column: str, rows: Sequence[in
     except (OSError, pyarrow.ArrowException, UserError) as error:
         for _ in rows[done:]:
             yield AudioError(f"cannot be read ({_line(error)})", final=False)
-
-
-def mean_size(path: str | os.PathLike[str], column: str) -> int:
-    """Return the mean number of bytes in the rows of ``column``."""
-    with open_parquet(path) as file:
-        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-        chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
-        return size // max(1, file.metadata.num_rows)
 
 
 def _column_of_bytes(file: Any, name: str) -> str:
@@ -95,13 +85,6 @@ def _column_of_bytes(file: Any, name: str) -> str:
     if types.is_binary(kind) or types.is_large_binary(kind):
         return name
     return f"{name}.bytes" if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else ""
-
-
-def _holds(group: Any, column: str) -> bool:
-    """Return True if there may be bytes in this column of a row group: where there are none, the paths are of files."""
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
-    return any(each is None or each.null_count is None or each.null_count < group.num_rows for each in statistics)
 
 
 def _line(error: Exception) -> str:
