@@ -310,9 +310,18 @@ def test_a_damaged_row_is_left_out_and_the_others_are_kept(tmp_path, damage):
     assert "1 rows were cut short or edited" in said[0]
 
 
-def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path):
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda text: "\ufeff" + text.replace("\n", "\r\n").replace(",0.0,0,", ",0,0,"),
+        lambda text: text.replace(",", ";").replace(".", ",").replace("\n", "\r\n"),
+        lambda text: text.replace(",", "\t"),
+    ],
+    ids=["BOM and CRLF", "semicolons", "tabs"],
+)
+def test_a_file_that_a_spreadsheet_saved_is_read(tmp_path, save):
     file = tmp_path / "predictions.csv"
-    file.write_bytes(("\ufeff" + written(ROWS).replace("\n", "\r\n").replace(",0.0,0,", ",0,0,")).encode())
+    file.write_bytes(save(written(ROWS)).encode())
     assert list(predictions_in(file)) == ROWS
 
 

@@ -85,7 +85,7 @@ def key_of(model: str, passage: Passage) -> Key:
 
 
 def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
-    """Yield the rows of a predictions.csv.
+    """Yield the rows of a predictions.csv, also of one that a spreadsheet saved.
 
     Rows that were cut short or edited are left out, and their number is logged.
 
@@ -96,13 +96,15 @@ def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
         header, *lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from error
-    if header.strip() != ",".join(COLUMNS).encode():
+    names = header.decode(errors="replace").replace('"', "").strip()
+    separator = next((mark for mark in ",;\t" if names == mark.join(COLUMNS)), None)
+    if separator is None:
         raise UserError(f"{path} is not what this evaluate.py writes: move it away, or choose another --out")
     # No cell has a line end in it. The last piece is empty, or a row that was cut short.
     left_out = int(any(lines[-1:]))
     for line in lines[:-1]:
         try:
-            yield _read_row(next(csv.reader([line.decode().rstrip("\r")])))
+            yield _read_row(next(csv.reader([line.decode().rstrip("\r")], delimiter=separator)))
         except (ValueError, StopIteration, csv.Error):
             left_out += 1
     if left_out:
@@ -111,8 +113,12 @@ def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
 
 def _read_row(cells: list[str]) -> Prediction:
     """Read a row; raise ValueError unless its counts are those of its texts, and its other numbers are possible."""
+
+    def number(cell: str) -> float:
+        return float(cell.replace(",", "."))  # as spreadsheets write it in some languages
+
     cell = dict(zip(COLUMNS, cells, strict=True))
-    readers: dict[Any, Callable[[str], Any]] = {str: _from_cell, int: int, float: float}
+    readers: dict[Any, Callable[[str], Any]] = {str: _from_cell, int: int, float: number}
     row = Prediction(**{field.name: readers[field.type](cell[field.name]) for field in fields(Prediction)})
     if (
         any(int(cell[name]) != getattr(row.alignment.errors, name) for name in COLUMNS[7:11])
