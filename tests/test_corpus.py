@@ -55,7 +55,10 @@ def test_whatever_is_no_ayah_is_left_out_with_its_reason(tmp_path):
     assert "EveryAyah's own" in reasons["000001.mp3"] and "EveryAyah's own" in reasons["000_versebyverse.zip"]
     assert reasons["notes.txt"] == "not audio" and "001001.srt" not in reasons  # subtitles by recognition
     assert reasons["intro.mp3"] == "audio not named SSSAAA"
-    assert reasons["002.mp3"] == "a whole surah: cut it into a file an ayah, named SSSAAA"
+    assert (
+        reasons["002.mp3"]
+        == "a whole surah: cut it into files named SSSAAA, or list its ayat with start and end in a --manifest"
+    )
     assert reasons["2-01.mp3"] == "audio not named SSSAAA: rename it to 002001.mp3"
     assert reasons["114006.mp3"] == reasons["002002.mp3"] == "no text for this ayah"
     assert "second file" in reasons["001001.wav"]
@@ -89,7 +92,7 @@ def test_a_range_of_surahs_that_is_none_is_refused(text):
     [
         ("whole/audio", "has no text, but the folder it is in has: give --data .*/whole$"),
         ("whole/audio/R", "is the folder of one reciter: give --data .*/whole$"),
-        ("surahs", "R/112.mp3 is a whole surah: cut it into a file an ayah"),
+        ("surahs", "R/112.mp3 is a whole surah: cut it into files"),
         ("dashes", "R/112-1.mp3 is audio not named SSSAAA: rename it to 112001.mp3"),
         ("packed/R.zip", "no folder .*R.zip: --data takes a folder .* unpack an archive"),
         ("hidden", "no recitations in .*hidden: expected"),

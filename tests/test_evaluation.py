@@ -9,12 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -23,6 +26,7 @@ from whisper import DecodingOptions, log_mel_spectrogram, pad_or_trim
 
 import evaluate as command
 from whisper_quran.checkpoints.checkpoint import save_checkpoint
+from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio import decode_file
 from whisper_quran.data.text import normalize
 from whisper_quran.decoding.long_audio import Segment, Transcript
@@ -31,6 +35,7 @@ from whisper_quran.evaluation.chance import plus_minus
 from whisper_quran.evaluation.predictions import COLUMNS, Prediction, Predictions
 from whisper_quran.evaluation.predictions import read_predictions as predictions_in
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
+from whisper_quran.runtime.command_line import to_json
 from whisper_quran.runtime.errors import run_command
 
 LIMIT = 12  # tokens a clip: random weights would ramble on to the end of the context
@@ -116,6 +121,40 @@ def test_two_models_and_two_reciters_give_one_table(run, workshop, tmp_path):
     assert "AbdulWadood_Haneef WER" in table.splitlines()[0]
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
     assert re.search(r"done in \d+ s.*r/report\.html$", out.strip().splitlines()[-1])
+
+
+def test_what_a_run_was_trained_on_and_what_is_new_to_it(run, quran, workshop, tmp_path):
+    config = TrainingConfig(data=quran, train_reciters=("Yasser_Salama_hadr",), valid_reciters=(), surahs="1:1")
+    (tmp_path / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    left_out = quran / "audio" / "Yasser_Salama_hadr" / "001007.mp3"  # which the run did not use
+    (tmp_path / "skipped.csv").write_text(f"file,reason\n{left_out},longer than 10 s\n")
+    reciters, options = ["AbdulWadood_Haneef", "Yasser_Salama_hadr"], ("--out", tmp_path / "r", "--trained", tmp_path)
+    run(workshop / "model0.pt", "--reciters", *reciters, *options)
+    expected: dict[tuple[str, bool], list[dict]] = defaultdict(list)
+    for row in read_predictions(tmp_path / "r"):
+        expected[row["reciter"], row["ayah"] != "7"].append(row)
+    pairs = [("Yasser_Salama_hadr", True), ("Yasser_Salama_hadr", False)]
+    pairs += [("AbdulWadood_Haneef", True), ("AbdulWadood_Haneef", False)]
+    header, cells = json.loads((tmp_path / "r" / "results.json").read_text())["novelty"]
+    assert header[1:] == [f"{voice} voice, {text} text" for voice in ("known", "new") for text in ("known", "new")]
+    for cell, pair in zip(cells[1:], pairs, strict=True):
+        total = sum((count_errors(p["reference"], p["hypothesis"]) for p in expected[pair]), ErrorCounts())
+        assert cell.startswith(f"{100 * total.wer:.1f} ") and cell.endswith(f"({len(expected[pair])})")
+    assert "| known voice, known text | known voice, new text |" in (tmp_path / "r" / "results.md").read_text()
+    _, err = run(workshop / "model0.pt", "--out", tmp_path / "s", "--trained", tmp_path / "r", code=2)
+    assert "is no folder that train.py wrote" in err
+
+
+def test_a_page_cannot_play_a_row_of_a_table_but_a_piece(run, quran, workshop, tmp_path):
+    file = quran / "audio" / "AbdulWadood_Haneef" / "001001.mp3"
+    (tmp_path / "clips.csv").write_text(f"audio,text,start,end\n{file},word,0.5,2\n")
+    audio = pa.array([{"bytes": file.read_bytes(), "path": None}])
+    pq.write_table(pa.table({"audio": audio, "text": ["word"]}), tmp_path / "clips.parquet")
+    for name, count in (("clips.csv", 2), ("clips.parquet", 0)):  # its name, and its address
+        run(workshop / "model0.pt", "--manifest", tmp_path / name, "--out", tmp_path / name[-3:])
+        page = (tmp_path / name[-3:] / "report.html").read_text()
+        assert page.count("AbdulWadood_Haneef/001001.mp3#t=0.5,2.0") == count
+        assert len(read_predictions(tmp_path / name[-3:])) == 1
 
 
 def test_hypotheses_are_whispers_own(run, quran, workshop, tmp_path):

@@ -16,6 +16,7 @@ from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import open_corpus, select_ayat
 from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
 from whisper_quran.runtime.console import no_log
+from whisper_quran.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 TOKENIZER = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
@@ -59,6 +60,33 @@ def test_a_reciter_in_both_splits_is_said(config):
     lines = []
     select_ayat(replace(config, train_reciters=("A", "B")), lines.append)
     assert len(lines) == 1 and lines[0].startswith("warning    B is in both splits")
+
+
+def test_surahs_that_are_validated_on_are_not_trained_on(config):
+    write(config.data / "A" / "113001.wav", 100)
+    write(config.data / "B" / "113001.wav", 101)
+    with open(config.data / "metadata" / "ayah_text_clear.csv", "a") as file:
+        file.write("113,1,text e\n")
+
+    def split(**options: object) -> list[set[tuple[str, int | None]]]:
+        chosen = select_ayat(replace(config, **options), lines.append)[:2]
+        return [{(ayah.reciter, ayah.surah) for ayah in ayat} for ayat in chosen]
+
+    lines: list[str] = []
+    assert split(valid_surahs="113") == [{("A", 112)}, {("B", 113)}]
+    assert split(valid_surahs="113:114", valid_reciters=("A",)) == [{("A", 112)}, {("A", 113)}]
+    assert split(valid_surahs="113:114", valid_reciters=()) == [{("A", 112)}, {("A", 113)}]
+    assert lines == []  # no warning of a reciter in both splits
+    for surahs, says in (
+        ("1:2", "no ayah to validate on"),
+        ("112:114", "no ayah to train on"),
+        ("x", "--valid-surahs x"),
+    ):
+        with pytest.raises(UserError, match=says):
+            split(valid_surahs=surahs)
+    (config.data / "list.csv").write_text("audio,text\nA/112001.wav,one\n")
+    with pytest.raises(UserError, match="needs columns of surah and ayah"):
+        split(valid_surahs="113", manifest=config.data / "list.csv", train_reciters=None, valid_reciters=None)
 
 
 def test_the_same_data_under_another_path_is_the_same(config, tmp_path):

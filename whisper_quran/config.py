@@ -37,6 +37,7 @@ class TrainingConfig:
     train_reciters: Names | None = _data(None, "train on (default: 2A's six, or all others)", metavar="R", fixed=True)
     valid_reciters: Names | None = _data(None, "validate on (default: 2A's two, or none)", metavar="R", fixed=True)
     surahs: str | None = _data(None, "only surahs A to B, inclusive, in both splits", metavar="A:B", fixed=True)
+    valid_surahs: str | None = _data(None, "validate on these alone, train on all others", metavar="A:B", fixed=True)
     max_duration: float = _data(30.0, "leave out longer ayat (seconds, 30 at most)", above=0, max=30, fixed=True)
     valid_limit: int | None = _data(None, "ayat per validation reciter", min=1, fixed=True)
 
@@ -116,6 +117,7 @@ class EvaluationConfig:
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
     join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")
     max_duration: float | None = _data(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
+    trained: Path | None = _data(None, "a run: WER of voices and texts known and new to it", metavar="RUN")
     normalize: str = _data("diacritics", "taken from both texts", choices=("diacritics", "full", "none"), fixed=True)
 
     batch_size: int | None = _speed(None, "clips decoded at a time (default: 32, GPU 64)", min=1, max=10_000)

@@ -88,8 +88,8 @@ class Part(os.PathLike[str]):
         return replace(self, start=0.0, end=math.inf)
 
 
-def as_part(audio: "Path | Part") -> Part:
-    return audio if isinstance(audio, Part) else Part(audio)
+def as_part(audio: os.PathLike[str]) -> Part:
+    return audio if isinstance(audio, Part) else Part(Path(audio))
 
 
 class AudioError(Exception):

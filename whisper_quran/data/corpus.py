@@ -159,11 +159,13 @@ def default_text(data: Path) -> Path:
 def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], list[Ayah], list[Skipped]]:
     """Return the ayat to train on, those to validate on, and the files that were left out; no audio is opened.
 
-    The reciters are by default Experiment 2A's or, to train on, all others of a manifest.
+    The reciters are by default Experiment 2A's or, to train on, all others of a manifest; for surahs that are only
+    validated on, they may be the same.
 
     Raises:
-        UserError: the corpus cannot be used, or a reciter has no ayah with both audio and text.
+        UserError: the corpus cannot be used, a reciter has no ayah with both audio and text, or a split has none.
     """
+    held_out = parse_surahs(config.valid_surahs, "--valid-surahs") if config.valid_surahs else range(0)
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
     train, valid = config.train_reciters, config.valid_reciters
     if valid is None:
@@ -175,14 +177,24 @@ def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], 
             train = tuple(reciter for reciter in corpus.reciters if reciter not in validating)
     if not train:
         raise UserError(f"no reciter to train on: name some of {', '.join(corpus.reciters)} with --train-reciters")
-    for reciter in sorted(validating.intersection(map(printable, train))):
+    if held_out and not valid:
+        valid = train
+    for reciter in sorted(validating.intersection(map(printable, train))) if not held_out else ():
         log(f"warning    {reciter} is in both splits: its validation WER says nothing about a new reciter")
     train_ayat, skipped = corpus.select(train, "--train-reciters")
     valid_ayat, also_skipped = corpus.select(valid, "--valid-reciters")
+    if held_out:
+        if any(ayah.surah is None for ayah in (*train_ayat, *valid_ayat)):
+            raise UserError(f"--valid-surahs needs columns of surah and ayah, with numbers: see {corpus.source}")
+        train_ayat = [ayah for ayah in train_ayat if ayah.surah not in held_out]
+        valid_ayat = [ayah for ayah in valid_ayat if ayah.surah in held_out]
+        if not train_ayat or not valid_ayat:
+            purpose = "validate" if train_ayat else "train"
+            raise UserError(f"--valid-surahs {config.valid_surahs} leaves no ayah to {purpose} on: choose other surahs")
     return train_ayat, valid_ayat, list(dict.fromkeys([*corpus.skipped, *skipped, *also_skipped]))
 
 
-def parse_surahs(text: str | None) -> range:
+def parse_surahs(text: str | None, option: str = "--surahs") -> range:
     """Parse a range of surahs: ``"2:4"`` is 2, 3 and 4, ``"2"`` is 2, and None is all.
 
     Raises:
@@ -195,7 +207,7 @@ def parse_surahs(text: str | None) -> range:
         first, last = int(match[1]), int(match[2] or match[1])
         if 1 <= first <= last <= len(SURAHS):
             return range(first, last + 1)
-    raise UserError(f"--surahs {text}: give a range A:B with 1 <= A <= B <= {len(SURAHS)}, such as 78:114")
+    raise UserError(f"{option} {text}: give a range A:B with 1 <= A <= B <= {len(SURAHS)}, such as 78:114")
 
 
 def find_reciters(data: Path) -> dict[str, Path]:
@@ -224,7 +236,7 @@ def _misnamed(file: Path) -> str:
     """Return why audio is no ayah by its name."""
     numbers = re.findall("[0-9]+", file.stem)
     if file.stem in numbers and len(file.stem) <= 3:
-        return "a whole surah: cut it into a file an ayah, named SSSAAA"
+        return "a whole surah: cut it into files named SSSAAA, or list its ayat with start and end in a --manifest"
     if len(numbers) == 2 and max(map(len, numbers)) <= 3:
         return f"audio not named SSSAAA: rename it to {int(numbers[0]):03}{int(numbers[1]):03}{file.suffix}"
     return "audio not named SSSAAA"
@@ -363,16 +375,12 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
 
 
 def _tables_in(path: Path) -> list[Path]:
-    """Return the tables that a manifest is: itself, or those in a folder.
-
-    Raises:
-        UserError: there is none in the folder.
-    """
+    """Return the tables of a manifest: the file itself, or those of a folder; raise a UserError if it has none."""
     if not path.is_dir():
         return [path]
-    named = [path / name for name in ("metadata.csv", "metadata.jsonl") if (path / name).is_file()]
-    if found := named[:1] or sorted(path.rglob("*.parquet")):
-        return found
+    for pattern in ("metadata.csv", "metadata.jsonl", "**/*.parquet"):
+        if found := sorted(path.glob(pattern)):
+            return found
     raise UserError(f"{path} holds no metadata.csv, metadata.jsonl or *.parquet: name a table with --manifest")
 
 

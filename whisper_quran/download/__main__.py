@@ -14,6 +14,7 @@ No host but those two is contacted.
 
 import hashlib
 import re
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -104,6 +105,8 @@ def download(config: DownloadConfig) -> None:
                 failed += len(ayat) * (outcome == "failed")
     if failed:
         raise UserError(f"{failed:,} files could not be fetched (listed above): run the same command again")
+    print(f"next: python train.py --data {shlex.quote(str(config.out))}")
+    print("or, with a data set that you have in parquet, JSONL or CSV: python train.py --manifest FILE_OR_FOLDER")
 
 
 def _sites(mirrors: Iterable[str]) -> dict[str, str]:

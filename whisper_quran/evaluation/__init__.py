@@ -1,12 +1,15 @@
 """Evaluation of checkpoints. Here: its command line and the checks of its options, without torch, which takes seconds
 to import."""
 
+import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.names import check_model_source
-from ..config import EvaluationConfig
-from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text
+from ..config import EvaluationConfig, TrainingConfig
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text, select_ayat
+from ..data.text import letters
 from ..runtime.command_line import parse
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
@@ -60,6 +63,23 @@ def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, l
     for name, mark in OUTPUTS.items():
         check_outputs([config.out / name], inputs, mark)
     return corpus, reciters
+
+
+def heard_by(run: Path) -> tuple[set[str], set[str]]:
+    """Return the reciters, and the letters of the texts, that the training run in the folder ``run`` was trained on.
+
+    Raises:
+        UserError: there is no such run, or its data is no longer where it was.
+    """
+    try:
+        options = json.loads((run / "config.json").read_bytes())["config"]
+        with open(run / "skipped.csv", encoding="utf-8", newline="") as file:
+            skipped = {file for file, _ in csv.reader(file)}
+        config = TrainingConfig(**options)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"--trained {run} is no folder that train.py wrote ({error})") from None
+    ayat = [ayah for ayah in select_ayat(config)[0] if printable(str(ayah.audio)) not in skipped]
+    return {ayah.reciter for ayah in ayat}, {letters(ayah.text) for ayah in ayat}
 
 
 def text_of(config: EvaluationConfig) -> Path:

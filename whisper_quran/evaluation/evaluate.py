@@ -5,11 +5,12 @@ import json
 import os
 import platform
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,19 @@ from ..checkpoints.checkpoint import load_checkpoint, read_checkpoint
 from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
-from ..data.audio import SAMPLE_RATE
+from ..data.audio import SAMPLE_RATE, as_part
 from ..data.corpus import Ayah, Corpus, read_text
 from ..data.features import FrozenEncoder
 from ..data.prepare import Passage, decode_ayat, join
 from ..data.tables import Skipped, summary
-from ..data.text import count_diacritics, normalize
+from ..data.text import count_diacritics, letters, normalize
 from ..decoding.long_audio import Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer, joined
 from ..runtime.console import Log, format_duration, format_size, markdown_table, no_log, printable, progress_bar
 from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import Interrupts, UserError
 from ..runtime.files import atomic_write
-from . import check_inputs, text_of
+from . import check_inputs, heard_by, text_of
 from .chance import differences, differences_table, overall, plus_minus, rates_of, share
 from .error_kinds import count_kinds
 from .pages import data_address, embedded_size, relative_address, write_report
@@ -105,6 +106,7 @@ class Evaluation:
         """
         self.config, self.device, self.predictions, self.log = config, device, predictions, log
         self.started = time.perf_counter()
+        self.heard = heard_by(config.trained) if config.trained else None
         self.normalize = partial(normalize, normalization=config.normalize)  # type: ignore[arg-type]
         self.recognizer = Recognizer(Quran(read_text(text_of(config))[0]), device) if config.constrain else None
         selected, left_out = corpus.select(reciters)
@@ -287,18 +289,40 @@ class Evaluation:
         requested = {key_of(row["model"], each) for row in rows for each in self.passages[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in requested]
         found = differences(reported)
-        self.results |= {"overall": overall(reported), "differences": found, **count_kinds(reported)}
+        novelty = self._novelty(*self.heard) if self.heard else []
+        self.results |= {"overall": overall(reported), "differences": found, "novelty": novelty}
+        self.results |= count_kinds(reported)
         self._write_results()
         table = results_table(rows)
-        if found:
-            header, *lines = ([_cell(text) for text in line] for line in differences_table(found))
-            table += "\n" + markdown_table(header, lines)
+        for texts in (novelty, differences_table(found) if found else []):
+            if texts:
+                header, *lines = ([_cell(text) for text in line] for line in texts)
+                table += "\n" + markdown_table(header, lines)
         with atomic_write(out / "results.md") as file:
             file.write(table)
         write_report(out / "report.html", reported, self.results, self._recordings())
         took = format_duration(time.perf_counter() - self.started)
         self.log(f"\n{table}\ndone in {took}; every error, word by word: {out / 'report.html'}")
         return rows
+
+    def _novelty(self, voices: set[str], texts: set[str]) -> list[list[str]]:
+        """Arrange the WER by whether the voice and the text were trained on, as a table, its header first."""
+        groups = defaultdict(list)
+        for row in self.results["rows"]:
+            voice = "known" if row["reciter"] in voices else "new"
+            for passage in self.passages[row["reciter"]]:
+                text = "known" if all(letters(ayah.text) in texts for ayah in passage.parts) else "new"
+                prediction = self.predictions.rows[key_of(row["model"], passage)]
+                groups[row["model"], voice, text].append(prediction)
+        kinds = list(product(("known", "new"), repeat=2))
+        table = [["WER (recordings)", *(f"{voice} voice, {text} text" for voice, text in kinds)]]
+        for model in dict.fromkeys(model for model, *_ in groups):
+            table.append([model])
+            for voice, text in kinds:
+                found = groups[model, voice, text]
+                rates = rates_of(found)
+                table[-1].append(f"{plus_minus(rates['wer'], rates['wer_interval'])} ({len(found)})")
+        return table
 
     def _recordings(self) -> dict[Key, tuple[list[str], bool]]:
         """Link the recordings for the report, or embed them; by their key without the model."""
@@ -309,6 +333,8 @@ class Evaluation:
         for passage in self.all_passages:
             if config.embed_audio:
                 addresses = [data_address(passage.audio(self.cache))]
+            elif any(as_part(ayah.audio).column for ayah in passage.parts):
+                continue  # a page cannot play what is inside a table
             else:
                 addresses = [relative_address(ayah.audio, config.out) for ayah in passage.parts]
             found[key_of("", passage)] = addresses, any(ayah.audio in damaged for ayah in passage.parts)

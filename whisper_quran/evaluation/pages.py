@@ -26,7 +26,7 @@ from urllib.parse import quote
 import av
 import numpy as np
 
-from ..data.audio import SAMPLE_RATE
+from ..data.audio import SAMPLE_RATE, as_part
 from ..data.corpus import SURAHS
 from ..runtime.console import format_duration
 from ..runtime.errors import UserError
@@ -70,8 +70,10 @@ def write_page(path: str | os.PathLike[str], template: Path, data: Mapping[str, 
 
 
 def relative_address(audio: os.PathLike[str], folder: Path) -> str:
-    """Return the address of the file ``audio`` for a page in ``folder``: both can be moved together."""
-    return quote(os.fsencode(os.path.relpath(os.path.abspath(audio), os.path.abspath(folder))))
+    """Return the address of ``audio``, a file or a piece of one, for a page in ``folder``: both can be moved."""
+    part = as_part(audio)
+    address = quote(os.fsencode(os.path.relpath(os.path.abspath(part.path), os.path.abspath(folder))))
+    return address if part == part.whole else f"{address}#t={part.start},{part.end}"
 
 
 def data_address(samples: np.ndarray) -> str:
@@ -142,6 +144,7 @@ def write_report(
         "title": f"What the model{'s' * (len(models) > 1)} heard",
         "subtitle": subtitle + ([f"words compared {compared}"] if compared else []),
         "unfolded": [
+            ["novelty", "Voices and texts that the run was trained on, and new ones", results.get("novelty", [])],
             ["differences", "Is a difference chance? Two models on the same recordings", different[1:] and different],
             ["skipped", f"{len(skipped):,} left out and counted nowhere, with the reasons", skipped],
         ],
