@@ -75,7 +75,7 @@ def test_surahs_that_are_validated_on_are_not_trained_on(config):
     lines: list[str] = []
     assert split(valid_surahs="113") == [{("A", 112)}, {("B", 113)}]
     assert split(valid_surahs="113:114", valid_reciters=("A",)) == [{("A", 112)}, {("A", 113)}]
-    assert split(valid_surahs="113:114", valid_reciters=()) == [{("A", 112)}, {("A", 113)}]
+    assert split(valid_surahs="113:114", valid_reciters=None) == [{("A", 112)}, {("A", 113)}]
     assert lines == []  # no warning of a reciter in both splits
     for surahs, says in (
         ("1:2", "no ayah to validate on"),

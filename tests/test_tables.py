@@ -184,22 +184,24 @@ def test_pieces_that_cannot_be_cut_are_listed(tmp_path):
     reasons = {name.rpartition("line ")[2]: reason for name, reason in left_out.items()}
     assert reasons == {
         "3": f"the piece overlaps with one before it: {tmp_path}/long.wav#t=2.9,5.0",
-        "4": "a piece cannot be from 5.0 to 4.0 s",
-        "5": "a piece cannot be from 6.0 to 6.0 s",
-        "6": "a piece cannot be from 6.0 to 6.05 s",
+        "4": "no piece of 0.1 s or more: from 5.0 to 4.0 s",
+        "5": "no piece of 0.1 s or more: from 6.0 to 6.0 s",
+        "6": "no piece of 0.1 s or more: from 6.0 to 6.05 s",
         "8": f"the piece overlaps with one before it: {tmp_path}/long.wav#t=7.0,10.05",
         "9": "the start is not a time in seconds: -1",
         "10": "the start is not a time in seconds: x",
         "11": "the start is not a time in seconds: it is empty",
         "12": "the start is nan, which stands for a missing value",
         "13": "the end is not a time in seconds: inf",
-        "long.wav#t=7.0,11.0": "cannot be decoded: the piece ends at 11.0 s, after the recording's 10.00 s",
+        "long.wav#t=7.0,11.0": "cannot be decoded: the piece is not in the recording, which has 10.00 s",
     }
 
 
 def test_a_piece_may_end_a_little_after_its_recording_and_be_in_a_row(ayat, tmp_path):
     found, left_out = pieces(tmp_path, "audio,text,offset\nlong.wav,rest,4\n")
     assert len(found[0][1]) == 6 * SAMPLE_RATE and not left_out
+    found, left_out = pieces(tmp_path, "audio,text,offset\nlong.wav,rest,500\n", "c.csv")
+    assert not found and list(left_out) == ["long.wav#t=500.0,inf"]
     found, left_out = pieces(tmp_path, "audio,text,start,end\nlong.wav,rest,4,10.05\n", "b.csv")
     assert len(found[0][1]) == 6 * SAMPLE_RATE and not left_out
     columns = {"audio": with_bytes(ayat[:1]), "text": ["x"], "start": [0.5], "end": [1.5]}
@@ -298,7 +300,7 @@ BROKEN = [
     (jsonl(GOOD, '{"audio": "b.wav", "te'), "not JSON"),
     (jsonl(GOOD, "[1, 2]"), "not a JSON object"),
     (jsonl(GOOD, "[" * 100_000), "not JSON"),
-    (jsonl({**GOOD, "start": 0, "end": 4100, "duration": 4100}), "ends at 4100.0 s, after the recording's 1.00 s"),
+    (jsonl({**GOOD, "start": 0, "end": 4100, "duration": 4100}), "not in the recording, which has 1.00 s"),
     (jsonl(GOOD, {**GOOD, "audio": "sub\\\\gone.wav"}), "no such file"),
     (jsonl('[{"audio": "a.wav", "text": "x"}]'), "lacks a column of audio"),
     (table(audio=pa.array([{"bytes": None, "path": "a.wav"}], AUDIO), text=["x"]), "there are no bytes in this row"),

@@ -382,10 +382,9 @@ def decode_files(
     try:
         for each in files:
             file = each if isinstance(each, bytes | AudioError) else os.fspath(each)
-            if isinstance(file, str):
-                size = os.path.getsize(file) if os.path.exists(file) else 0
-            else:
-                size = len(file) if isinstance(file, bytes) else 0
+            size = len(file) if isinstance(file, bytes) else 0
+            if isinstance(file, str) and os.path.exists(file):
+                size = os.path.getsize(file)
             # Queue more than are being decoded, so that one long recording does not leave workers idle.
             while len(waiting) == 4 * len(pool) or (waiting and sum(each[1] for each in waiting) + size > AHEAD):
                 yield waiting.popleft()[0].result()

@@ -45,7 +45,7 @@ BYTES_PER_SAMPLE = 2
 _HEADER_BYTES = 128  # of a .npy with one axis
 # source, then digest, samples, damaged, mended
 _NAME = re.compile(r"(.+)-(?:([0-9a-f]{16})-([0-9]+)(-damaged)?(-mended)?\.npy|failed\.json)")
-_PAST_THE_END = 0.1  # seconds that a piece may be longer than its recording: times are rounded
+_PAST_THE_END = 0.1  # seconds that a piece may end after its recording: times are rounded
 
 
 class Clip(NamedTuple):
@@ -164,8 +164,8 @@ def prepare_audio(
         clip = Clip(str(file.folder / file.recording[0]), int(samples), digest)
         if part != part.whole:
             seconds = clip.length / SAMPLE_RATE
-            if seconds + _PAST_THE_END < part.end < math.inf:
-                found.skipped.append((audio, f"the piece ends at {part.end} s, after the recording's {seconds:.2f} s"))
+            if part.start > seconds - _PAST_THE_END or seconds + _PAST_THE_END < part.end < math.inf:
+                found.skipped.append((audio, f"the piece is not in the recording, which has {seconds:.2f} s"))
                 continue
             start, end = (round(min(time, seconds) * SAMPLE_RATE) for time in (part.start, part.end))
             clip = Clip(clip.file, end - start, f"{digest}-{start}-{end}", start)

@@ -46,6 +46,8 @@ SURAHS = (
 ).split("،")
 _LONGEST_SURAH = 286  # ayat
 _NUMBER = re.compile(r"(\d{1,3})(?:\.0+)?")
+_MISNAMED = "audio not named SSSAAA: rename it or, if it is more than an ayah, list its pieces in a --manifest"
+_SECONDS = re.compile(r"\d*\.?\d+([eE]-?\d+)?")
 _SHORTEST = 0.1  # seconds of a piece
 _OVERLAP = 0.02  # seconds that pieces may have in common: times are rounded
 
@@ -148,7 +150,7 @@ def _no_recitations(data: Path) -> str:
     if ayah_of(file):
         above = data.absolute().parent
         return f"{data} is the folder of one reciter: give --data {above.parent if above.name == 'audio' else above}"
-    return f"no recitations in {data}: {file} is {_misnamed(file)}"
+    return f"no recitations in {data}: {file} is {_MISNAMED}"
 
 
 def default_text(data: Path) -> Path:
@@ -169,7 +171,7 @@ def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], 
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
     train, valid = config.train_reciters, config.valid_reciters
     if valid is None:
-        valid = EXPERIMENT_2A_VALID if config.manifest is None else ()
+        valid = EXPERIMENT_2A_VALID if config.manifest is None and not held_out else ()
     validating = {printable(reciter) for reciter in valid}
     if train is None:
         train = EXPERIMENT_2A_TRAIN
@@ -232,16 +234,6 @@ def ayah_of(file: Path) -> tuple[int, int] | None:
     return (int(file.stem[:3]), int(file.stem[3:])) if is_named else None
 
 
-def _misnamed(file: Path) -> str:
-    """Return why audio is no ayah by its name."""
-    numbers = re.findall("[0-9]+", file.stem)
-    if file.stem in numbers and len(file.stem) <= 3:
-        return "a whole surah: cut it into files named SSSAAA, or list its ayat with start and end in a --manifest"
-    if len(numbers) == 2 and max(map(len, numbers)) <= 3:
-        return f"audio not named SSSAAA: rename it to {int(numbers[0]):03}{int(numbers[1]):03}{file.suffix}"
-    return "audio not named SSSAAA"
-
-
 def _scan(
     folder: Path, reciter: str, texts: dict[tuple[int, int], str], surahs: range
 ) -> tuple[list[Ayah], list[Skipped]]:
@@ -255,7 +247,7 @@ def _scan(
         if file.name.startswith("000"):
             reason = "not an ayah: one of EveryAyah's own files (000*)"
         elif key is None:
-            reason = _misnamed(file) if is_audio(file) else "not audio"
+            reason = _MISNAMED if is_audio(file) else "not audio"
         elif key[0] not in surahs and key[0] <= len(SURAHS):
             continue
         elif key[1] == 0:
@@ -400,19 +392,16 @@ def _find_recording(folder: Path, row: dict[str, Any]) -> tuple[Path | Part | No
             return None, reason
     times = {}
     for name in {"start", "end", "duration"} & row.keys():
-        try:
-            times[name] = float(row[name].replace(",", "."))
-        except ValueError:
-            times[name] = math.nan
-        if not 0 <= times[name] < math.inf:
-            return None, f"the {name} is not a time in seconds: {row[name] or 'it is empty'}"
+        if not _SECONDS.fullmatch(seconds := row[name].replace(",", ".")):
+            return None, f"the {name} is not a time in seconds: {seconds or 'it is empty'}"
+        times[name] = float(seconds)
     if not times:
         return audio, ""
     length = times.get("duration", math.inf)
     start = times.get("start", times.get("end", 0.0) - length if "duration" in times else 0.0)
     end = times.get("end", start + length)
     if not 0 <= start <= end - _SHORTEST:
-        return None, f"a piece cannot be from {start} to {end} s"
+        return None, f"no piece of {_SHORTEST} s or more: from {start} to {end} s"
     return replace(as_part(audio), start=round(start, 5), end=round(end, 5)), ""
 
 

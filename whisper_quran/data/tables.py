@@ -94,8 +94,7 @@ def read_table(path: Path, roles: Sequence[str], needed: Sequence[str], option: 
     unused = [printable(name) for name in names if name and name not in columns.values()]
     if "start" in roles and (parts := [name for name in unused if _PART.fullmatch(name.lower())]):
         raise UserError(
-            f"{path} has {', '.join(parts)}: name the columns of a piece start and end, or offset and duration, in "
-            "seconds; or remove these, if every row is a whole file"
+            f"{path} has {', '.join(parts)}: name them start and end, in seconds; or remove them, if rows are files"
         )
     table = Table(path, columns, unused, [], [])
     for place, record in records(list(columns.values())):
