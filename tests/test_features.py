@@ -78,6 +78,24 @@ def test_the_encoder_is_whispers_own_and_padding_changes_nothing(clips):
         torch.testing.assert_close(one[:context], other[:context], rtol=1e-4, atol=1e-5)
 
 
+def test_outputs_are_kept_as_far_as_there_is_memory_and_are_those_of_a_clip_alone(clips, monkeypatch):
+    """Clips of 8 to 30 s: two fit, and come from memory in whatever batch they are asked for."""
+    model, some = make_whisper(), [clips[index] for index in (0, 2, 1, 3)]
+    contexts = [natural_context(len(clip)) for clip in some]
+    alone = FrozenEncoder(model, torch.float32)(collate(some), contexts)
+    encoder = FrozenEncoder(model, torch.float32, memory=4 * 64 * (contexts[0] + contexts[1]))
+    encoded = []
+    encode_mel = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda mel, its: encoded.append(list(its)) or encode_mel(mel, its))
+    assert torch.equal(encoder(collate(some), contexts, "abcd").values, alone.values)
+    assert torch.equal(encoder(collate(some), contexts, "abcd").values, alone.values)
+    assert encoded == [contexts, contexts[2:]]
+    backwards = encoder(collate(some[1::-1]), contexts[1::-1], "ba")
+    assert len(encoded) == 2
+    for index, row in enumerate(backwards.values.flip(0)):
+        assert torch.equal(row[: contexts[index]], alone.values[index, : contexts[index]])
+
+
 def test_float_audio_is_as_good_as_int16(clips):
     audio = collate(clips[:2])
     assert torch.equal(log_mel(audio.float() / 32768, 80), log_mel(audio, 80))

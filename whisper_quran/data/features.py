@@ -7,7 +7,7 @@ Whisper pads every clip to 30 seconds, and an ayah lasts 7 on average. Here the 
 depend on the other clips. Here the maximum is taken per clip.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -172,17 +172,29 @@ class AudioFeatures:
 class FrozenEncoder:
     """The encoder of a model in the precision of a run: its weights are cast once, not at every call.
 
-    It is moved to the device at the first call.
+    It is moved to the device at the first call. Outputs that will be asked for again are kept, up to ``memory`` bytes.
     """
 
-    def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: Whisper, dtype: torch.dtype, compile: bool = False, memory: int = 0) -> None:
+        self.model, self.dtype, self.memory = model, dtype, memory
+        self.kept: dict[Hashable, Tensor] = {}  # (context, n_audio_state) each, on the CPU
         self._encode = torch.compile(encode) if compile else encode
         self._encoder: AudioEncoder | None = None
 
-    def __call__(self, audio: Tensor, contexts: Sequence[int]) -> AudioFeatures:
-        """Encode int16 audio (batch, n), each clip in its own of the ``contexts``."""
-        return self.encode(log_mel(audio, self.model.dims.n_mels, contexts), contexts)
+    def __call__(self, audio: Tensor, contexts: Sequence[int], keys: Sequence[Hashable] = ()) -> AudioFeatures:
+        """Encode int16 audio (batch, n), each clip in its own of the ``contexts``; with ``keys``, each of them once."""
+        if not keys:
+            return self.encode(log_mel(audio, self.model.dims.n_mels, contexts), contexts)
+        rows = {row: self.kept[key].to(audio.device) for row, key in enumerate(keys) if key in self.kept}
+        if missing := [row for row in range(len(keys)) if row not in rows]:
+            encoded = self(audio[missing], [contexts[row] for row in missing])
+            for row, context, features in zip(missing, encoded.contexts, encoded.values, strict=True):
+                rows[row] = features[:context]
+                if rows[row].nbytes <= self.memory:
+                    self.memory -= rows[row].nbytes
+                    self.kept[keys[row]] = rows[row].to("cpu", copy=True)
+        values = nn.utils.rnn.pad_sequence([rows[row] for row in range(len(keys))], batch_first=True)
+        return AudioFeatures(values, contexts)
 
     @torch.no_grad()
     def encode(self, mel: Tensor, contexts: Sequence[int]) -> AudioFeatures:

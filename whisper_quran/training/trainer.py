@@ -37,6 +37,7 @@ from .validation import validate
 SAVE_SECONDS = 600.0  # between two saves, without --save-every
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
 ONE_PROCESS = World()
+KEPT_BYTES = 2 * 2**30  # of a frozen encoder's outputs, which are the same in every epoch: 0.5 MB an ayah for `base`
 CPU_BATCH = 16  # clips at a time: more take memory and are no faster
 
 
@@ -77,7 +78,8 @@ class Trainer:
         self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
         if not config.train_encoder:
             model.encoder.to("cpu")  # the device only needs a copy in the run's precision
-            self.encoder = FrozenEncoder(model, precision.dtype, config.compile)
+            memory = 0 if config.augment or config.epochs == 1 else KEPT_BYTES // world.size
+            self.encoder = FrozenEncoder(model, precision.dtype, config.compile, memory)
         self.augmentation = Augmentation(config.seed, device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
         self.history = History(config.out / "metrics.jsonl", world.is_main, config.tensorboard)
@@ -158,13 +160,14 @@ class Trainer:
 
     def audio(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the input of the objective, and its mask: encoder outputs if the encoder is frozen, otherwise mels."""
-        n_mels = self.model.dims.n_mels
+        n_mels, contexts = self.model.dims.n_mels, batch.contexts
         if self.augmentation:
             mel, contexts = self.augmentation.log_mel(batch, self.epoch, n_mels)
+            audio = self.encoder.encode(mel, contexts).values if self.encoder else mel
+        elif self.encoder:
+            audio = self.encoder(batch.audio, contexts, batch.clips).values
         else:
-            contexts = batch.contexts
-            mel = log_mel(batch.audio, n_mels, contexts)
-        audio = self.encoder.encode(mel, contexts).values if self.encoder else mel
+            audio = log_mel(batch.audio, n_mels, contexts)
         return audio, audio_mask(contexts, self.device)
 
     def step_within_memory(self, step: Step) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def validate(
         nonlocal loss, target_tokens
         for batch in batches:
             batch = batch.to(device)
-            features = encoder(batch.audio, batch.contexts)
+            features = encoder(batch.audio, batch.contexts, batch.clips)
             mask = audio_mask(batch.contexts, device)
             with precision.autocast(device):
                 loss += objective.loss(features.values, batch.tokens, batch.positions, batch.targets, mask).item()
