@@ -8,7 +8,7 @@ The step is the trainer's: its model, adapters, optimiser, loss and frozen encod
 fp16 take the same), at the model's real dimensions, on tensors that have a shape and no content (PyTorch's
 ``FakeTensorMode``). Every tensor that is made is counted until it is freed: weights, gradients, AdamW's moments, what
 the backward pass keeps, and what comes and goes between. The peak is that of a micro-batch whose step has gradients
-from the one before it, as with ``--accumulate``; with a frozen encoder it is the first epoch's, which encodes.
+from the one before it, as with ``--accumulate``.
 
 A tensor's shape is the same on a GPU, where attention is the fused one, too. Not counted, and allowed for: what CUDA
 and its libraries take (0.5 GiB), and what the allocator cannot use (10 %).

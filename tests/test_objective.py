@@ -39,7 +39,8 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
     # One noise a text, so that a clip is the same in whatever batch it stands.
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
     audio = torch.stack([torch.randint(-9000, 9000, (8000,), generator=each) for each in generators]).to(torch.int16)
-    return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets), [Clip(0, 8000, False)] * len(texts))
+    clips = [Clip(seed + i, 8000, False) for i in range(len(texts))]
+    return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets), clips)
 
 
 def trainer_of(model: Whisper, train_encoder: bool = False) -> Trainer:
@@ -204,7 +205,7 @@ def test_a_steps_micro_batches_have_clips_of_one_length(tmp_path):
             return np.zeros(next(e.samples for e in examples if e.parts[0].audio == audio), np.int16)
 
     model = make_whisper()
-    config = TrainingConfig(batch_size=8, accumulate=2, lr=1e-3, warmup_steps=0)
+    config = TrainingConfig(batch_size=8, accumulate=2, lr=1e-3, warmup_steps=0, train_encoder=True)
     trainer = Trainer(config, TrainingData(examples, {}, Silence(), []), model, CPU, Precision("fp32", ""))
     (taken,) = trainer.steps()
     assert [batch.audio.shape for batch in taken.batches] == [(4, 4000), (4, 8000), (4, 12_000), (4, 16_000)]

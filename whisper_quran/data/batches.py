@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Clip(NamedTuple):
 
     @property
     def context(self) -> int:
-        """The context, in positions of the encoder, in which it is encoded: 30 s, as whisper's own, with timestamps."""
+        """The context in which it is encoded, as of :class:`.prepare.Example`."""
         return FULL_CONTEXT if self.timed else natural_context(self.samples)
 
 
@@ -112,20 +112,20 @@ def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch + index * 2_654_435_761) % 2**32)
 
 
-def epoch_steps(samples: Sequence[int], clips_per_step: int, seed: int, epoch: int) -> list[Sequence[int]]:
-    """Return the examples of each step of an epoch, by number, given their lengths in ``samples``.
+def epoch_steps(lengths: Sequence[Any], clips_per_step: int, seed: int, epoch: int) -> list[Sequence[int]]:
+    """Return the examples of each step of an epoch, by number, given their ``lengths``.
 
     Shuffled examples are sorted by length within pools of a few steps, cut into steps, and the steps are shuffled. The
     last step has the rest.
     """
     draw = generator(seed, epoch)
-    order = torch.randperm(len(samples), generator=draw).tolist()
+    order = torch.randperm(len(lengths), generator=draw).tolist()
     whole = len(order) // clips_per_step * clips_per_step
     steps: list[Sequence[int]] = []
     for pool in split(order[:whole], _POOL * clips_per_step):
-        steps += split(sorted(pool, key=samples.__getitem__), clips_per_step)
+        steps += split(sorted(pool, key=lengths.__getitem__), clips_per_step)
     shuffled = [steps[i] for i in torch.randperm(len(steps), generator=draw).tolist()]
-    return [*shuffled, *split(sorted(order[whole:], key=samples.__getitem__), clips_per_step)]
+    return [*shuffled, *split(sorted(order[whole:], key=lengths.__getitem__), clips_per_step)]
 
 
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:

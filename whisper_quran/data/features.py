@@ -115,7 +115,9 @@ def audio_mask(contexts: Sequence[int], device: torch.device) -> Tensor | None:
     return (torch.arange(longest, device=device) < lengths[:, None])[:, None, None]
 
 
-def attend(attention: MultiHeadAttention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    attention: MultiHeadAttention, x: Tensor, source: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """Compute whisper's attention of x (batch, length, state) to ``source`` (batch, keys, state), with a mask of keys.
 
     whisper's own ``forward`` takes any mask for a causal one.
@@ -124,7 +126,7 @@ def attend(attention: MultiHeadAttention, x: Tensor, source: Tensor, mask: Tenso
     query = attention.query(x).unflatten(2, heads).transpose(1, 2)
     key = attention.key(source).unflatten(2, heads).transpose(1, 2)
     value = attention.value(source).unflatten(2, heads).transpose(1, 2)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     return attention.out(attended.transpose(1, 2).flatten(2))
 
 

@@ -26,7 +26,7 @@ from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.batches import split
-from ..data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder, audio_mask
+from ..data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder
 from .sampling import Hypotheses, TimestampRules
 
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
@@ -191,7 +191,8 @@ class BatchDecoder:
         self.keys, self.values = caches(context), caches(context)
         self.cross_keys, self.cross_values = caches(dims.n_audio_ctx), caches(dims.n_audio_ctx)
         # Added to the scores of attention to the audio: -inf beyond the context of the clip in a slot.
-        self.audio_bias = torch.zeros((self.slots, dims.n_audio_ctx), dtype=self.dtype, device=self.device)
+        shape = (self.slots, _round_up(dims.n_audio_ctx, 8))  # or a GPU would copy it to an even stride in every layer
+        self.audio_bias = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.hypotheses = Hypotheses(self.slots, self.begin, self.last, self.eot, self.device)
         self.no_speech_probs = torch.full((self.slots,), torch.nan, device=self.device)
         self.temperature = 0.0
@@ -346,12 +347,11 @@ class BatchDecoder:
 
     def _enter(self, batch: AudioFeatures, slots: Tensor, seeds: Tensor) -> None:
         """Fill ``slots`` (n,) with the clips of ``batch``: run the prompt, sample once."""
-        features, mask = batch.values.to(self.dtype), audio_mask(batch.contexts, self.device)
-        longest = features.shape[1]
-        self.audio_bias[slots] = 0.0
-        if mask is not None:
-            self.audio_bias[slots, :longest] = torch.where(mask[:, 0, 0], 0.0, -torch.inf).to(self.dtype)
-        self.audio_bias[slots, longest:] = -torch.inf
+        features, longest = batch.values.to(self.dtype), batch.values.shape[1]
+        bias = torch.zeros((len(batch), self.audio_bias.shape[1]), dtype=self.dtype, device=self.device)
+        columns = torch.arange(bias.shape[1], device=self.device)
+        bias.masked_fill_(columns >= self._index([*batch.contexts])[:, None], -torch.inf)
+        self.audio_bias[slots] = bias
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             self.keys[layer][slots, :, : self.begin] = key
@@ -362,7 +362,7 @@ class BatchDecoder:
             key, value = self._heads(F.linear(features, *self.blocks[layer].cross_key_value), 2)
             self.cross_keys[layer][slots, :, :longest] = key
             self.cross_values[layer][slots, :, :longest] = value
-            return F.scaled_dot_product_attention(query, key, value, mask)
+            return F.scaled_dot_product_attention(query, key, value, bias[:, None, None, :longest])
 
         prompt = self.embedding[self.prompt] + self.positional_embedding[: self.begin]
         x = self._run_blocks(prompt.expand(len(batch), -1, -1), attend, attend_audio)
@@ -476,7 +476,7 @@ def decode_batch(
     options = {"sample_len": model.dims.n_text_ctx // 2, **options}
     decoder = BatchDecoder(model, len(mel), language=language, dtype=dtype, **options)
     if mel.shape[-2:] == (model.dims.n_audio_ctx, model.dims.n_audio_state):
-        features = AudioFeatures(mel, [FULL_CONTEXT] * len(mel))
+        features = AudioFeatures(mel, contexts or [FULL_CONTEXT] * len(mel))
     else:
         features = FrozenEncoder(model, decoder.dtype).encode(mel, contexts or [mel.shape[2] // 2] * len(mel))
     results = {clip.index: clip.result for clip in decoder.decode([features])}

@@ -123,7 +123,10 @@ def transcribe_clips(
 
     Raises:
         UserError: the GPU's memory does not hold even one piece beside the model.
+        ValueError: there is no such context.
     """
+    if context not in ("natural", "full"):
+        raise ValueError(f"context is natural or full, not {context}")
     if isinstance(model, Whisper):
         model = FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
     timed = options.get("timestamps", False)

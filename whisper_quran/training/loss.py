@@ -48,7 +48,7 @@ class Objective(nn.Module):
         x = decoder.token_embedding(tokens) + decoder.positional_embedding[: tokens.shape[1]]
         x = x.to(audio_features.dtype)
         for block in decoder.blocks:
-            x = self._run(decode_block, block, x, audio_features, decoder.mask, mask)
+            x = self._run(decode_block, block, x, audio_features, mask)
         x = decoder.ln(x).flatten(0, 1)[positions]
         logits = F.linear(x, decoder.token_embedding.weight.to(x.dtype))
         return F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -66,11 +66,10 @@ class Objective(nn.Module):
         return checkpoint(run_block, *inputs, use_reentrant=False) if self.grad_checkpoint else run_block(*inputs)
 
 
-def decode_block(
-    block: ResidualAttentionBlock, x: Tensor, audio_features: Tensor, causal: Tensor, mask: Tensor | None
-) -> Tensor:
+def decode_block(block: ResidualAttentionBlock, x: Tensor, audio_features: Tensor, mask: Tensor | None) -> Tensor:
     """Apply a block of the decoder to x (batch, length, n_text_state), as its own ``forward`` does."""
-    x = x + block.attn(block.attn_ln(x), mask=causal)[0]
+    normed = block.attn_ln(x)
+    x = x + attend(block.attn, normed, normed, causal=True)
     x = x + attend_to_audio(block.cross_attn, block.cross_attn_ln(x), audio_features, mask)
     return x + block.mlp(block.mlp_ln(x))
 

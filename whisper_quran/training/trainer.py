@@ -12,7 +12,6 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from signal import SIGTERM
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,6 @@ SAVE_SECONDS = 600.0  # between two saves, without --save-every
 MOST_BAD_STEPS = 5  # in a row, before a run is stopped
 ONE_PROCESS = World()
 KEPT_BYTES = 2 * 2**30  # of a frozen encoder's outputs, which are the same in every epoch: 0.5 MB an ayah for `base`
-CPU_BATCH = 16  # clips at a time: more take memory and are no faster
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class Trainer:
         self.encoder: FrozenEncoder | None = None  # None if the encoder is trained
         if not config.train_encoder:
             model.encoder.to("cpu")  # the device only needs a copy in the run's precision
-            memory = 0 if config.augment or config.epochs == 1 else KEPT_BYTES // world.size
+            # On a GPU encoding is fast, and its rounding depends on the batch: a resumed run would differ.
+            memory = KEPT_BYTES // world.size if device.type == "cpu" and config.epochs > 1 else 0
             self.encoder = FrozenEncoder(model, precision.dtype, config.compile, memory)
         self.augmentation = Augmentation(config.seed, device) if config.augment else None
         self.forward = torch.compile(self.objective) if config.compile else self.objective
@@ -87,11 +86,11 @@ class Trainer:
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs trained, validated and saved
         self.bad_steps = 0  # steps in a row that were skipped because they were not finite
-        # Clips at a time in training and in validation; halved when a GPU runs out of memory.
+        # Clips at a time in training and in validation; halved when a GPU runs out of memory. On a CPU, what is enough.
         self.micro_batch = self.valid_batch = config.batch_size
         if device.type == "cpu":
-            self.micro_batch = min(config.batch_size, CPU_BATCH)
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
+            self.micro_batch = min(config.batch_size, 4 if config.train_encoder else 16)
+        self.last_save, self.save_seconds, self.slowest_step = time.monotonic(), 0.0, 0.0
         self.deadline = math.inf  # of --max-time, by time.monotonic()
 
         self.clips_per_step = clips_per_step(config, world.size)
@@ -195,8 +194,8 @@ class Trainer:
 
     def steps(self) -> Iterator[Step]:
         """Yield the remaining steps of the epoch, with clips of similar length in each micro-batch."""
-        samples = [example.samples for example in self.data.train]
-        steps = epoch_steps(samples, self.clips_per_step, self.config.seed, self.epoch)
+        lengths = [(example.context, example.samples) for example in self.data.train]
+        steps = epoch_steps(lengths, self.clips_per_step, self.config.seed, self.epoch)
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
         for clips in steps[self.step - first : self.total_steps - first]:
@@ -274,7 +273,8 @@ class Trainer:
         """
         now = time.monotonic()
         signal = self.interrupts.requested or 0
-        out_of_time = now + 2 * step_seconds + self.save_seconds > self.deadline
+        self.slowest_step = max(step_seconds, 0.9 * self.slowest_step)  # the next may have the longest clips
+        out_of_time = now + 2 * self.slowest_step + self.save_seconds > self.deadline
         signals, late = self.world.sum([float(signal > 0), float(out_of_time)], self.device)
         if signals:
             self.save()
@@ -291,8 +291,8 @@ class Trainer:
 
     def seconds_left(self) -> float:
         """Estimate the seconds that the remaining steps and validations take, by the speed of the last steps."""
-        clips_per_s = median(row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train")
-        training = (self.total_steps - self.step) * self.clips_per_step / clips_per_s
+        seconds = [1 / row["clips_per_s"] for row in self.history.rows[-50:] if row["event"] == "train"]  # a clip
+        training = (self.total_steps - self.step) * self.clips_per_step * sum(seconds) / len(seconds)
         return training + (self.epochs - self.epoch) * self.validation_seconds()
 
     def validation_seconds(self) -> float:
