@@ -237,6 +237,8 @@ def test_ayat_get_their_text_and_may_have_several_takes(quran, tmp_path):
         f"manifest   {tmp_path}/list.csv: audio from path, surah from sorah, ayah from aya are read",
         "manifest   no reciter is named: all rows are one voice, list",
     ]
+    (tmp_path / "words.csv").write_text("path,sorah,aya\na.wav,name,words\n")
+    assert open_corpus(Path("no text"), manifest=tmp_path / "words.csv").select(["words"])[0][0].text == "words"
     assert len(open_corpus(quran, manifest=tmp_path / "list.csv", surahs="112:112").select(["list"])[0]) == 3
     with pytest.raises(UserError, match="names no recording that can be used"):
         open_corpus(quran, manifest=tmp_path / "list.csv", surahs="1:2")

@@ -332,10 +332,10 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
         if not {"surah", "ayah"} <= table.columns.keys() and (surahs or "text" not in table.columns):
             what = "surah and ayah, for --surahs" if surahs else f"text ({', '.join(NAMES['text'])}), or surah and ayah"
             raise UserError(f"{table.path} lacks columns of {what}")
-    lacks_text = any("text" not in table.columns for table in tables)
+    rows = [(table.path.parent, *row) for table in tables for row in table.rows]
+    lacks_text = any("text" not in row and _key(row) for _, _, row in rows)
     quran, skipped = read_text(text, log) if lacks_text else ({}, [])
     skipped += [item for table in tables for item in table.skipped]
-    rows = [(table.path.parent, *row) for table in tables for row in table.rows]
     texts = _recited([_text_of(row, quran) for _, _, row in rows], path, log)
     numbers, takes = Counter[str](), Counter[tuple[str, tuple[int, int] | None]]()
     found = []
