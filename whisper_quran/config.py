@@ -59,7 +59,6 @@ class TrainingConfig:
     warmup_steps: int | None = _training(None, "steps of linear warmup (default: by the hours)", min=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", min=0, fixed=True)
     seed: int = _training(0, "decides order, windows, augmentation and adapters", min=0, max=2**64 - 1, fixed=True)
-    patience: int | None = _training(None, "stop after this many epochs without a lower validation WER", min=1)
     max_steps: int | None = _training(None, "stop after this many optimiser steps", min=1, fixed=True)
     no_vanilla: bool = _training(False, "do not validate the untouched model first", fixed=True)
 

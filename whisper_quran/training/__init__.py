@@ -45,14 +45,11 @@ def check_inputs(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah],
     """Check all that can be checked without opening audio; return what :func:`..data.corpus.select_ayat` does.
 
     Raises:
-        UserError: there is no such model, reciter, path or surah, or nothing to validate on for --patience.
+        UserError: there is no such model, reciter, path or surah.
     """
     if not (config.resume and has_state(config.out)):
         check_model_source(config.model)
-    train, valid, skipped = select_ayat(config, log)
-    if config.patience is not None and not valid:
-        raise UserError("--patience waits for a lower validation WER, and no reciter validates: add --valid-reciters")
-    return train, valid, skipped
+    return select_ayat(config, log)
 
 
 def has_state(out: Path) -> bool:

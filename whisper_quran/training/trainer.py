@@ -107,7 +107,7 @@ class Trainer:
             if self.step == 0 and not self.config.no_vanilla and -1 not in self.history.valid():
                 self.validate(epoch=-1)
                 self.save()
-            while self.epoch < self.epochs and not self.out_of_patience():
+            while self.epoch < self.epochs:
                 if not (self.train_epoch() and self.time_for_validation()):
                     return False
                 self.validate(self.epoch)
@@ -310,14 +310,6 @@ class Trainer:
                 f"validation took {format_duration(took)} the last time, and {format_duration(max(left, 0))} are left"
             )
         return not late
-
-    def out_of_patience(self) -> bool:
-        """Return True if --patience epochs have passed since the best one."""
-        best = best_epoch(self.history.rows)
-        if self.config.patience is None or best is None or self.epoch - 1 - best < self.config.patience:
-            return False
-        self.log(f"patience   no epoch after epoch {best} had a lower WER: this is the end of the run")
-        return True
 
     def validate(self, epoch: int) -> None:
         """Validate on every reciter and add a row for each; ``epoch`` is -1 for the untouched model."""
