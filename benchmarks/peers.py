@@ -42,7 +42,7 @@ from train import Clips, Setup, epoch_losses, make_trainer, open_clips, peak_mem
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.convert import convert
 from whisper_quran.data import batches as training_batches
-from whisper_quran.data.batches import epoch_steps
+from whisper_quran.data.batches import epoch_order
 from whisper_quran.data.features import FULL_CONTEXT
 from whisper_quran.data.prepare import Example
 from whisper_quran.data.text import normalize
@@ -93,9 +93,7 @@ class Job:
     def order(self) -> list[Example]:
         """The clips of all epochs, one after another, as our trainer takes them."""
         examples = self.clips.examples
-        samples = [example.samples for example in examples]
-        epochs = (epoch_steps(samples, self.batch_size, 0, epoch) for epoch in range(self.epochs))
-        return [examples[i] for steps in epochs for step in steps for i in step]
+        return [examples[i] for epoch in range(self.epochs) for i in epoch_order(len(examples), 0, epoch)]
 
     def rate(self, step: int) -> float:
         """The learning rate, as a share of its highest."""

@@ -3,8 +3,9 @@
 A clip is copied as int16 samples: the log-mel is computed on the device, for the whole batch (:mod:`.features`). No
 audio is decoded here, so one background thread keeps ahead of any GPU: a batch of 16 clips of 10 s is 5 MB to copy.
 
-A step's clips depend on the seed, the epoch and their number alone, and are of similar length: little is padded.
-Accumulation only splits them into micro-batches: 4 × 4 has exactly the clips of a batch of 16.
+The order depends on the seed and the epoch alone, and a step's clips are one slice of it. Accumulation only splits the
+slice into micro-batches, so that 4 × 4 has exactly the clips of a batch of 16. It is sorted by length: clips that
+are next to each other need little padding.
 """
 
 import zlib
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +23,6 @@ from .features import FULL_CONTEXT, collate, natural_context
 from .prepare import Example
 
 T = TypeVar("T")
-
-_POOL = 16  # steps, over which clips are sorted by length
 
 
 class Clip(NamedTuple):
@@ -112,20 +111,9 @@ def generator(seed: int, epoch: int, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch + index * 2_654_435_761) % 2**32)
 
 
-def epoch_steps(lengths: Sequence[Any], clips_per_step: int, seed: int, epoch: int) -> list[Sequence[int]]:
-    """Return the examples of each step of an epoch, by number, given their ``lengths``.
-
-    Shuffled examples are sorted by length within pools of a few steps, cut into steps, and the steps are shuffled. The
-    last step has the rest.
-    """
-    draw = generator(seed, epoch)
-    order = torch.randperm(len(lengths), generator=draw).tolist()
-    whole = len(order) // clips_per_step * clips_per_step
-    steps: list[Sequence[int]] = []
-    for pool in split(order[:whole], _POOL * clips_per_step):
-        steps += split(sorted(pool, key=lengths.__getitem__), clips_per_step)
-    shuffled = [steps[i] for i in torch.randperm(len(steps), generator=draw).tolist()]
-    return [*shuffled, *split(sorted(order[whole:], key=lengths.__getitem__), clips_per_step)]
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the shuffled order of ``count`` examples."""
+    return torch.randperm(count, generator=generator(seed, epoch)).tolist()
 
 
 def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
