@@ -185,7 +185,7 @@ class FrozenEncoder:
 
     def __call__(self, audio: Tensor, contexts: Sequence[int], keys: Sequence[Hashable] = ()) -> AudioFeatures:
         """Encode int16 audio (batch, n), each clip in its own of the ``contexts``; with ``keys``, each of them once."""
-        if not keys:
+        if not keys or not (self.memory or self.kept):
             return self.encode(log_mel(audio, self.model.dims.n_mels, contexts), contexts)
         rows = {row: self.kept[key].to(audio.device) for row, key in enumerate(keys) if key in self.kept}
         if missing := [row for row in range(len(keys)) if row not in rows]:
