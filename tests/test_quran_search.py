@@ -13,6 +13,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.corpus import read_text
+from whisper_quran.data.features import AudioFeatures
 from whisper_quran.data.text import letters, target_tokens
 from whisper_quran.decoding import batch_decoder
 from whisper_quran.decoding.batch_decoder import BatchDecoder
@@ -141,10 +142,10 @@ def test_log_probabilities_are_those_of_the_model(monkeypatch):
     monkeypatch.setattr(BatchDecoder, "_logits", lambda self, x: sizes.append(len(x)) or logits(self, x))
     monkeypatch.setattr(batch_decoder, "_SCORED_TOKENS", 12)
     model = make_whisper(layers=2)
-    features = torch.randn(3, 1500, 64)
+    features = torch.randn(3, 600, 64)
     texts = ["قل هو الله أحد", "قل", "الله الصمد"]
     decoder = BatchDecoder(model, 2, sample_len=5)
-    for clip in decoder.decode(features.split(1)):
+    for clip in decoder.decode(AudioFeatures(each, [600]) for each in features.split(1)):
         sizes.clear()
         for text, said in zip(texts, clip.log_probabilities(texts), strict=True):
             whole = torch.tensor([target_tokens(TOKENIZER, text)])
@@ -164,7 +165,7 @@ def test_a_text_without_an_end_fills_the_context_and_is_recognised():
     timed = Recognizer(babbled, CPU, alignment_heads(model))
     (transcript,) = transcribe_clips(model, [audio], batch_size=1, fallback=False, recognizer=timed)
     assert transcript.found[0].times
-    for clip in BatchDecoder(model, 1).decode([torch.randn(1, 1500, 64)]):
+    for clip in BatchDecoder(model, 1).decode([AudioFeatures(torch.randn(1, 400, 64), [400])]):
         assert len(clip.result.tokens) == 445
         longer, much_longer = clip.log_probabilities(["الله " * 500, "الله " * 1000])
         assert -float("inf") < longer == much_longer < 0
