@@ -14,16 +14,18 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from whisper_quran import EvaluationConfig, TrainingConfig, evaluate, train
+from recipes import make_config, make_parser, parse  # benchmarks/recipes.py
+
+from whisper_quran import EvaluationConfig, evaluate, train
 from whisper_quran.data import batches
-from whisper_quran.data.features import FULL_CONTEXT, natural_context
+from whisper_quran.data.features import FULL_CONTEXT, context_of
 from whisper_quran.decoding.batch_decoder import is_looping
 from whisper_quran.evaluation.predictions import Prediction, read_predictions
 from whisper_quran.evaluation.word_errors import ErrorCounts
 from whisper_quran.runtime.console import markdown_table, percent
 
 LENGTHS = ((0, 3), (3, 6), (6, 15), (15, 31))  # seconds
-RULES = {"natural": natural_context, "full": lambda samples: FULL_CONTEXT}
+RULES = {"natural": context_of, "full": lambda samples, full: FULL_CONTEXT}
 
 
 def train_in(args: argparse.Namespace, context: str, seed: int) -> Path:
@@ -31,16 +33,9 @@ def train_in(args: argparse.Namespace, context: str, seed: int) -> Path:
     out = args.out / f"{context}-{seed}"
     last = out / f"epoch-{args.epochs - 1:03}.pt"
     if not last.exists():
-        batches.natural_context = RULES[context]
-        train(
-            TrainingConfig(
-                data=args.data, train_reciters=args.train_reciters, valid_reciters=args.valid_reciters,
-                valid_limit=args.valid_limit, model=args.model, epochs=args.epochs, lr=args.lr, keep="last",
-                warmup_steps=args.warmup_steps, batch_size=args.batch_size, seed=seed, precision=args.precision,
-                no_vanilla=True, cache=args.cache, out=out, resume=True,
-            )
-        )  # fmt: skip
-        batches.natural_context = natural_context
+        batches.context_of = RULES[context]
+        train(make_config(args, seed, out, keep="last"))
+        batches.context_of = context_of
     return last
 
 
@@ -48,8 +43,8 @@ def predict(args: argparse.Namespace, model: str, context: str, out: Path) -> li
     """Evaluate ``model`` in a context, unless that is done."""
     evaluate(
         EvaluationConfig(
-            models=(model,), data=args.data, reciters=args.valid_reciters, max_duration=30, context=context,
-            no_fallback=True, precision=args.precision, cache=args.cache, out=out,
+            models=(model,), data=args.data, reciters=args.valid_reciters, surahs=args.surahs, max_duration=30,
+            context=context, no_fallback=True, precision=args.precision, cache=args.cache, out=out,
         )
     )  # fmt: skip
     return list(read_predictions(out / "predictions.csv"))
@@ -70,23 +65,10 @@ def cells(rows: Sequence[Prediction], reciters: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--train-reciters", nargs="+", required=True)
-    parser.add_argument("--valid-reciters", nargs="+", required=True)
+    parser = make_parser(__doc__)
     parser.add_argument("--contexts", nargs="*", choices=RULES, default=list(RULES), help="to train in")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--warmup-steps", type=int, default=10)
-    parser.add_argument("--valid-limit", type=int, default=16)
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    args.cache = args.cache or args.out / "cache"
+    parser.set_defaults(epochs=4, valid_limit=16)
+    args = parse(parser)
     models = {"untouched": args.model}
     for seed in args.seeds:
         for context in args.contexts:

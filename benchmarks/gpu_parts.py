@@ -43,7 +43,7 @@ from whisper_quran.checkpoints.checkpoint import load_checkpoint, save_checkpoin
 from whisper_quran.config import EvaluationConfig
 from whisper_quran.data import batches as training_batches
 from whisper_quran.data.batches import Batch, Clip, make_batch
-from whisper_quran.data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder, collate, natural_context
+from whisper_quran.data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder, collate, context_of
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.evaluation.evaluate import evaluate
 from whisper_quran.runtime.device import DTYPES, Precision, choose_device, choose_precision
@@ -186,7 +186,7 @@ def decoding(bench: Bench) -> Iterator[Unit]:
         examples = clips.examples[: min(16, bench.batch_sizes[1])]
         audio = collate([example.audio(clips.recordings) for example in examples])
         reference, model = bench.weights("cpu"), bench.weights(setup.device)
-        contexts = [natural_context(example.samples) for example in examples]
+        contexts = [context_of(example.samples) for example in examples]
         features = FrozenEncoder(reference, torch.float32)(audio, contexts)
         decoder = BatchDecoder(reference, len(audio), sample_len=TOKENS)
         results = {clip.index: clip.result for clip in decoder.decode([features])}
@@ -265,8 +265,8 @@ def context(bench: Bench) -> Iterator[Unit]:
 
     def epochs(batch_size: int, report: Report) -> None:
         setup, clips = bench.setup(), len(bench.clips.examples)
-        for length, rule in (("30 s", lambda samples: FULL_CONTEXT), ("natural", natural_context)):
-            training_batches.natural_context = rule
+        for length, rule in (("30 s", lambda samples, full: FULL_CONTEXT), ("natural", context_of)):
+            training_batches.context_of = rule
             options = {"batch_size": batch_size, "epochs": 4 if bench.on_gpu else 2}
             trainer = make_trainer(make_model(bench.size, setup.device), bench.clips, setup, **options)
             seconds, losses = zip(*(train_epoch(trainer) for _ in range(trainer.epochs)), strict=True)

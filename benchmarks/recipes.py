@@ -95,18 +95,24 @@ def degrade(args: argparse.Namespace, kind: str) -> Path:
     return folder
 
 
+def make_config(args: argparse.Namespace, seed: int, out: Path, **options: Any) -> TrainingConfig:
+    """The run that the command line asks for, with further ``options``."""
+    return TrainingConfig(
+        data=args.data, train_reciters=args.train_reciters, valid_reciters=args.valid_reciters, surahs=args.surahs,
+        valid_limit=args.valid_limit, model=args.model, epochs=args.epochs, lr=args.lr, warmup_steps=args.warmup_steps,
+        batch_size=args.batch_size, seed=seed, precision=args.precision, no_vanilla=True, cache=args.cache, out=out,
+        resume=True, **options,
+    )  # fmt: skip
+
+
 def train_by(args: argparse.Namespace, name: str, seed: int, out: Path) -> tuple[float, float]:
     """Train by the recipe ``name``, unless that is done; return the seconds it took and its last windows a second."""
     options = RECIPES[name]
     rate = args.lr * (5 if "lora" in options else 1)
     share = options.get("pack", 0.0)
     ayat_per_window = share * args.packed_ayat + 1 - share
-    config = TrainingConfig(
-        data=args.data, train_reciters=args.train_reciters, valid_reciters=args.valid_reciters, surahs=args.surahs,
-        valid_limit=args.valid_limit, model=args.model, epochs=args.epochs, lr=rate, warmup_steps=args.warmup_steps,
-        batch_size=max(1, round(args.batch_size / ayat_per_window)), seed=seed, precision=args.precision,
-        no_vanilla=True, cache=args.cache, out=out, resume=True, **options,
-    )  # fmt: skip
+    batch_size = max(1, round(args.batch_size / ayat_per_window))
+    config = replace(make_config(args, seed, out, **options), lr=rate, batch_size=batch_size)
     start = time.monotonic()
     took = out / "seconds"
     if not took.exists():
@@ -171,26 +177,38 @@ def row(name: str, results: Sequence[Result], reciters: Sequence[str]) -> list[s
     return [name, f"{minutes:.0f}", f"{windows:.2f}", *(mean([rate(result) for result in results]) for rate in rates)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of runs that are trained and evaluated."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--train-reciters", nargs="+", required=True)
     parser.add_argument("--valid-reciters", nargs="+", required=True)
     parser.add_argument("--surahs")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16, help="ayat a step, about")
-    parser.add_argument("--packed-ayat", type=float, default=3.4, help="ayat in a packed window, on average")
     parser.add_argument("--lr", type=float, default=1e-4, help="five times that for adapters")
     parser.add_argument("--warmup-steps", type=int, default=10)
     parser.add_argument("--valid-limit", type=int)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line; recordings are decoded into the output folder, unless it says where."""
     args = parser.parse_args()
     args.cache = args.cache or args.out / "cache"
+    return args
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--packed-ayat", type=float, default=3.4, help="ayat in a packed window, on average")
+    args = parse(parser)
     header = ["recipe", "minutes", "windows/s", *args.valid_reciters, "over 30 s", "joined, pauses"]
     header += ["joined, timestamps", "boundaries", "to 5 kHz", "noise 15 dB"]
     lines = []

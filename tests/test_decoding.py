@@ -21,9 +21,9 @@ from whisper_quran.data.features import (
     FrozenEncoder,
     audio_mask,
     collate,
+    context_of,
     encode,
     log_mel,
-    natural_context,
 )
 from whisper_quran.decoding import long_audio
 from whisper_quran.decoding.batch_decoder import BatchDecoder, decode_batch, is_looping
@@ -184,7 +184,7 @@ def test_an_ended_clip_costs_nothing_beside_one_that_rambles_on(model, features,
 @pytest.mark.parametrize("slots", [3, 16])
 def test_at_natural_length_the_text_does_not_depend_on_the_neighbours(model, clips, slots):
     """Encoded clip by clip, as on a CPU, or padded to the longest, as on a GPU; of contexts from 8 to 16 s."""
-    contexts = [natural_context(len(clip)) for clip in clips]
+    contexts = [context_of(len(clip)) for clip in clips]
     assert len(set(contexts)) > 2
     alone = [
         decode_batch(model, log_mel(collate([clip]), 80, [context]), [context])[0]

@@ -8,7 +8,7 @@ import whisper
 from conftest import make_whisper
 
 from whisper_quran.data import features
-from whisper_quran.data.features import FrozenEncoder, audio_mask, collate, encode, log_mel, natural_context
+from whisper_quran.data.features import FrozenEncoder, audio_mask, collate, context_of, encode, log_mel
 
 
 def whispers_own(clip: np.ndarray, n_mels: int) -> torch.Tensor:
@@ -50,11 +50,11 @@ def test_transforms_that_stop_where_the_audio_does_change_nothing(clips, longest
 
 def test_a_clip_is_read_to_its_end_and_a_little_silence():
     lengths = {0: 8, 1: 8, 107_520: 8, 107_521: 9, 160_000: 12, 459_520: 30, 459_521: 30, 480_000: 30}
-    assert {samples: natural_context(samples) / 50 for samples in lengths} == lengths
+    assert {samples: context_of(samples) / 50 for samples in lengths} == lengths
 
 
 def test_at_natural_length_frames_are_whispers_own_and_what_pads_a_batch_is_zero(clips):
-    contexts = [natural_context(len(clip)) for clip in clips]
+    contexts = [context_of(len(clip)) for clip in clips]
     assert len(set(contexts)) > 2
     mel = log_mel(collate(clips), 80, contexts)
     at_once = torch.zeros_like(mel)  # what a GPU does
@@ -71,7 +71,7 @@ def test_the_encoder_is_whispers_own_and_padding_changes_nothing(clips):
     model = make_whisper(layers=2)
     mel = log_mel(collate(clips[:3]), 80)
     torch.testing.assert_close(encode(model.encoder, mel), model.encoder(mel))
-    contexts = [natural_context(len(clip)) for clip in clips[:3]]
+    contexts = [context_of(len(clip)) for clip in clips[:3]]
     alone = FrozenEncoder(model, torch.float32)(collate(clips[:3]), contexts)
     padded = encode(model.encoder, log_mel(collate(clips[:3]), 80, contexts), audio_mask(contexts, mel.device))
     for context, one, other in zip(contexts, alone.values, padded, strict=True):
@@ -81,7 +81,7 @@ def test_the_encoder_is_whispers_own_and_padding_changes_nothing(clips):
 def test_outputs_are_kept_as_far_as_there_is_memory_and_are_those_of_a_clip_alone(clips, monkeypatch):
     """Clips of 8 to 30 s: two fit, and come from memory in whatever batch they are asked for."""
     model, some = make_whisper(), [clips[index] for index in (0, 2, 1, 3)]
-    contexts = [natural_context(len(clip)) for clip in some]
+    contexts = [context_of(len(clip)) for clip in some]
     alone = FrozenEncoder(model, torch.float32)(collate(some), contexts)
     encoder = FrozenEncoder(model, torch.float32, memory=4 * 64 * (contexts[0] + contexts[1]))
     encoded = []

@@ -304,7 +304,7 @@ def test_a_text_may_end_inside_a_character(text):
     (clip,) = BatchDecoder(model, 1, sample_len=2).decode([AudioFeatures(torch.randn(1, 400, 64), [400])])
     tokens = clip.decoder.task.tokenizer.encode(text)
     for count in range(1, len(tokens) + 1):
-        cut = DecodedClip(0, replace(clip.result, tokens=tokens[:count]), clip.decoder, clip.slot, clip.context)
+        cut = DecodedClip(0, replace(clip.result, tokens=tokens[:count]), clip.decoder, clip.slot)
         times = letter_times(cut, alignment_heads(model), 3.0)
         assert "قللا".startswith("".join(letter for letter, *_ in times))
         assert all(0 <= start <= end <= 3.0 for _, start, end in times)

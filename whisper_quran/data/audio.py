@@ -77,10 +77,14 @@ class Part(os.PathLike[str]):
     end: float = math.inf
 
     def __fspath__(self) -> str:
-        row = f"#{self.row}" if self.column else ""
-        return f"{self.path}{row}" + (f"#t={self.start},{self.end}" if self != self.whole else "")
+        return f"{self.path}" + (f"#{self.row}" if self.column else "") + self.fragment
 
     __str__ = __fspath__
+
+    @property
+    def fragment(self) -> str:
+        """The piece as a page addresses it, ``#t=4.1,8.2``; ``""`` for a whole recording."""
+        return f"#t={self.start},{self.end}" if self != self.whole else ""
 
     @property
     def whole(self) -> "Part":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .audio_cache import AudioCache
-from .features import FULL_CONTEXT, collate, natural_context
+from .features import collate, context_of
 from .prepare import Example
 
 T = TypeVar("T")
@@ -34,8 +34,8 @@ class Clip(NamedTuple):
 
     @property
     def context(self) -> int:
-        """The context in which it is encoded, as of :class:`.prepare.Example`."""
-        return FULL_CONTEXT if self.timed else natural_context(self.samples)
+        """The context in which it is encoded, in positions of the encoder."""
+        return context_of(self.samples, self.timed)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Whisper's log-mel spectrogram and encoder for batches of clips, each at its own length and independent of the others.
 
 Whisper pads every clip to 30 seconds, and an ayah lasts 7 on average. Here the encoder reads a clip's own *context*
-(:func:`natural_context`), the first positions of the 1,500. A context of 30 s gives whisper's own features.
+(:func:`context_of`), the first positions of the 1,500. A context of 30 s gives whisper's own features.
 
 ``whisper.log_mel_spectrogram`` clamps relative to the maximum of its whole input, so that in a batch a clip's features
 depend on the other clips. Here the maximum is taken per clip.
@@ -37,8 +37,13 @@ _SHORTEST_CONTEXT = 8  # seconds: with less, an untouched model repeats some tex
 _SILENCE = 1.28  # seconds at the end of every context: a text ends where the model hears silence
 
 
-def natural_context(samples: int) -> int:
-    """Return the context, in positions of the encoder (20 ms), for a clip of so many samples: whole seconds."""
+def context_of(samples: int, full: bool = False) -> int:
+    """Return the context, in positions of the encoder (20 ms), for a clip of so many samples: whole seconds.
+
+    ``full`` is whisper's own, 30 s, as timestamps need it.
+    """
+    if full:
+        return FULL_CONTEXT
     seconds = -(-(samples + int(_SILENCE * SAMPLE_RATE)) // SAMPLE_RATE)
     return min(max(seconds, _SHORTEST_CONTEXT) * TOKENS_PER_SECOND, FULL_CONTEXT)
 

@@ -22,7 +22,7 @@ from ..runtime.errors import UserError
 from .audio import NO_SPEECH, SAMPLE_RATE
 from .audio_cache import AudioCache, default_cache, prepare_audio
 from .corpus import Ayah
-from .features import FRAME, FULL_CONTEXT, frame_energy, natural_context
+from .features import FRAME, frame_energy
 from .tables import Skipped, summary
 from .text import is_uthmani, target_tokens
 
@@ -74,11 +74,6 @@ class Example(Passage):
     @property
     def target_tokens(self) -> int:
         return len(self.tokens) - self.first_target
-
-    @property
-    def context(self) -> int:
-        """The context, in positions of the encoder, in which it is encoded: 30 s, as whisper's own, with timestamps."""
-        return FULL_CONTEXT if self.timed else natural_context(self.samples)
 
     @property
     def text_tokens(self) -> tuple[int, ...]:

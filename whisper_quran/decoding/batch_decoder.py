@@ -85,7 +85,11 @@ class DecodedClip:
     result: DecodingResult
     decoder: "BatchDecoder"
     slot: int
-    context: int
+
+    @property
+    def context(self) -> int:
+        """The context in which it was encoded, in positions."""
+        return len(self.result.audio_features)
 
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> list[float]:
@@ -255,7 +259,7 @@ class BatchDecoder:
             for slot, tokens, sum_logprob, no_speech in self._ended(active):
                 clip = active.pop(slot)
                 result = self._result(clip.features, tokens, sum_logprob, no_speech)
-                yield DecodedClip(clip.index, result, self, slot, len(clip.features))
+                yield DecodedClip(clip.index, result, self, slot)
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, slot: int, context: int) -> tuple[Tensor, list[Tensor]]:
@@ -468,7 +472,7 @@ def decode_batch(
     Args:
         mel: log-mel spectrograms (batch, n_mels, 3000), or those that :func:`..data.features.log_mel` makes for
             ``contexts``; or encoded audio (batch, n_audio_ctx, n_audio_state).
-        contexts: of each clip (:func:`..data.features.natural_context`); by default all of ``mel``.
+        contexts: of each clip (:func:`..data.features.context_of`); by default all of ``mel``.
         dtype: the type to compute in; by default that of the model's weights.
         options: further fields of :class:`whisper.DecodingOptions`, such as ``prompt`` or ``sample_len`` (by
             default whisper's, half the context).

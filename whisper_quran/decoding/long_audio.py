@@ -20,7 +20,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
-from ..data.features import FRAME, FULL_CONTEXT, AudioFeatures, FrozenEncoder, collate, frame_energy, natural_context
+from ..data.features import FRAME, AudioFeatures, FrozenEncoder, collate, context_of, frame_energy
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
@@ -117,7 +117,7 @@ def transcribe_clips(
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, in batches, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
         recognizer: also finds the spans of the Qur'an that were said; not with ``timestamps``.
-        context: "natural" encodes each piece at its own length (:func:`..data.features.natural_context`), "full" in
+        context: "natural" encodes each piece at its own length (:func:`..data.features.context_of`), "full" in
             whisper's 30 s, as ``timestamps`` do.
         options: as :class:`BatchDecoder` takes them.
 
@@ -203,7 +203,7 @@ class _PieceDecoder:
         for batch in split(pieces, batch_size):
             clips = [self.clips[piece.clip][piece.start : piece.end] for piece in batch]
             seeds = [zlib.crc32(clip.tobytes()) * 16 + round(10 * temperature) for clip in clips]
-            contexts = [FULL_CONTEXT if self.full_context else natural_context(len(clip)) for clip in clips]
+            contexts = [context_of(len(clip), self.full_context) for clip in clips]
             audio = collate(clips, pin).to(device, non_blocking=True)
             yield replace(self.encoder(audio, contexts), seeds=seeds)
 

@@ -72,8 +72,7 @@ def write_page(path: str | os.PathLike[str], template: Path, data: Mapping[str, 
 def relative_address(audio: os.PathLike[str], folder: Path) -> str:
     """Return the address of ``audio``, a file or a piece of one, for a page in ``folder``: both can be moved."""
     part = as_part(audio)
-    address = quote(os.fsencode(os.path.relpath(os.path.abspath(part.path), os.path.abspath(folder))))
-    return address if part == part.whole else f"{address}#t={part.start},{part.end}"
+    return quote(os.fsencode(os.path.relpath(os.path.abspath(part.path), os.path.abspath(folder)))) + part.fragment
 
 
 def data_address(samples: np.ndarray) -> str:

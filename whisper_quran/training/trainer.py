@@ -20,7 +20,7 @@ from whisper.model import Whisper
 from ..checkpoints.checkpoint import save_checkpoint
 from ..config import TrainingConfig
 from ..data.batches import Batch, epoch_order, make_batch, prefetch, shard, split
-from ..data.features import FrozenEncoder, audio_mask, log_mel
+from ..data.features import FrozenEncoder, audio_mask, context_of, log_mel
 from ..data.prepare import Example, TrainingData
 from ..runtime.command_line import to_json
 from ..runtime.console import Log, format_duration, no_log, percent, progress_bar
@@ -200,7 +200,7 @@ class Trainer:
         first = self.epoch * self.steps_per_epoch
         pin = self.device.type == "cuda"
         for clips in split(order, self.clips_per_step)[self.step - first : self.total_steps - first]:
-            examples = sorted((self.data.train[i] for i in clips), key=lambda each: (each.context, len(each.tokens)))
+            examples = sorted((self.data.train[i] for i in clips), key=_length)
             shards = shard(examples, self.micro_batch, self.world.rank, self.world.size)
             batches = [make_batch(each, self.data.cache, pin) for each in shards]
             yield Step(batches, len(examples), sum(example.target_tokens for example in examples))
@@ -415,6 +415,11 @@ class Trainer:
         lost = self.history.restore(self.step, self.epoch)
         if lost:
             self.log(f"warning    {self.history.path}: {lost} lines cannot be read, and are left out")
+
+
+def _length(example: Example) -> tuple[int, int]:
+    """Return what of an example is padded in a batch: its context, and its tokens."""
+    return context_of(example.samples, example.timed), len(example.tokens)
 
 
 def is_finite(loss: float, norm: float) -> bool:
