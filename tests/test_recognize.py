@@ -20,7 +20,7 @@ import whisper_quran
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import decode_file
-from whisper_quran.data.corpus import read_text
+from whisper_quran.data.corpus import open_corpus, read_text
 from whisper_quran.data.features import AudioFeatures, collate, encode, log_mel
 from whisper_quran.data.text import letters
 from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip
@@ -57,7 +57,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     write_wav(folder / "c.wav", np.zeros(32_000))
     text = quran / "metadata" / "ayah_text_clear.csv"
     options = ["--model", base_weights / "base.pt", "--text", text, "--precision", "fp32", "--json", "--srt"]
-    options += ["--html", folder / "page" / "page.html"]
+    options += ["--html", folder / "page" / "page.html", "--segments", folder / "page" / "times.json"]
     command = [sys.executable, "-m", "whisper_quran.recognize", folder, folder / "a.wave", *options]
     result = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -117,6 +117,22 @@ def test_english_and_silence_are_not_the_quran(recited):
     assert found[2]["heard"] == "" and found[2]["others"] == []
 
 
+def test_a_training_reads_the_times_that_were_found(recited, quran):
+    """But of ayat with a word that was not heard."""
+    found, folder, _ = recited
+    corpus = open_corpus(quran, manifest=folder / "page" / "times.json")
+    ayat = [(row["file"], each["surah"], ayah) for row in found for each in row["recitations"] for ayah in each["ayat"]]
+    whole = [each for each in ayat if all(word["end"] > word["start"] for word in each[2]["words"])]
+    assert len(ayat) - len(whole) == len(corpus.skipped) < 3
+    read = [
+        (a.surah, a.number, Path(a.audio.path), a.audio.start, a.audio.end) for a in corpus.select([folder.name])[0]
+    ]
+    assert [each[:2] for each in read] == [(surah, ayah["ayah"]) for _, surah, ayah in whole]
+    for (_, _, path, start, end), (file, _, ayah) in zip(read, whole, strict=True):
+        assert path.samefile(file)
+        assert [start, end] == pytest.approx([ayah["start"], ayah["end"]], abs=0.001)
+
+
 @pytest.fixture
 def command(quran, tmp_path, monkeypatch):
     """Run the command in this process, in a folder with a recording ``x.wav`` and a model ``m.pt``."""
@@ -147,6 +163,7 @@ def command(quran, tmp_path, monkeypatch):
         (["x.wav", "--html", "text.csv"], "text.csv, which is read"),
         (["x.wav", "--model", "m.pt", "--html", "m.pt"], "m.pt, which is read"),
         (["x.wav", "--html", "mine.html"], "is not this command's own"),
+        (["x.wav", "--segments", "mine.html"], "is not this command's own"),
         (["x.wav", "--srt-dir", "x.wav/srt"], "x.wav/srt"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data import parquet
-from whisper_quran.data.audio import SAMPLE_RATE, Part
+from whisper_quran.data.audio import SAMPLE_RATE, Part, decode_file
 from whisper_quran.data.corpus import Ayah, open_corpus, read_text, select_ayat
 from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
 from whisper_quran.runtime.console import no_log
@@ -86,7 +87,102 @@ def audiofolder(folder: Path, ayat: list[Ayah]) -> Path:
     return folder
 
 
-SHAPES = [everyayah, retasy, retasy_in_words, nemo, audiofolder]
+def surahs(
+    folder: Path, ayat: list[Ayah]
+) -> list[tuple[Path, int, list[tuple[Ayah, float, float, list[list[float]]]]]]:
+    """Write each reciter's surahs as files; return those, with start, end and words of each ayah in milliseconds."""
+    found = []
+    for (reciter, surah), group in groupby(ayat, key=lambda a: (a.reciter, a.surah)):
+        assert surah
+        clips, timed, start = [], [], 0.0
+        for ayah in group:
+            clips.append(decode_file(ayah.audio).samples)
+            end = start + len(clips[-1]) / 16
+            edges = np.linspace(start, end, len(ayah.text.split()) + 1).tolist()
+            timed.append((ayah, start, end, [[a, b] for a, b in pairwise(edges)]))
+            start = end
+        path = folder / reciter / f"{surah:03}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.concatenate(clips), SAMPLE_RATE)
+        found.append((path, surah, timed))
+    return found
+
+
+def quran_com(folder: Path, ayat: list[Ayah]) -> Path:
+    for path, group in groupby(surahs(folder, ayat), key=lambda each: each[0].parent):
+        files = []
+        for _, surah, timed in group:
+            timings = [
+                {
+                    "verse_key": f"{a.surah}:{a.number}",
+                    "timestamp_from": start,
+                    "timestamp_to": end,
+                    "segments": [[n, *times] for n, times in enumerate(words, start=1)],
+                }
+                for a, start, end, words in timed
+            ]
+            address = f"https://example.org/reciter/{surah}.mp3"
+            files.append({"chapter_id": surah, "audio_url": address, "verse_timings": timings})
+        (path / "times.json").write_text(json.dumps({"audio_files": files}))
+    return folder
+
+
+def qul(folder: Path, ayat: list[Ayah]) -> Path:
+    """Words that are said again have several times; one reciter's words have none, which is how some are published."""
+    for path, group in groupby(surahs(folder, ayat), key=lambda each: each[0].parent):
+        content = {}
+        for _, surah, timed in group:
+            for a, start, end, words in timed:
+                times = [[n, *times] for n, times in enumerate([*words, words[-1]], start=1)]
+                times[-1][0] = 1
+                segments = times if a.reciter == RECITERS[0] else []
+                times_of_ayah = {"timestamp_from": start, "timestamp_to": end, "segments": segments}
+                content[f"{surah}:{a.number}"] = {"surah_number": surah, "ayah_number": a.number} | times_of_ayah
+        (path / "times.json").write_text(json.dumps(content))
+    return folder
+
+
+def quran_align(folder: Path, ayat: list[Ayah]) -> Path:
+    """Times of words alone, of which two may be one."""
+    for path, group in groupby(surahs(folder, ayat), key=lambda each: each[0].parent):
+        content = []
+        for _, surah, timed in group:
+            for a, _, _, words in timed:
+                segments = [[n, n + 1, *times] for n, times in enumerate(words)]
+                if len(words) > 1:
+                    segments[:2] = [[0, 2, words[0][0], words[1][1]]]
+                content.append({"surah": surah, "ayah": a.number, "segments": segments, "stats": {}})
+        (path / "times.json").write_text(json.dumps(content))
+    return folder
+
+
+def quran_align_of_ayat(folder: Path, ayat: list[Ayah]) -> Path:
+    """Recordings of ayat: the times are of their words."""
+    for reciter in RECITERS:
+        (folder / reciter).mkdir()
+        for a in ayat:
+            if a.reciter == reciter:
+                (folder / reciter / Path(a.audio).name).symlink_to(a.audio)
+        segments = [
+            {"surah": a.surah, "ayah": a.number, "segments": [[0, len(a.text.split()), 10, 90]]}
+            for a in ayat
+            if a.reciter == reciter
+        ]
+        (folder / reciter / "times.json").write_text(json.dumps(segments))
+    return folder
+
+
+SHAPES = [
+    everyayah,
+    retasy,
+    retasy_in_words,
+    nemo,
+    audiofolder,
+    quran_com,
+    qul,
+    quran_align,
+    quran_align_of_ayat,
+]
 
 
 def prepared(config: TrainingConfig) -> TrainingData:
@@ -244,6 +340,70 @@ def test_ayat_get_their_text_and_may_have_several_takes(quran, tmp_path):
         open_corpus(quran, manifest=tmp_path / "list.csv", surahs="1:2")
 
 
+def test_columns_may_have_any_name(quran, ayat, tmp_path):
+    rows = [{"datei": str(a.audio), "text": "not this", "wörter": a.text, "speaker": "A"} for a in ayat[:3]]
+    (tmp_path / "list.json").write_text(json.dumps(rows), encoding="utf-8")  # a list, not one a line
+    told: list[str] = []
+    corpus = open_corpus(Path("unused"), None, tmp_path / "list.json", None, told.append, "text=wörter,audio=datei")
+    assert [a.text for a in corpus.select(["A"])[0]] == [a.text for a in ayat[:3]]
+    assert told[0].endswith("/list.json: text from wörter, reciter from speaker, audio from datei are read, not text")
+    for columns, reason in [
+        ("text=worter", "has no column worter: did you mean wörter"),
+        ("words=text", "give some of audio=NAME, text=NAME"),
+        ("audio", "give some of audio=NAME"),
+    ]:
+        with pytest.raises(UserError, match=reason):
+            open_corpus(Path("unused"), None, tmp_path / "list.json", None, told.append, columns)
+
+
+def test_times_that_do_not_fit_are_listed(quran, tmp_path):
+    """2:21 begins with يا أيها, one word in Uthmani spelling."""
+    soundfile.write(tmp_path / "055.wav", np.random.default_rng(0).normal(size=160_000) / 10, SAMPLE_RATE)
+    soundfile.write(tmp_path / "2.wav", np.random.default_rng(0).normal(size=160_000) / 10, SAMPLE_RATE)
+
+    def ayah(count: int, start: float | None = 0, end: float = 900, first: int = 1) -> dict[str, Any]:
+        times = {} if start is None else {"timestamp_from": start, "timestamp_to": end}
+        return times | {"segments": [[n, 1000 * n, 1000 * n + 500] for n in range(first, first + count)]}
+
+    content = {
+        "2:1": ayah(1),
+        "2:2": ayah(6, 900, 1900),  # one word less
+        "2:4": ayah(6, 2000, 3000, first=7),  # the last six of twelve
+        "2:21": ayah(11, 3000, 4000),  # as others count
+        "2:22": ayah(3, 5000, 5000),
+        "2:23": ayah(0, 5000, 6000),
+        "2:24": ayah(0, None),
+        "2:25": {"segments": [["a", "b", "c"]]},
+        "2:26": {"segments": [[1]], "timestamp_from": "x", "timestamp_to": 1},
+        "2:300": ayah(3, 6000, 7000),
+        "3:1": ayah(1),
+        "55:1": ayah(1),
+        "55:2": ayah(2, 800, 1500),
+    }
+    (tmp_path / "times.json").write_text(json.dumps(content))
+    corpus = open_corpus(quran, manifest=tmp_path / "times.json")
+    used = {(a.surah, a.number): a.audio for a in corpus.select([tmp_path.name])[0]}
+    assert used == {
+        (2, 1): Part(tmp_path / "2.wav", end=0.9),
+        (2, 21): Part(tmp_path / "2.wav", start=3, end=4),
+        (2, 23): Part(tmp_path / "2.wav", start=5, end=6),
+        (55, 1): Part(tmp_path / "055.wav", end=0.9),
+    }
+    reasons = {item.file.split(", ")[-1]: item.reason for item in corpus.skipped}
+    unknown = "it has no times, or they are written in none of the known shapes"
+    assert reasons == {
+        "2:2": "the times are of another number of words: 6, the text has 7",
+        "2:4": "the times are of another number of words: 6, the text has 12",
+        "2:22": "no piece of 0.1 s or more: from 5.0 to 5.0 s",
+        "2:24": unknown,
+        "2:25": unknown,
+        "2:26": unknown,
+        "2:300": "no ayah has this surah and ayah: 2,300",
+        "3:1": f"no such file: {tmp_path}/003.mp3 (names are those on disk, in the same case)",
+        "55:2": f"the piece overlaps with one before it: {tmp_path}/055.wav#t=0.8,1.5",
+    }
+
+
 # Broken tables: each gets one line, or a row in skipped.csv.
 
 ONE = pa.array([{"bytes": b"x", "path": "a.mp3"}], AUDIO)
@@ -304,7 +464,7 @@ BROKEN = [
     (jsonl(GOOD, "[" * 100_000), "not JSON"),
     (jsonl({**GOOD, "start": 0, "end": 4100, "duration": 4100}), "not in the recording, which has 1.00 s"),
     (jsonl(GOOD, {**GOOD, "audio": "sub\\\\gone.wav"}), "no such file"),
-    (jsonl('[{"audio": "a.wav", "text": "x"}]'), "lacks a column of audio"),
+    (jsonl('[{"audio": "a.wav", "text": "x"}, 3]'), "not a JSON object"),
     (table(audio=pa.array([{"bytes": None, "path": "a.wav"}], AUDIO), text=["x"]), "there are no bytes in this row"),
     (table(audio=pa.array([[0.1]]), text=["x"]), "the audio is a list"),
     (table(audio=pa.array([{"array": [0.1]}]), text=["x"]), "the audio is a dict"),
@@ -317,7 +477,7 @@ BROKEN = [
     (table(words=["x"]), "lacks a column of audio .*finds 'words'"),
     (cut_off, "is no whole parquet file .*: download it again"),
     (damaged, "is damaged after row 0 .*: download it again"),
-    (empty_folder, "holds no metadata.csv, metadata.jsonl or"),
+    (empty_folder, "holds no metadata.csv, metadata.jsonl,"),
 ]
 
 

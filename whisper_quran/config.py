@@ -33,7 +33,10 @@ class TrainingConfig:
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
     text: Path | None = _data(None, "table sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
-    manifest: Path | None = _data(None, "CSV, JSONL, parquet or a folder of it, in place of --data")
+    manifest: Path | None = _data(None, "table or times of recordings, or a folder of it, in place of --data")
+    columns: str | None = _data(
+        None, "what its columns hold: audio=file,text=words …", metavar="ROLE=NAME,…", fixed=True
+    )
     train_reciters: Names | None = _data(None, "train on (default: 2A's six, or all others)", metavar="R", fixed=True)
     valid_reciters: Names | None = _data(None, "validate on (default: 2A's two, or none)", metavar="R", fixed=True)
     surahs: str | None = _data(None, "only surahs A to B, inclusive, in both splits", metavar="A:B", fixed=True)
@@ -111,7 +114,8 @@ class EvaluationConfig:
 
     data: Path = _data(Path("data"), "folder of recitations: audio/<Reciter>/SSSAAA.mp3 and metadata/")
     text: Path | None = _data(None, "table sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
-    manifest: Path | None = _data(None, "CSV, JSONL, parquet or a folder of it, in place of --data")
+    manifest: Path | None = _data(None, "table or times of recordings, or a folder of it, in place of --data")
+    columns: str | None = _data(None, "what its columns hold: audio=file,text=words …", metavar="ROLE=NAME,…")
     reciters: Names | None = _data(None, "reciters to evaluate on (default: 2A's two; of a manifest, all)", metavar="R")
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
     join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")
@@ -153,6 +157,9 @@ class RecognitionConfig:
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
     srt_dir: Path | None = _output(
         None, "write subtitles to this folder, in place of beside each recording", metavar="DIR"
+    )
+    segments: Path | None = _output(
+        None, "write when each ayah and word is said: JSON that --manifest reads", metavar="FILE.json"
     )
     html: Path | None = _output(None, "write a page that plays them and follows the words", metavar="PAGE.html")
     embed_audio: bool = _output(False, "put the recordings into the page, which can then be sent: 19 MB an hour")

@@ -45,7 +45,7 @@ def main() -> None:
     config = replace(config, files=tuple(map(str, files)))  # one that is added to a folder now is not read
     subtitles = check_results(config, files)
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
-    from .recognition.output import describe, write_page, write_subtitles
+    from .recognition.output import describe, write_page, write_segments, write_subtitles
     from .recognition.recitations import recognize
 
     log = partial(print, file=sys.stderr)
@@ -61,7 +61,9 @@ def main() -> None:
                 except UserError as error:
                     log(f"{printable(recognition.file)}: no subtitles: {error}")
                     unwritten += 1
-    finally:  # whatever ends it, the page has what was done
+    finally:  # whatever ends it, page and segments have what was done
+        if config.segments and found:
+            write_segments(config.segments, found, log)
         if config.html and found:
             write_page(config, found, log)
     if unwritten:

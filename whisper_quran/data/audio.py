@@ -32,6 +32,9 @@ from typing import IO, Any
 import numpy as np
 
 SAMPLE_RATE = 16000
+AUDIO_EXTENSIONS = frozenset(
+    ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
+)
 MAX_SECONDS = 3 * 3600  # No surah is longer.
 NO_SPEECH = "no speech"  # prefix of the reasons why a decoded file cannot be used
 MIN_RATE = 4000  # Hz; below this, speech is unintelligible
@@ -90,6 +93,11 @@ class Part(os.PathLike[str]):
     def whole(self) -> "Part":
         """The recording that it is a piece of."""
         return replace(self, start=0.0, end=math.inf)
+
+
+def is_audio(file: Path) -> bool:
+    """Return True if a file's name is that of a recording. Hidden files are none: ``._001001.mp3`` is a Mac's own."""
+    return file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")
 
 
 def as_part(audio: os.PathLike[str]) -> Part:

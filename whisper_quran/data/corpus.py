@@ -19,8 +19,9 @@ from typing import Any
 from ..config import TrainingConfig
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError, did_you_mean
-from .audio import Part, as_part
-from .tables import AUDIO_EXTENSIONS, NAMES, Skipped, read_table, summary
+from .audio import Part, as_part, is_audio
+from .segments import counts_of_words
+from .tables import NAMES, Skipped, parse_columns, read_table, summary
 from .text import recited, without_basmala
 
 EXPERIMENT_2A_TRAIN = (
@@ -115,8 +116,9 @@ def open_corpus(
     manifest: Path | None = None,
     surahs: str | None = None,
     log: Log = no_log,
+    columns: str | None = None,
 ) -> Corpus:
-    """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest``.
+    """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest`` with its ``columns``.
 
     What is changed in the texts, and which columns are not read, is logged.
 
@@ -125,7 +127,7 @@ def open_corpus(
     """
     chosen = parse_surahs(surahs)
     if manifest is not None:
-        return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, log)
+        return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, columns, log)
     try:
         reciters = find_reciters(data)
         if not reciters:
@@ -168,7 +170,7 @@ def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], 
         UserError: the corpus cannot be used, a reciter has no ayah with both audio and text, or a split has none.
     """
     held_out = parse_surahs(config.valid_surahs, "--valid-surahs") if config.valid_surahs else range(0)
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns)
     train, valid = config.train_reciters, config.valid_reciters
     if valid is None:
         valid = EXPERIMENT_2A_VALID if config.manifest is None and not held_out else ()
@@ -221,11 +223,6 @@ def find_reciters(data: Path) -> dict[str, Path]:
             if found:
                 return found
     return {}
-
-
-def is_audio(file: Path) -> bool:
-    """Return True if a file's name is that of a recording. Hidden files are none: ``._001001.mp3`` is a Mac's own."""
-    return file.suffix.lower() in AUDIO_EXTENSIONS and not file.name.startswith(".")
 
 
 def ayah_of(file: Path) -> tuple[int, int] | None:
@@ -321,9 +318,10 @@ def _key(row: dict[str, Any]) -> tuple[int, int] | None:
     return (surah, ayah) if 1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH else None
 
 
-def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Corpus:
+def _open_manifest(path: Path, text: Path, surahs: range | None, columns: str | None, log: Log) -> Corpus:
     """Read the tables of a manifest. Rows of a surah and ayah without a text get it from ``text``."""
-    tables = [read_table(file, tuple(NAMES), ("audio",), "--manifest") for file in _tables_in(path)]
+    named = parse_columns(columns)
+    tables = [read_table(file, tuple(NAMES), ("audio",), "--manifest", named) for file in _tables_in(path)]
     for line in dict.fromkeys(map(str, tables)):
         log(f"manifest   {path}{f' ({len(tables)} tables)' if len(tables) > 1 else ''}: {line}")
     if not any("reciter" in table.columns for table in tables):
@@ -350,6 +348,8 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, log: Log) -> Co
             reason = f"no ayah has this surah and ayah: {row['surah']},{row['ayah']}"
         elif audio and not words:
             reason = "the text has no word" if row.get("text") else "there is no text"
+        elif audio and row.get("words") and int(row["words"]) not in counts_of_words(words):
+            reason = f"the times are of another number of words: {row['words']}, the text has {len(words.split())}"
         elif audio:
             number = (*key, takes[reciter, key]) if key else (None, numbers[reciter])
             found.append((place, Ayah(reciter, audio, words, *number)))
@@ -370,10 +370,10 @@ def _tables_in(path: Path) -> list[Path]:
     """Return the tables of a manifest: the file itself, or those of a folder; raise a UserError if it has none."""
     if not path.is_dir():
         return [path]
-    for pattern in ("metadata.csv", "metadata.jsonl", "**/*.parquet"):
+    for pattern in ("metadata.csv", "metadata.jsonl", "**/*.parquet", "**/*.json"):
         if found := sorted(path.glob(pattern)):
             return found
-    raise UserError(f"{path} holds no metadata.csv, metadata.jsonl or *.parquet: name a table with --manifest")
+    raise UserError(f"{path} holds no metadata.csv, metadata.jsonl, *.parquet or *.json: name a table with --manifest")
 
 
 def _text_of(row: dict[str, Any], quran: dict[tuple[int, int], str]) -> str:

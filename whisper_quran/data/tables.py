@@ -4,19 +4,17 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.console import printable
-from ..runtime.errors import UserError
+from ..runtime.errors import UserError, did_you_mean
 from .audio import Part
 from .parquet import open_parquet, read_cells
+from .segments import TIMED, rows_of_segments
 
-AUDIO_EXTENSIONS = frozenset(
-    ".mp3 .wav .flac .ogg .oga .opus .m4a .m4b .mp4 .aac .wma .webm .aif .aiff .au .amr .3gp .mka".split()
-)
 _MISSING = {"nan", "<na>", "#n/a", "null", "none"}  # as programs write missing values
 # What columns hold, and their names, in the order in which they are preferred.
 NAMES = {
@@ -28,6 +26,7 @@ NAMES = {
     "start": ("start", "offset", "begin"),
     "end": ("end", "stop"),
     "duration": ("duration",),
+    "words": (TIMED,),
 }
 # Columns that make a row a part of a recording, in other units or by other names.
 _PART = re.compile(r"(start|begin|end|stop|offset)([ _-]?(time|s|sec|seconds|ms))?")
@@ -71,18 +70,39 @@ class Table:
         return f"{read} are read" + (f", not {', '.join(self.unused)}" if self.unused else "")
 
 
-def read_table(path: Path, roles: Sequence[str], needed: Sequence[str], option: str) -> Table:
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Parse which column holds what: ``"audio=file,text=words"``.
+
+    Raises:
+        UserError: not such a list, or nothing of that name is read.
+    """
+    known = [role for role in NAMES if role != "words"]
+    columns = dict(pair.partition("=")[::2] for pair in text.split(",")) if text else {}
+    if not all(role in known and name for role, name in columns.items()):
+        some = ", ".join(f"{role}=NAME" for role in known)
+        raise UserError(f"--columns {text}: give some of {some}, separated by commas")
+    return columns
+
+
+def read_table(
+    path: Path, roles: Sequence[str], needed: Sequence[str], option: str, named: Mapping[str, str] | None = None
+) -> Table:
     """Read a table: parquet, JSONL, or a CSV separated by comma, tab or semicolon; the last two in UTF-8.
 
     Rows with a missing value, or one that is neither text nor a number, are skipped. Of a CSV, each line is one row,
-    so that a stray quote affects only its own line.
+    so that a stray quote affects only its own line. ``named`` are columns by what they hold, whatever their names say.
 
     Raises:
-        UserError: it cannot be read, or there is no column for one of ``needed``.
+        UserError: it cannot be read, there is no column for one of ``needed``, or none of those ``named``.
     """
     names, records = _open_table(path, option)
     by_name = {name.lower(): name for name in names}
     columns = {role: by_name[known] for role in roles for known in reversed(NAMES[role]) if known in by_name}
+    for role, name in (named or {}).items():
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise UserError(f"{path} has no column {name}: {near}--columns names some of {printable(', '.join(names))}")
+        columns = {other: column for other, column in columns.items() if column != name} | {role: name}
     if "start" not in columns and "end" not in columns:
         columns.pop("duration", None)  # of the whole file
     if missing := [role for role in needed if role not in columns]:
@@ -145,27 +165,35 @@ def _open_table(path: Path, option: str) -> tuple[list[str], Callable[[Sequence[
         raise UserError(f"{path} is not UTF-8: {kinds}; save a table as one of these, and unpack an archive")
     # Not splitlines, which also splits at U+2028 and other characters that may be inside a text.
     lines = re.split(r"\r\n|\n|\r", text)
-    names, records = _read_jsonl(lines) if text.lstrip().startswith("{") else _read_csv(path, lines)
+    if text.lstrip().startswith(("{", "[")):
+        names, records = _read_json(path, text, lines)
+    else:
+        names, records = _read_csv(path, lines)
     return names, lambda chosen: records
 
 
-def _read_jsonl(lines: Sequence[str]) -> tuple[list[str], list[_Record]]:
-    """Read a JSON object a line; the columns are all names in them."""
-    names: dict[str, None] = {}
-    records: list[_Record] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            record = f"not JSON ({error})"
-        if isinstance(record, dict):
-            names.update(dict.fromkeys(record))
-        elif not isinstance(record, str):
-            record = "not a JSON object"
-        records.append((f"line {number}", record))
-    return list(names), records
+def _read_json(path: Path, text: str, lines: Sequence[str]) -> tuple[list[str], list[_Record]]:
+    """Read JSON: times of ayat (:mod:`.segments`), a list of objects, or one a line. Columns are all names in them."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    records = rows_of_segments(document, path)
+    if records is None and isinstance(document, list):
+        records = [(f"item {number}", each) for number, each in enumerate(document, start=1)]
+    elif records is None:
+        records = [(f"line {number}", _json(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    names = dict.fromkeys(name for _, record in records if isinstance(record, dict) for name in record)
+    is_row = (dict, str)  # a text says why it is none
+    return list(names), [(place, each if isinstance(each, is_row) else "not a JSON object") for place, each in records]
+
+
+def _json(line: str) -> Any:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return value if isinstance(value, dict) else None
 
 
 def _read_csv(path: Path, lines: Sequence[str]) -> tuple[list[str], list[_Record]]:

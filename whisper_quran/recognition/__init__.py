@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ..checkpoints.names import WHISPER_NAMES, check_model_source
 from ..config import RecognitionConfig
-from ..data.corpus import is_audio
+from ..data.audio import is_audio
 from ..runtime.console import printable
 from ..runtime.errors import UserError
 from ..runtime.files import check_folder, check_outputs
 
 _PAGE = b'content="whisper_quran"'  # is in every page that we write, and in no other
+_SEGMENTS = b'"audio_files"'
 
 
 def check_inputs(config: RecognitionConfig) -> list[Path]:
@@ -36,17 +37,18 @@ def check_inputs(config: RecognitionConfig) -> list[Path]:
 
 
 def check_results(config: RecognitionConfig, files: Sequence[Path]) -> dict[str, Path]:
-    """Check that page and subtitles can be written, and return the path of the subtitles of each of ``files``.
+    """Check that all results can be written, and return the path of the subtitles of each of ``files``.
 
     It is NAME.srt beside the recording or in ``config.srt_dir``; NAME.mp3.srt, or NAME.mp3.2.srt, if recordings share
     that name.
 
     Raises:
-        UserError: the page would replace something else, or a folder cannot be written.
+        UserError: a result would replace something else, or a folder cannot be written.
     """
-    if config.html:
-        model = [] if config.model in WHISPER_NAMES else [config.model]
-        check_outputs([config.html], [*files, config.text, *model], mark=_PAGE)
+    model = [] if config.model in WHISPER_NAMES else [config.model]
+    for output, mark in ((config.html, _PAGE), (config.segments, _SEGMENTS)):
+        if output:
+            check_outputs([output], [*files, config.text, *model], mark=mark)
     if not config.srt and not config.srt_dir:
         return {}
     plain = [(config.srt_dir or file.parent) / f"{file.stem}.srt" for file in files]

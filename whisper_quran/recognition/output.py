@@ -4,6 +4,8 @@ The page is built like the report of an evaluation (:mod:`..evaluation.pages`), 
 ``page.js`` beside this file.
 """
 
+import json
+import os
 import textwrap
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -98,9 +100,46 @@ def write_subtitles(recognition: Recognition, path: Path, log: Log = print) -> N
     log(f"subtitles: {name}")
 
 
+def write_segments(path: Path, found: Sequence[Recognition], log: Log = print) -> None:
+    """Write when each ayah, and each word that was heard, is said, as :mod:`..data.segments` reads it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    folder = make_folder(path.parent)
+    recordings = [
+        {
+            "audio_url": os.path.relpath(each.file, folder).replace(os.sep, "/"),
+            "duration": _milliseconds(each.seconds),
+            "verse_timings": [
+                {
+                    "verse_key": f"{recitation.surah}:{ayah.ayah}",
+                    "timestamp_from": _milliseconds(ayah.start),
+                    "timestamp_to": _milliseconds(ayah.end),
+                    "segments": [
+                        [number, _milliseconds(word.start), _milliseconds(word.end)]
+                        for number, word in enumerate(ayah.words, start=ayah.first_word)
+                        if word.end > word.start
+                    ],
+                }
+                for recitation in each.recitations
+                for ayah in recitation.ayat
+            ],
+        }
+        for each in found
+    ]
+    with writing(path), atomic_write(path) as file:
+        json.dump({"audio_files": recordings}, file)
+    log(f"times of ayat and words: {printable(str(path))}")
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
 def _clock(seconds: float, whole: bool = False) -> str:
     """Write a time as mm:ss.s, or ``whole`` as hh:mm:ss.mmm."""
-    milliseconds = round(1000 * seconds)
+    milliseconds = _milliseconds(seconds)
     minutes, rest = divmod(milliseconds, 60_000)
     if whole:
         return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}.{rest % 1000:03}"
