@@ -55,8 +55,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     (folder / "notes.txt").write_text("not audio")
     (folder / "broken.mp3").write_bytes(b"nothing")
     write_wav(folder / "c.wav", np.zeros(32_000))
-    text = quran / "metadata" / "ayah_text_clear.csv"
-    options = ["--model", base_weights / "base.pt", "--text", text, "--precision", "fp32", "--json", "--srt"]
+    options = ["--model", base_weights / "base.pt", "--precision", "fp32", "--json", "--srt"]
     options += ["--html", folder / "page" / "page.html", "--segments", folder / "page" / "times.json"]
     command = [sys.executable, "-m", "whisper_quran.recognize", folder, folder / "a.wave", *options]
     result = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
@@ -156,7 +155,7 @@ def command(quran, tmp_path, monkeypatch):
         (["nowhere.mp3"], "no file or folder nowhere.mp3"),
         (["https://example.org/a//b.mp3"], "https://example.org/a//b.mp3: this is a URL"),
         (["empty"], "no recordings in empty"),
-        (["x.wav", "--text", "no.csv"], "give the whole Qur'an with --text FILE"),
+        (["x.wav", "--text", "no.csv"], "no text no.csv: give a CSV sorah,ayah,text"),
         (["x.wav", "--model", "no.pt"], "no.pt"),
         (["x.wav", "--embed-audio"], "give --html PAGE.html too"),
         ([".", "--html", "link.html"], "x.wav, which is read"),

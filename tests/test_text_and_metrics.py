@@ -1,6 +1,7 @@
 """What is compared when a word error rate is counted, and how it is counted."""
 
 import csv
+import gzip
 import random
 import re
 import tracemalloc
@@ -9,11 +10,13 @@ from collections import Counter
 
 import jiwer
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.data.text import count_diacritics, normalize, recited, target_tokens
+from whisper_quran.data.corpus import read_text
+from whisper_quran.data.text import count_diacritics, normalize, quran_text, recited, target_tokens
 from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_diacritic_errors, count_errors
 
 
@@ -35,6 +38,15 @@ def test_diacritics_turn_the_vocalised_text_into_the_clear_one_but_for_superscri
     clear, vocalised = texts(quran, "ayah_text_clear.csv"), texts(quran, "ayah_text_diacritics.csv")
     assert [normalize(text, "diacritics").replace("ٰ", "") for text in vocalised] == clear
     assert [normalize(text, "full") for text in vocalised] == [normalize(text, "full") for text in clear]
+
+
+def test_the_package_has_the_published_text_with_its_notice(quran):
+    assert quran_text() == read_text(quran / "metadata" / "ayah_text_clear.csv")[0]
+    (file,) = (ROOT / "whisper_quran" / "data").glob("*.gz")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        text, _, notice = lines.read().partition("# PLEASE DO NOT REMOVE OR CHANGE THIS COPYRIGHT BLOCK\n")
+    assert text.count("\n") == 6236 + 2 and text.startswith("1|1|بسم الله الرحمن الرحيم\n")
+    assert "Tanzil Quran Text (Simple Clean, Version 1.1)" in notice and "tanzil.net" in notice
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class RecognitionConfig:
     """
 
     files: Names = _data(dataclasses.MISSING, "recordings of any length, or folders of them", metavar="FILE")
-    text: Path = _data(Path("data/metadata/ayah_text_clear.csv"), "CSV sorah,ayah,text: the whole Qur'an")
+    text: Path | None = _data(None, "CSV sorah,ayah,text to search in (default: the Qur'an, in the package)")
     model: str = _model("base", "Whisper name, or any checkpoint that convert.py reads")
     language: str = _model("ar", "language token")
     batch_size: int = _speed(16, "pieces of up to 30 s decoded at a time", min=1, max=10_000)

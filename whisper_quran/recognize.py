@@ -1,6 +1,6 @@
 """Which ayah is this? Where in the Qur'an recordings are, when each word is said, and what was heard differently.
 
-  python -m whisper_quran.recognize recording.mp3                    OpenAI's base, the text of data/metadata
+  python -m whisper_quran.recognize recording.mp3                    OpenAI's base, Tanzil's text (https://tanzil.net)
   python -m whisper_quran.recognize folder --model runs/mine/best.pt --text ayah_text_clear.csv
   python -m whisper_quran.recognize lecture.m4a --json --srt
   python -m whisper_quran.recognize folder --html page.html          a page that plays them, word by word

@@ -3,8 +3,11 @@
 Every text enters through :func:`recited`, so that training, error rates, places and word times see the same words.
 """
 
+import gzip
 import re
 import unicodedata
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # importing whisper imports torch, which takes seconds
@@ -69,6 +72,18 @@ def without_basmala(text: str) -> str:
     words = text.split()
     begins = " ".join(normalize(word, "full") for word in words[:4]) == BASMALA
     return " ".join(words[4:]) if begins and len(words) > 4 else text
+
+
+@cache
+def quran_text() -> dict[tuple[int, int], str]:
+    """Return the :func:`recited` text of all 6,236 ayat by (surah, ayah); the basmala is 1:1, and before no other.
+
+    It is Tanzil's, whose file is in the package as it was published, with its notice. All callers share the dict.
+    """
+    with gzip.open(Path(__file__).with_name("quran-simple-clean.txt.gz"), "rt", encoding="utf-8") as file:
+        rows = [line.split("|") for line in file if line[0].isdigit()]
+    texts = {(int(surah), int(ayah)): recited(text) for surah, ayah, text in rows}
+    return {key: text if key[1] > 1 else without_basmala(text) for key, text in texts.items()}
 
 
 def is_uthmani(text: str) -> bool:

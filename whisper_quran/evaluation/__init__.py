@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoints.names import check_model_source
 from ..config import EvaluationConfig, TrainingConfig
 from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text, select_ayat
-from ..data.text import letters
+from ..data.text import letters, quran_text
 from ..runtime.command_line import parse
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
@@ -51,7 +51,7 @@ def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, l
         check_model_source(source)
     corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns)
     if config.constrain:
-        read_text(text_of(config))
+        text_of(config)
     chosen = config.reciters
     if chosen is None:
         chosen = EXPERIMENT_2A_VALID if config.manifest is None else tuple(corpus.reciters)
@@ -59,7 +59,7 @@ def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, l
         raise UserError(f"no reciter to evaluate on: name some of {', '.join(corpus.reciters)} with --reciters")
     reciters = list(dict.fromkeys(map(printable, chosen)))
     corpus.select(reciters)
-    inputs = [*map(Path, config.models), corpus.source, text_of(config)]
+    inputs = [*map(Path, config.models), corpus.source, config.text or default_text(config.data)]
     for name, mark in OUTPUTS.items():
         check_outputs([config.out / name], inputs, mark)
     return corpus, reciters
@@ -82,6 +82,6 @@ def heard_by(run: Path) -> tuple[set[str], set[str]]:
     return {ayah.reciter for ayah in ayat}, {letters(ayah.text) for ayah in ayat}
 
 
-def text_of(config: EvaluationConfig) -> Path:
-    """Return the path of the Qur'an's text."""
-    return config.text or default_text(config.data)
+def text_of(config: EvaluationConfig) -> dict[tuple[int, int], str]:
+    """Return the text that recordings are searched for in, by (surah, ayah): the package's own unless one is given."""
+    return read_text(config.text)[0] if config.text else quran_text()

@@ -23,7 +23,7 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE, as_part
-from ..data.corpus import Ayah, Corpus, read_text
+from ..data.corpus import Ayah, Corpus
 from ..data.features import FrozenEncoder
 from ..data.prepare import Passage, decode_ayat, join
 from ..data.tables import Skipped, summary
@@ -108,7 +108,7 @@ class Evaluation:
         self.started = time.perf_counter()
         self.heard = heard_by(config.trained) if config.trained else None
         self.normalize = partial(normalize, normalization=config.normalize)  # type: ignore[arg-type]
-        self.recognizer = Recognizer(Quran(read_text(text_of(config))[0]), device) if config.constrain else None
+        self.recognizer = Recognizer(Quran(text_of(config)), device) if config.constrain else None
         selected, left_out = corpus.select(reciters)
         self.cache, undecoded = decode_ayat(selected, config, log)
         self.undecodable = Counter(ayah.reciter for ayah in selected if ayah.audio not in self.cache)
@@ -159,7 +159,7 @@ class Evaluation:
         identity = {"files": files, "precision": precision.name}
         identities = {name: identity}
         if config.constrain:
-            text = hashlib.sha256(text_of(config).read_bytes()).hexdigest()
+            text = hashlib.sha256(repr(text_of(config)).encode()).hexdigest()
             identities[name + CONSTRAINED] = identity | {"text": text}
         encoder, batch_size = FrozenEncoder(model, precision.dtype), config.batch_size or _default_batch(model)
         transcribe = partial(

@@ -29,9 +29,8 @@ def check_inputs(config: RecognitionConfig) -> list[Path]:
         files += [path] if path.is_file() else filter(is_audio, sorted(path.rglob("*")))
     if not files:
         raise UserError(f"no recordings in {', '.join(config.files)}: give audio files, or folders of them")
-    if not config.text.is_file():
-        get = "python -m whisper_quran.download"
-        raise UserError(f"no text {config.text}: give the whole Qur'an with --text FILE, or get it by {get}")
+    if config.text and not config.text.is_file():
+        raise UserError(f"no text {config.text}: give a CSV sorah,ayah,text, or no --text for the package's own")
     check_model_source(config.model)
     return list(dict.fromkeys(files))
 
@@ -46,9 +45,10 @@ def check_results(config: RecognitionConfig, files: Sequence[Path]) -> dict[str,
         UserError: a result would replace something else, or a folder cannot be written.
     """
     model = [] if config.model in WHISPER_NAMES else [config.model]
+    text = [config.text] if config.text else []
     for output, mark in ((config.html, _PAGE), (config.segments, _SEGMENTS)):
         if output:
-            check_outputs([output], [*files, config.text, *model], mark=mark)
+            check_outputs([output], [*files, *text, *model], mark=mark)
     if not config.srt and not config.srt_dir:
         return {}
     plain = [(config.srt_dir or file.parent) / f"{file.stem}.srt" for file in files]

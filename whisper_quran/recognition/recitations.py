@@ -21,7 +21,7 @@ from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
 from ..data.corpus import read_text
 from ..data.tables import summary
-from ..data.text import letters, normalize
+from ..data.text import letters, normalize, quran_text
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer
 from ..decoding.word_times import alignment_heads, word_times
@@ -113,7 +113,7 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
     """
     files = check_inputs(config)
-    texts, skipped = read_text(config.text, log)
+    texts, skipped = read_text(config.text, log) if config.text else (quran_text(), [])
     if skipped:
         log(f"left out of the text: {summary(skipped)}")
     quran = Quran(texts)
