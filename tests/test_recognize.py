@@ -97,7 +97,9 @@ def test_the_first_and_the_last_word_do_not_take_the_silence_around_them(recited
 def test_page_and_subtitles_have_all_recordings(recited):
     found, folder, _ = recited
     page = (folder / "page" / "page.html").read_text(encoding="utf-8")
-    shown = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])["recordings"]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert "tanzil.net" in data["facts"]["text"]  # where the package's text is from
+    shown = data["recordings"]
     assert [(each["name"], each["addresses"]) for each in shown] == [
         (name, [f"../{name}"]) for name in ("a.wav", "b.flac", "c.wav", "a.wave")
     ]

@@ -196,7 +196,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
         "kinds": list(KINDS.items()),
         "facts": {
             "model": printable(config.model),
-            "text": printable(str(config.text)),
+            "text": printable(str(config.text or "the Tanzil Project's, https://tanzil.net")),
             "marked": "what the model heard differently: a mistake of the reciter's, or its own. Not marked are other "
             "spellings of the same sound",
             "confidence": "how many of the letters were heard, less what was heard besides",
