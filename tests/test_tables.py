@@ -21,6 +21,7 @@ from whisper_quran.data import parquet
 from whisper_quran.data.audio import SAMPLE_RATE, Part, decode_file
 from whisper_quran.data.corpus import Ayah, open_corpus, read_text, select_ayat
 from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
+from whisper_quran.data.text import recited
 from whisper_quran.runtime.console import no_log
 from whisper_quran.runtime.errors import UserError
 
@@ -354,6 +355,24 @@ def test_columns_may_have_any_name(quran, ayat, tmp_path):
     ]:
         with pytest.raises(UserError, match=reason):
             open_corpus(Path("unused"), None, tmp_path / "list.json", None, told.append, columns)
+
+
+def test_all_texts_may_be_put_into_plain_spelling(quran, ayat, tmp_path):
+    """Also those that the rows do not have."""
+    vocalised = read_text(quran / "metadata" / "ayah_text_diacritics.csv")[0]
+    rows = [{"path": str(a.audio), "speaker": "A", "text": vocalised[a.surah, a.number]} for a in ayat if a.surah]
+    write = {
+        "given.json": rows,
+        "none.json": [{"path": str(a.audio), "surah": a.surah, "ayah": a.number} for a in ayat],
+    }
+    for name, content in write.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        options = (quran, quran / "metadata" / "ayah_text_diacritics.csv", tmp_path / name)
+        for spelling, expected in {"plain": [a.text for a in ayat], "as-it-is": [row["text"] for row in rows]}.items():
+            told: list[str] = []
+            corpus = open_corpus(*options, log=told.append, spelling=spelling)
+            assert [a.text for a in corpus.select(corpus.reciters)[0]] == [recited(text) for text in expected]
+            assert any("put into plain spelling" in line for line in told) == (spelling == "plain")
 
 
 def test_times_that_do_not_fit_are_listed(quran, tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.corpus import read_text
-from whisper_quran.data.text import count_diacritics, normalize, quran_text, recited, target_tokens
+from whisper_quran.data.text import count_diacritics, normalize, plain, quran_text, recited, target_tokens
 from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_diacritic_errors, count_errors
 
 
@@ -173,3 +173,17 @@ def test_very_long_texts_are_aligned_in_linear_memory():
 def test_a_word_is_paired_with_the_one_that_was_meant():
     assert align("انعمت عليهم غير", "انعمتا غير").edits == "~انعمتا -1"
     assert align("عليهم انعمت غير", "انعمتا غير").edits == "-1 ~انعمتا"
+
+
+def test_vocalised_and_uthmani_texts_become_the_plain_text(quran):
+    clear, vocalised = (read_text(quran / "metadata" / f"ayah_text_{name}.csv")[0] for name in ("clear", "diacritics"))
+    assert {key: plain(text) for key, text in vocalised.items()} == clear == {key: plain(t) for key, t in clear.items()}
+    for uthmani, key in {
+        "ٱلْحَمْدُ لِلَّهِ رَبِّ ٱلْعَـٰلَمِينَ": (1, 2),
+        "إِنَّ فِى خَلْقِ ٱلسَّمَـٰوَٰتِ وَٱلْأَرْضِ وَٱخْتِلَـٰفِ ٱلَّيْلِ وَٱلنَّهَارِ لَـَٔايَـٰتٍۢ لِّأُو۟لِى ٱلْأَلْبَـٰبِ": (3, 190),
+        "وَإِذَا ٱلْمَوْءُۥدَةُ سُئِلَتْ": (81, 8),
+        "لَا جَرَمَ أَنَّهُمْ فِى ٱلْـَٔاخِرَةِ هُمُ ٱلْخَـٰسِرُونَ": (16, 109),  # 11:22 has الأخسرون
+        "يَـٰٓأَيُّهَا ٱلْمُزَّمِّلُ": (73, 1),
+    }.items():
+        assert plain(recited(uthmani)) == clear[key]
+    assert plain(recited("قَالَ ٱلرَّحْمَـٰنُ ٱلرَّحِيمُ")) == "قال الرحمن الرحيم"  # no ayah

@@ -13,6 +13,7 @@ from .runtime.command_line import check, option
 from .runtime.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SPELLINGS = ("as-it-is", "plain")
 Names = tuple[str, ...]
 
 # Options, by their group in --help.
@@ -37,6 +38,7 @@ class TrainingConfig:
     columns: str | None = _data(
         None, "what its columns hold: audio=file,text=words …", metavar="ROLE=NAME,…", fixed=True
     )
+    spelling: str = _data("as-it-is", "of the texts; plain has no diacritics", choices=SPELLINGS, fixed=True)
     train_reciters: Names | None = _data(None, "train on (default: 2A's six, or all others)", metavar="R", fixed=True)
     valid_reciters: Names | None = _data(None, "validate on (default: 2A's two, or none)", metavar="R", fixed=True)
     surahs: str | None = _data(None, "only surahs A to B, inclusive, in both splits", metavar="A:B", fixed=True)
@@ -116,6 +118,7 @@ class EvaluationConfig:
     text: Path | None = _data(None, "table sorah,ayah,text (default: DATA/metadata/ayah_text_clear.csv)")
     manifest: Path | None = _data(None, "table or times of recordings, or a folder of it, in place of --data")
     columns: str | None = _data(None, "what its columns hold: audio=file,text=words …", metavar="ROLE=NAME,…")
+    spelling: str = _data("as-it-is", "of the texts; plain has no diacritics", choices=SPELLINGS)
     reciters: Names | None = _data(None, "reciters to evaluate on (default: 2A's two; of a manifest, all)", metavar="R")
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
     join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")

@@ -22,7 +22,7 @@ from ..runtime.errors import UserError, did_you_mean
 from .audio import Part, as_part, is_audio
 from .segments import counts_of_words
 from .tables import NAMES, Skipped, parse_columns, read_table, summary
-from .text import recited, without_basmala
+from .text import plain, recited, without_basmala
 
 EXPERIMENT_2A_TRAIN = (
     "Abdul_Basit_Murattal_192kbps",
@@ -117,8 +117,11 @@ def open_corpus(
     surahs: str | None = None,
     log: Log = no_log,
     columns: str | None = None,
+    spelling: str = "as-it-is",
 ) -> Corpus:
     """Find the reciters and read the text, in the folder ``data`` or, if given, in ``manifest`` with its ``columns``.
+
+    The texts are in the ``spelling`` that they have, or in "plain" spelling (:func:`.text.plain`).
 
     What is changed in the texts, and which columns are not read, is logged.
 
@@ -127,7 +130,7 @@ def open_corpus(
     """
     chosen = parse_surahs(surahs)
     if manifest is not None:
-        return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, columns, log)
+        return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, columns, spelling, log)
     try:
         reciters = find_reciters(data)
         if not reciters:
@@ -136,7 +139,7 @@ def open_corpus(
         raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from None
     if text is None and not default_text(data).exists() and default_text(data.parent).is_file():
         raise UserError(f"{data} has no text, but the folder it is in has: give --data {data.parent}")
-    texts, skipped = read_text(text or default_text(data), log)
+    texts, skipped = read_text(text or default_text(data), log, spelling)
     return Corpus(data, dict(reciters), texts, chosen, skipped)
 
 
@@ -170,7 +173,7 @@ def select_ayat(config: TrainingConfig, log: Log = no_log) -> tuple[list[Ayah], 
         UserError: the corpus cannot be used, a reciter has no ayah with both audio and text, or a split has none.
     """
     held_out = parse_surahs(config.valid_surahs, "--valid-surahs") if config.valid_surahs else range(0)
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns, config.spelling)
     train, valid = config.train_reciters, config.valid_reciters
     if valid is None:
         valid = EXPERIMENT_2A_VALID if config.manifest is None and not held_out else ()
@@ -263,7 +266,9 @@ def _scan(
     return list(ayat.values()), skipped
 
 
-def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
+def read_text(
+    path: Path, log: Log = no_log, spelling: str = "as-it-is"
+) -> tuple[dict[tuple[int, int], str], list[Skipped]]:
     """Read a table of surah (or sorah), ayah and text into ``{(surah, ayah): text}``; see :func:`.tables.read_table`.
 
     Texts are as :func:`.text.recited`. If most first ayat begin with the basmala (those of surahs 1 and 9 aside), it is
@@ -290,7 +295,7 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
             texts[key] = row["text"]
             continue
         skipped.append(Skipped(place, reason))
-    texts = dict(zip(texts, _recited(texts.values(), path, log), strict=True))
+    texts = dict(zip(texts, _recited(texts.values(), path, spelling, log), strict=True))
     if not any(texts.values()):
         cause = f" (line by line: {skipped[0].reason}, …)" if skipped else ""
         raise UserError(f"{path} holds no text{cause}: give a CSV with the columns sorah,ayah,text")
@@ -302,13 +307,18 @@ def read_text(path: Path, log: Log = no_log) -> tuple[dict[tuple[int, int], str]
     return texts, skipped
 
 
-def _recited(texts: Iterable[str], path: Path, log: Log) -> list[str]:
-    """Return the recited part of each text, and log how many were changed."""
+def _recited(texts: Iterable[str], path: Path, spelling: str, log: Log) -> list[str]:
+    """Return the recited part of each text in this spelling, and log how many were changed."""
     given = [unicodedata.normalize("NFC", " ".join(text.split())) for text in texts]
     found = [recited(text) for text in given]
     if changed := sum(before != after for before, after in zip(given, found, strict=True)):
         log(f"text       {changed:,} texts of {path} are read without signs that are not recited")
-    return found
+    if spelling == "as-it-is":
+        return found
+    spelled = [plain(text) for text in found]
+    if changed := sum(before != after for before, after in zip(found, spelled, strict=True)):
+        log(f"text       {changed:,} texts of {path} are put into plain spelling, without diacritics")
+    return spelled
 
 
 def _key(row: dict[str, Any]) -> tuple[int, int] | None:
@@ -318,7 +328,9 @@ def _key(row: dict[str, Any]) -> tuple[int, int] | None:
     return (surah, ayah) if 1 <= surah <= len(SURAHS) and 1 <= ayah <= _LONGEST_SURAH else None
 
 
-def _open_manifest(path: Path, text: Path, surahs: range | None, columns: str | None, log: Log) -> Corpus:
+def _open_manifest(
+    path: Path, text: Path, surahs: range | None, columns: str | None, spelling: str, log: Log
+) -> Corpus:
     """Read the tables of a manifest. Rows of a surah and ayah without a text get it from ``text``."""
     named = parse_columns(columns)
     tables = [read_table(file, tuple(NAMES), ("audio",), "--manifest", named) for file in _tables_in(path)]
@@ -332,9 +344,9 @@ def _open_manifest(path: Path, text: Path, surahs: range | None, columns: str | 
             raise UserError(f"{table.path} lacks columns of {what}")
     rows = [(table.path.parent, *row) for table in tables for row in table.rows]
     lacks_text = any("text" not in row and _key(row) for _, _, row in rows)
-    quran, skipped = read_text(text, log) if lacks_text else ({}, [])
+    quran, skipped = read_text(text, log, spelling) if lacks_text else ({}, [])
     skipped += [item for table in tables for item in table.skipped]
-    texts = _recited([_text_of(row, quran) for _, _, row in rows], path, log)
+    texts = _recited([_text_of(row, quran) for _, _, row in rows], path, spelling, log)
     numbers, takes = Counter[str](), Counter[tuple[str, tuple[int, int] | None]]()
     found = []
     for (folder, place, row), words in zip(rows, texts, strict=True):

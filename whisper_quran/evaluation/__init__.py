@@ -49,7 +49,7 @@ def check_inputs(config: EvaluationConfig, log: Log = no_log) -> tuple[Corpus, l
     """
     for source in config.models:
         check_model_source(source)
-    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns)
+    corpus = open_corpus(config.data, config.text, config.manifest, config.surahs, log, config.columns, config.spelling)
     if config.constrain:
         text_of(config)
     chosen = config.reciters
