@@ -5,7 +5,8 @@
 Parts: ``ayat``, whole ayat up to 30 s, against the whole ayah that is nearest to what was heard by edit distance (which
 knows that it is one ayah, as the recognizer does not); ``cut``, ayat cut in two at their quietest place; ``long``, five
 minutes of consecutive ayat as one recording; ``words``, ayat in which one word is replaced by another of the same
-reciter's, told from untouched ones by confidence (area under the ROC curve).
+reciter's, told from untouched ones by confidence (area under the ROC curve); ``repeats``, ayat of which some are said
+again.
 
 The nearest ayah is that to the greedy text: what is decoded again at a high temperature has fewer of its letters.
 
@@ -42,6 +43,7 @@ LONG = 300  # seconds
 NEAR = 1.0  # seconds between a boundary and where it was found
 QUIET = 0.02  # of the mean energy: what is below it is a pause
 FEW = 5  # words of a piece
+REPEATS = ("none", "an ayah twice, the next", "an ayah three times", "two twice, the next", "after a breath")
 
 
 class TimedRecognizer(Recognizer):
@@ -262,11 +264,54 @@ def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:
     return float((a > b).mean() + (a == b).mean() / 2)
 
 
+def repeated(bench: Bench) -> None:
+    """Print of how many recordings, in which a reciter goes back, all passes are found and no other ayah."""
+    recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        clips = [np.array(cache.read(ayah.audio)) for ayah in ayat]
+        followed = [
+            n
+            for n in range(len(ayat) - 2)
+            if len({(a.surah, a.number - i) for i, a in enumerate(ayat[n : n + 3])}) == 1
+            and max(map(len, clips[n : n + 3])) <= 20 * SAMPLE_RATE
+        ]
+        chosen = random.Random(0).sample(followed, min(len(followed), bench.args.limit or len(followed)))
+        spliced, expected = [], []
+        for count, n in enumerate(chosen):
+            pause = np.zeros(count % 2 * SAMPLE_RATE // 2, np.int16)
+            a, b, c = clips[n : n + 3]
+            at = cut_in_two(a)  # a breath
+            parts, said = [
+                ([a, b], [[n, n + 1]]),
+                ([a, a, b], [[n], [n, n + 1]]),
+                ([a, a, a], [[n]] * 3),
+                ([a, b, a, b, c], [[n, n + 1], [n, n + 1, n + 2]]),
+                ([a[:at], a], [[n], [n]] if at else [[n]]),
+            ][count // 2 % len(REPEATS)]
+            spliced.append(np.concatenate([each for part in parts if len(part) for each in (part, pause)]))
+            expected.append([[(ayat[k].surah, ayat[k].number) for k in its] for its in said])
+        right = np.zeros((len(REPEATS), 2), dtype=int)
+        for count, (heard, its) in enumerate(zip(bench.hear(spliced, recognizer), expected, strict=True)):
+            passes = [bench.text.ayat(span) for span in joined(run.span for run in heard.found)]
+            # By their words: the same may stand in several places.
+            same = [[bench.texts[key] for key in each] for each in passes] == [[bench.texts[k] for k in e] for e in its]
+            right[count // 2 % len(REPEATS)] += [same, 1]
+            if not same:
+                print(f"{reciter}, {its} is found as {passes}: {heard.text}", flush=True)
+        lines.append(
+            [reciter, *(f"{found} of {all_}" for found, all_ in [*right.tolist(), right.sum(axis=0).tolist()])]
+        )
+    print(f"\n{markdown_table(['said again', *REPEATS, 'all'], lines)}", flush=True)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "ayat": whole_ayat,
     "cut": cut_ayat,
     "long": long_recordings,
     "words": replaced_words,
+    "repeats": repeated,
 }
 
 

@@ -1,12 +1,15 @@
 """Where in the Qur'an a recording is: the spans nearest to what was heard, and which of them the model prefers."""
 
 import random
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_whisper, talkative
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
@@ -19,6 +22,7 @@ from whisper_quran.decoding import batch_decoder
 from whisper_quran.decoding.batch_decoder import BatchDecoder
 from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.quran_search import BREAK, Candidate, Quran, Recognizer, Span, joined
+from whisper_quran.decoding.repeats import AGAIN, find_passes
 from whisper_quran.decoding.word_times import alignment_heads
 
 CPU = torch.device("cpu")
@@ -238,15 +242,49 @@ def test_what_the_model_finds_likelier_is_preferred_to_a_letter_less(recognizer)
 
 
 @pytest.mark.parametrize(
-    ("heard", "place"),
+    ("heard", "places"),
     [
-        ("كل أعوذ برب الناس كل أعوذ برب الناس ولكن الناس", "114:1:1-114:2:2"),  # the nearest span has 114:3, too
-        ("قل أعوذ برب الناس ملك الناس إلى الناس", "114:1:1-114:3:2"),
-        ("بسم الله الرحمن الرحيم قل هو الله أحد الله الصمد", "112:1:1-112:2:2"),
+        ("كل أعوذ برب الناس كل أعوذ برب الناس ولكن الناس", ["114:1:1-114:1:4", "114:1:1-114:2:2"]),
+        ("قل أعوذ برب الناس ملك الناس إلى الناس", ["114:1:1-114:3:2"]),
+        ("بسم الله الرحمن الرحيم قل هو الله أحد الله الصمد", ["112:1:1-112:2:2"]),
+        ("بسم الله الرحمن الرح قل هو الله أحد قله الله أحد", ["112:1:1-112:1:4"] * 2),
+        ("يا أيها المدثر يا أيها المدثر يا أيهاالمدثر", ["74:1:1-74:1:3"] * 3),
+        ("فإن مع العسر يسرا إن مع العسر يسرا", ["94:5:1-94:6:4"]),  # the text itself says it twice
+        (
+            "الله لا إله إلا هو الحي القيوم لا تأخذه سنة لا إله إلا هو الحي القيوم لا تأخذه سنة ولا نوم",
+            ["2:255:1-2:255:10", "2:255:2-2:255:12"],
+        ),
     ],
 )
-def test_an_ayah_that_was_not_said_is_not_reported(recognizer, heard, place):
+def test_what_is_said_again_is_another_pass_and_nothing_else_is_reported(recognizer, heard, places):
     (best,) = recognizer.choose([recognizer.candidates(decoded(heard, -5.0), 9.0)])
-    said = recognizer.without_unsaid_ayat(best)
-    assert recognizer.quran.describe(said.span) == place
-    assert len(said.letters) == len(recognizer.words(said))
+    assert [recognizer.quran.describe(run.span) for run in best.runs] == places
+    assert len(best.letters) == len(recognizer.words(best)) == sum(len(run.letters) for run in best.runs)
+    assert " ".join(run.heard for run in best.runs) == heard
+
+
+@given(
+    words=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=8),
+    heard=st.text("abcd", min_size=1, max_size=30),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_passes_cost_what_they_are_said_to(words, heard, data):
+    costs = st.lists(st.sampled_from([0, 5]), min_size=len(words), max_size=len(words))
+    first_costs, last_costs = data.draw(costs), data.draw(costs)
+    cost, passes = find_passes(heard, words, first_costs, last_costs)
+    ends = [0, *(after for *_, after in passes)]
+    assert [start for _, _, start, _ in passes] == ends[:-1] and ends[-1] == len(heard)
+    for (_, last, *_), (first, *_) in pairwise(passes):
+        assert first <= last  # back, never on
+    assert cost == AGAIN * (len(passes) - 1) + sum(
+        first_costs[first] + last_costs[last] + Levenshtein.distance("".join(words[first : last + 1]), heard[a:b])
+        for first, last, a, b in passes
+        if first <= last
+    ) or any(first > last for first, last, *_ in passes)
+    whole = min(
+        first_costs[first] + last_costs[last] + Levenshtein.distance("".join(words[first : last + 1]), heard)
+        for first in range(len(words))
+        for last in range(first, len(words))
+    )
+    assert cost <= whole

@@ -42,7 +42,8 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, list[float]]:
-    """What is recognised in a folder: surahs 112 and 113 as one file, 112:1 amid 6 s of silence, English, silence.
+    """What is recognised in a folder: surahs 112 and 113 as one file, 112:1 amid 6 s of silence, English, silence, and
+    112:1 three times before 112:2.
 
     With it the folder, and where the ayat of the first really end.
     """
@@ -55,6 +56,7 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
     (folder / "notes.txt").write_text("not audio")
     (folder / "broken.mp3").write_bytes(b"nothing")
     write_wav(folder / "c.wav", np.zeros(32_000))
+    write_wav(folder / "d.wav", np.concatenate([*[clips[0]] * 3, clips[1]]))
     options = ["--model", base_weights / "base.pt", "--precision", "fp32", "--json", "--srt"]
     options += ["--html", folder / "page" / "page.html", "--segments", folder / "page" / "times.json"]
     command = [sys.executable, "-m", "whisper_quran.recognize", folder, folder / "a.wave", *options]
@@ -70,7 +72,9 @@ def recited(quran, base_weights, tmp_path_factory) -> tuple[list[dict], Path, li
 def test_a_recording_of_two_surahs_is_found_ayah_by_ayah_word_by_word(recited):
     """By the untouched model, which hears half of the words wrong."""
     found, folder, ends = recited
-    assert [row["file"] for row in found] == [str(folder / name) for name in ("a.wav", "b.flac", "c.wav", "a.wave")]
+    assert [row["file"] for row in found] == [
+        str(folder / name) for name in ("a.wav", "b.flac", "c.wav", "d.wav", "a.wave")
+    ]
     ayat = [(each["surah"], ayah) for each in found[0]["recitations"] for ayah in each["ayat"]]
     assert [(surah, ayah["ayah"]) for surah, ayah in ayat] == [
         *((112, number) for number in range(1, 5)),
@@ -89,9 +93,18 @@ def test_a_recording_of_two_surahs_is_found_ayah_by_ayah_word_by_word(recited):
 
 
 def test_the_first_and_the_last_word_do_not_take_the_silence_around_them(recited):
-    (recitation,) = recited[0][3]["recitations"]
+    (recitation,) = recited[0][4]["recitations"]
     ((first, *_, last),) = (ayah["words"] for ayah in recitation["ayat"])
     assert 5.8 <= first["start"] < first["end"] < 7 < last["start"] < last["end"] <= 9
+
+
+def test_each_time_that_an_ayah_is_said_is_found(recited):
+    """Of which the untouched model writes one, when it hears them together."""
+    passes = recited[0][3]["recitations"]
+    assert [[ayah["ayah"] for ayah in each["ayat"]] for each in passes] == [[1], [1], [1, 2]]
+    starts = [each["ayat"][0]["start"] for each in passes]
+    length = recited[2][0]
+    assert starts == pytest.approx([0, length, 2 * length], abs=1)
 
 
 def test_page_and_subtitles_have_all_recordings(recited):
@@ -101,12 +114,12 @@ def test_page_and_subtitles_have_all_recordings(recited):
     assert "tanzil.net" in data["facts"]["text"]  # where the package's text is from
     shown = data["recordings"]
     assert [(each["name"], each["addresses"]) for each in shown] == [
-        (name, [f"../{name}"]) for name in ("a.wav", "b.flac", "c.wav", "a.wave")
+        (name, [f"../{name}"]) for name in ("a.wav", "b.flac", "c.wav", "d.wav", "a.wave")
     ]
     assert [line[0] for each in shown[0]["recitations"] for line in each["lines"] if line[0]] == [
         f"{each['surah']}:{ayah['ayah']}" for each in found[0]["recitations"] for ayah in each["ayat"]
     ]
-    assert sorted(path.name for path in folder.glob("*.srt")) == ["a.wav.srt", "a.wave.srt"]
+    assert sorted(path.name for path in folder.glob("*.srt")) == ["a.wav.srt", "a.wave.srt", "d.srt"]
     places = re.findall(r"\((\d+:\d+)\)", (folder / "a.wav.srt").read_text(encoding="utf-8"))
     assert list(dict.fromkeys(places)) == [f"112:{n}" for n in range(1, 5)] + [f"113:{n}" for n in range(1, 6)]
 

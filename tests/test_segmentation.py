@@ -3,11 +3,12 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_quran.data.audio import decode_file
-from whisper_quran.decoding.long_audio import cut_at_pauses
+from whisper_quran.decoding.long_audio import cut_at_pauses, cuts_around_unheard
 
 RATE = 16_000
 LONG_AYAT = ["002102", "002255", "002282"]
@@ -59,3 +60,24 @@ def test_real_long_ayat_are_cut_where_the_reciter_pauses(quran):
         for _, cut in spans[:-1]:
             around = samples[cut - 1600 : cut + 1600].astype(float)
             assert np.square(around).mean() < 0.25 * median, (ayah, cut / RATE)
+
+
+def test_cuts_are_in_the_pauses_around_what_was_not_heard():
+    """Three seconds of noise, three times, with pauses of 0.4 s."""
+    said = np.random.default_rng(0).integers(-9000, 9000, 3 * RATE, dtype=np.int16)
+    pause = np.zeros(4 * RATE // 10, np.int16)
+    samples = np.concatenate([said, pause, said, pause, said])
+
+    def letters(count: int, start: float, end: float) -> list[tuple[str, float, float]]:
+        edges = np.linspace(start, end, count + 1)
+        return [("x", float(a), float(b)) for a, b in pairwise(edges)]
+
+    first, second, third = letters(9, 0, 3), letters(9, 3.4, 6.4), letters(9, 6.8, 9.8)
+    near = lambda *seconds: pytest.approx([each * RATE for each in seconds], abs=0.1 * RATE)  # noqa: E731
+    assert cuts_around_unheard(samples, [*first, *second, *third]) == []
+    assert cuts_around_unheard(samples, first) == near(3.2, 6.6)
+    assert cuts_around_unheard(samples, [*first, *second]) == near(6.6)
+    assert cuts_around_unheard(samples, [*first, *letters(3, 3.4, 6.4), *third]) == near(3.2, 6.6)
+    assert cuts_around_unheard(samples, [*first, *letters(5, 3.4, 6.4), *third]) == []
+    assert cuts_around_unheard(said, letters(1, 0, 3)) == []
+    assert cuts_around_unheard(samples[:10], []) == cuts_around_unheard(pause, first) == []

@@ -21,12 +21,17 @@ from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
 from ..data.features import FRAME, AudioFeatures, FrozenEncoder, collate, context_of, frame_energy
+from ..data.text import letters
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
 from .quran_search import Candidate, Recognizer
+from .word_times import LetterTime
 
 _PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
+# Speech that was not heard: between pauses of 150 ms, at least 0.8 s of it, with few letters a second beside the rest
+# of its piece. It is heard again if that gives many more letters.
+_SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 1.25
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
 
@@ -76,7 +81,7 @@ class Transcript:
     @property
     def found(self) -> list[Candidate]:
         """The spans of the Qur'an found in its pieces, in order."""
-        return [piece.candidate for piece in self.pieces if piece.candidate]
+        return [run for piece in self.pieces if piece.candidate for run in piece.candidate.runs]
 
 
 def decode_clips(
@@ -134,6 +139,9 @@ def transcribe_clips(
     return _transcribe_windows(decoder) if timed else _transcribe_pieces(decoder)
 
 
+_Decoded = tuple[Piece, DecodingResult, list[Candidate]]
+
+
 @dataclass
 class _PieceDecoder:
     """Encoding and decoding of pieces of ``clips``, in batches that fit into the memory."""
@@ -147,7 +155,7 @@ class _PieceDecoder:
     log: Log
     options: dict[str, Any]
 
-    def decode(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
+    def decode(self, pieces: Sequence[Piece]) -> Iterator[_Decoded]:
         """Decode ``pieces``, longest first; with fallback, decode those that need it again, at higher temperatures.
 
         Yield each with its last result, which is empty if it is silent, and the candidates of all its texts.
@@ -182,9 +190,7 @@ class _PieceDecoder:
                 waiting = [piece for piece in waiting if piece not in done]
             waiting = again
 
-    def _decode_once(
-        self, pieces: Sequence[Piece], slots: int, temperature: float
-    ) -> Iterator[tuple[Piece, DecodingResult, list[Candidate]]]:
+    def _decode_once(self, pieces: Sequence[Piece], slots: int, temperature: float) -> Iterator[_Decoded]:
         """Decode ``pieces``, encoded in batches of a quarter of the slots, and find candidates.
 
         The decoder's memory is freed at the end.
@@ -211,21 +217,43 @@ class _PieceDecoder:
 def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
     spans = [cut_at_pauses(decoder.clips[clip]) for clip in range(len(decoder.clips))]
     pieces = [Piece(clip, start, end, len(its)) for clip, its in enumerate(spans) for start, end in its]
-    decoded: dict[int, list[tuple[Piece, str, float, list[Candidate]]]] = defaultdict(list)  # of each clip
-    for piece, result, candidates in decoder.decode(pieces):
-        parts = decoded[piece.clip]
-        parts.append((piece, result.text, result.temperature, candidates))
-        if len(parts) < piece.count:
+    waiting = [len(its) for its in spans]  # pieces of each clip that are not decoded yet
+    decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
+    in_part: list[tuple[_Decoded, list[Piece]]] = []  # pieces with speech that was not heard, and parts of them
+    for each in decoder.decode(pieces):
+        piece, _, candidates = each
+        cuts: list[int] = []
+        if candidates and candidates[-1].times:
+            cuts = cuts_around_unheard(decoder.clips[piece.clip][piece.start : piece.end], candidates[-1].times)
+        if cuts:
+            edges = [piece.start, *(piece.start + cut for cut in cuts), piece.end]
+            in_part.append((each, [Piece(piece.clip, *edge, piece.count + len(cuts)) for edge in pairwise(edges)]))
             continue
-        parts = sorted(decoded.pop(piece.clip), key=lambda part: part[0].start)
-        found: list[RecognizedPiece] = []
-        if decoder.recognizer:
-            chosen = decoder.recognizer.choose(candidates for *_, candidates in parts)
-            for (part, text, *_), candidate in zip(parts, chosen, strict=True):
-                heard = candidate.heard if candidate else text
-                found.append(RecognizedPiece(part.start / SAMPLE_RATE, part.end / SAMPLE_RATE, heard, candidate))
-        text = " ".join(text for _, text, *_ in parts if text)
-        yield Transcript(piece.clip, text, max(part[2] for part in parts), pieces=tuple(found))
+        decoded[piece.clip].append(each)
+        waiting[piece.clip] -= 1
+        if not waiting[piece.clip]:
+            yield _transcript(decoded.pop(piece.clip), decoder.recognizer)
+    heard = {each[0]: each for each in decoder.decode([part for _, parts in in_part for part in parts])}
+    for whole, parts in in_part:
+        clip, again = whole[0].clip, [heard[part] for part in parts]
+        more = sum(len(letters(each[1].text)) for each in again) > _MORE * len(letters(whole[1].text))
+        decoded[clip] += again if more else [whole]
+        waiting[clip] -= 1
+        if not waiting[clip]:
+            yield _transcript(decoded.pop(clip), decoder.recognizer)
+
+
+def _transcript(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
+    """Join the pieces of a clip."""
+    parts.sort(key=lambda part: part[0].start)
+    found: list[RecognizedPiece] = []
+    if recognizer:
+        chosen = recognizer.choose(candidates for *_, candidates in parts)
+        for (piece, result, _), candidate in zip(parts, chosen, strict=True):
+            heard = candidate.heard if candidate else result.text
+            found.append(RecognizedPiece(piece.start / SAMPLE_RATE, piece.end / SAMPLE_RATE, heard, candidate))
+    text = " ".join(result.text for _, result, _ in parts if result.text)
+    return Transcript(parts[0][0].clip, text, max(result.temperature for _, result, _ in parts), pieces=tuple(found))
 
 
 def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
@@ -294,7 +322,7 @@ def cut_at_pauses(samples: np.ndarray) -> list[tuple[int, int]]:
     spans = []
     start = 0
     if len(samples) > N_SAMPLES:
-        energy = _smoothed_energy(samples)
+        energy = _smoothed_energy(samples, _PAUSE)
     while len(samples) - start > N_SAMPLES:
         earliest = -(-(start + _SHORTEST) // FRAME)
         latest = min(start + N_SAMPLES, len(samples) - _SHORTEST) // FRAME
@@ -304,10 +332,33 @@ def cut_at_pauses(samples: np.ndarray) -> list[tuple[int, int]]:
     return [*spans, (start, len(samples))]
 
 
-def _smoothed_energy(samples: np.ndarray) -> np.ndarray:
-    """Compute the mean square over 300 ms around sample 160 i, for every i. At the ends, over what exists of them."""
+def cuts_around_unheard(samples: np.ndarray, times: Sequence[LetterTime]) -> list[int]:
+    """Return where to cut ``samples`` (n,), in the pauses around speech of which too few letters were heard.
+
+    Models skip what is said a second time, and end before some of what follows a pause.
+    """
+    if len(samples) < 2 * _SPOKEN * FRAME:
+        return []
+    energy = _smoothed_energy(samples, _SHORT_PAUSE)
+    quiet = np.concatenate([[False], energy < _QUIET * energy.mean(), [False]])
+    edges = np.flatnonzero(quiet[1:] != quiet[:-1]).tolist()
+    pauses = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= _SHORT_PAUSE]
+    ends = [0, *(edge for pause in pauses for edge in pause), len(energy)]
+    spoken = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b - a >= _SPOKEN]
+    middles = np.array([(start + end) / 2 for _, start, end in times]) * SAMPLE_RATE / FRAME
+    rates = [((a <= middles) & (middles < b)).sum() / (b - a) for a, b in spoken]
+    unheard = [rate < _UNHEARD * max(rates) for rate in rates]
+    return [
+        (this[1] + following[0]) // 2 * FRAME
+        for (this, following), either in zip(pairwise(spoken), pairwise(unheard), strict=True)
+        if any(either)
+    ]
+
+
+def _smoothed_energy(samples: np.ndarray, frames: int) -> np.ndarray:
+    """Compute the mean square over so many frames around sample 160 i, for every i; at the ends over what is there."""
     energy = frame_energy(samples)
     sums = np.concatenate([[0.0], np.cumsum(energy)])
     edges = np.arange(len(sums))
-    before, after = (np.clip(edges + shift, 0, len(energy)) for shift in (-_PAUSE // 2, _PAUSE // 2))
+    before, after = (np.clip(edges + shift, 0, len(energy)) for shift in (-frames // 2, frames // 2))
     return (sums[after] - sums[before]) / (after - before)

@@ -11,9 +11,10 @@ for ends inside ayat, and for jumps in the text from one piece to the next. So w
 distinguished by their context.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from ..data.text import letters, normalize
 from .batch_decoder import DecodedClip
-from .word_times import LetterTime, letter_times, word_positions
+from .repeats import AGAIN, find_passes
+from .word_times import LetterTime, letter_times
 
 _ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
 _AYAT_WITH_ISTIADHA_WORDS = ((16, 98), (113, 1), (114, 1))
@@ -43,6 +45,8 @@ _MOST_ENDS = 256  # places where spans end, the nearest, whose spans are compare
 _LONG = 100  # letters of a text that a model may have made up; the search takes time of their square
 _MARGIN = 2  # a span that costs this much more than the nearest, at most, is a candidate
 _SCORED = 12  # texts at most that the model scores
+_PASS_BREAK = 2  # the cost of an end inside an ayah where a reciter goes back: after a breath, often
+_REPEATED = 1 / 6  # of the letters: with fewer wrong, nothing is looked for that was said again
 
 # The path from piece to piece; costs are in nats.
 _LETTER = 3.0
@@ -122,6 +126,11 @@ def _pronounced(word: str) -> str:
     return "".join(_NAMES[letter] for letter in spelled) if spelled in _OPENINGS else word
 
 
+def _spelled(heard: str) -> str:
+    """Return the letters of what was heard, without digits, which number ayat."""
+    return "".join(filter(str.isalpha, letters(heard)))
+
+
 def _prefaces(texts: Mapping[tuple[int, int], str]) -> list[str]:
     """Return the isti'adha, the basmala, and both, in the spelling of ``texts``.
 
@@ -149,6 +158,8 @@ class Candidate:
         log_probability: the model's, of the words of the span.
         free_log_probability: the model's, of what was heard.
         times: when the letters that were heard were said, if the recognizer finds that.
+        passes: if the reciter went back, the runs of words that were said one after the other, as candidates; their
+            letters, distance and cost are together those above, and the span is that of the last.
     """
 
     span: Span
@@ -160,6 +171,12 @@ class Candidate:
     log_probability: float = 0.0
     free_log_probability: float = 0.0
     times: tuple[LetterTime, ...] = ()
+    passes: tuple["Candidate", ...] = ()
+
+    @property
+    def runs(self) -> tuple["Candidate", ...]:
+        """The passes, or itself."""
+        return self.passes or (self,)
 
     @property
     def weight(self) -> float:
@@ -220,7 +237,7 @@ class Recognizer:
         a long text differs. Spans of equal cost are in the order of the text; if words occur in more than 256 places,
         some are left out.
         """
-        query = "".join(letter for letter in letters(heard) if letter.isalpha())
+        query = _spelled(heard)
         if not query:
             return []
         costs = self._distances(query)[self.end_places] + self.end_costs
@@ -296,18 +313,85 @@ class Recognizer:
         """
         heard, log_probability = clip.result.text, clip.result.avg_logprob * (len(clip.result.tokens) + 1)
         nearest = self.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
+        if again := self.repeated(heard, nearest):
+            nearest.insert(0, again)
         if not nearest:
             return []
         texts = [self.join_words([each]) for each in nearest]
         distinct = list(dict.fromkeys(texts))[:_SCORED]
-        scores = clip.log_probabilities(distinct) if len(distinct) > 1 else [log_probability]
+        scores = clip.log_probabilities(distinct) if len(distinct) > 1 or again else [log_probability]
         score_of = dict(zip(distinct, scores, strict=True))
         times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
-        return [
-            replace(each, log_probability=score_of[text], free_log_probability=log_probability, times=times)
-            for each, text in zip(nearest, texts, strict=True)
-            if text in score_of
-        ]
+        said = [time for time in times if time[0].isalpha()]
+        found = []
+        for each, text in zip(nearest, texts, strict=True):
+            if text in score_of:
+                ends = [*accumulate(len(_spelled(run.heard)) for run in each.passes)]
+                runs = zip(each.passes, pairwise([0, *ends]), strict=True)
+                passes = tuple(replace(run, times=tuple(said[first:end])) for run, (first, end) in runs)
+                score = {"log_probability": score_of[text], "free_log_probability": log_probability}
+                found.append(replace(each, **score, times=times, passes=passes))
+        return found
+
+    def repeated(self, heard: str, nearest: Sequence[Candidate]) -> Candidate | None:
+        """Return what was ``heard`` as several passes, if that is nearer to the text than the ``nearest`` span is."""
+        query = _spelled(heard)
+        if not query or (nearest and nearest[0].distance <= _REPEATED * len(query)):
+            return None
+        # A preface, even if its end was not heard.
+        cuts = ((each, end) for each in self.prefaces for end in range(len(each) + 1))
+        preface, begin = min(cuts, key=lambda cut: Levenshtein.distance(cut[0], query[: cut[1]]) - len(cut[0]) / 3)
+        if nearest:
+            lasts = {self.numbers.index((nearest[0].span.surah, nearest[0].span.last))}
+        else:  # the halves of a text that is said several times are nearer to it than the whole
+            half = (begin + len(query)) // 2
+            parts = filter(None, (query[begin:half], query[half:]))
+            lasts = {int((self._distances(part)[self.end_places] + self.end_costs).argmin()) for part in parts}
+        found = [self._passes_near(last, heard, query, preface, begin) for last in lasts]
+        best = min((each for each in found if each), key=lambda each: each.cost, default=None)
+        limit = nearest[0].cost if nearest else len(query) / 2
+        return best if best and best.cost < limit else None
+
+    def _passes_near(self, last: int, heard: str, query: str, preface: str, begin: int) -> Candidate | None:
+        """Return the passes of least cost, two or more, through the words around ``last``, after a ``preface``.
+
+        The preface is before the letter ``begin``.
+        """
+        first, after = self.first[last], bisect_right(self.first, self.first[last])  # of its surah
+        first = max(first, bisect_left(self.starts, self.ends[last] - 2 * len(query), first, after))
+        after = bisect_right(self.starts, self.ends[last] + len(query), first, after)
+        words = [self.text[self.starts[each] : self.ends[each]] for each in range(first, after)]
+        surah, number = self.numbers[first]
+        inside = [place[1] > 1 for place in self.quran.places[surah][number : number + len(words) + 1]]
+        inside += [False] * (len(words) + 1 - len(inside))
+        costs = [_PASS_BREAK * each for each in inside]
+        passes = find_passes(query[begin:], words, costs[:-1], costs[1:])[1] if query[begin:] else []
+        passes = [each for each in passes if each[0] <= each[1]]
+        if len(passes) < 2:
+            return None
+        said: list[list[str]] = [[] for _ in passes]  # the words heard in each pass
+        ends = [begin + each[3] for each in passes[:-1]]
+        count = 0
+        for word in heard.split():
+            length = len(_spelled(word))
+            said[bisect_left(ends, count + (length + 1) / 2)].append(word)
+            count += length
+        runs: list[Candidate] = []
+        for (start, stop, *_), its in zip(passes, said, strict=True):
+            its_preface = "" if runs else self.prefaces[preface]
+            its_letters = (*map(letters, its_preface.split()), *words[start : stop + 1])
+            distance = Levenshtein.distance("".join(its_letters), _spelled(" ".join(its)))
+            span, cost = Span(surah, number + start, number + stop), distance + costs[start] + costs[stop + 1]
+            runs.append(Candidate(span, its_preface, its_letters, distance, cost, " ".join(its)))
+        return Candidate(
+            runs[-1].span,
+            runs[0].preface,
+            tuple(word for run in runs for word in run.letters),
+            sum(run.distance for run in runs),
+            sum(run.cost for run in runs) + AGAIN * (len(runs) - 1),
+            heard,
+            passes=tuple(runs),
+        )
 
     def choose(self, pieces: Iterable[Sequence[Candidate]]) -> list[Candidate | None]:
         """Choose a candidate for each of the ``pieces`` of a recording, in order; None for those that have none."""
@@ -329,7 +413,7 @@ class Recognizer:
         before = next((each.span for each in reversed(path) if each), None)
         if before is None:
             return 0.0
-        span = candidate.span
+        span = candidate.runs[0].span
         if span.follows(before):
             places = self.quran.places[span.surah]
             inside = places[before.last][0] == places[span.first][0]
@@ -338,38 +422,9 @@ class Recognizer:
             return _ELSEWHERE
         return min(_ELSEWHERE, _JUMP + _JUMPED_WORD * abs(span.first - before.last - 1))
 
-    def without_unsaid_ayat(self, candidate: Candidate) -> Candidate:
-        """Return ``candidate`` without the ayat at its ends that were not said.
-
-        When an ayah is said twice, the nearest span has one more at an end, which was not. In its place there was heard
-        another of the span: nearer than itself, with at most a quarter of its letters wrong.
-        """
-        places = self.quran.places[candidate.span.surah][candidate.span.first : candidate.span.last + 1]
-        prefaced = len(candidate.preface.split())
-        words: dict[int, list[int]] = {}  # of each ayah, in candidate.letters
-        for index, (ayah, _) in enumerate(places, prefaced):
-            words.setdefault(ayah, []).append(index)
-        spelled = {ayah: "".join(candidate.letters[index] for index in indices) for ayah, indices in words.items()}
-        heard = "".join(filter(str.isalpha, letters(candidate.heard)))
-        positions = [round(position) for position in word_positions(candidate.letters, heard)]
-        said = set()
-        for ayah, indices in words.items():
-            part = heard[positions[indices[0]] : positions[indices[-1] + 1]]
-            distances = {other: Levenshtein.distance(part, text) for other, text in spelled.items()}
-            nearest = min(distances, key=lambda other: (distances[other], other != ayah))
-            said.add(nearest if distances[nearest] <= len(part) / 4 else ayah)
-        first, last = words[min(said)][0], words[max(said)][-1]
-        if last - first + 1 == len(places):
-            return candidate
-        span = replace(candidate.span, first=candidate.span.first + first - prefaced)
-        span = replace(span, last=span.first + last - first)
-        its_letters = (*candidate.letters[:prefaced], *candidate.letters[first : last + 1])
-        distance = Levenshtein.distance("".join(its_letters), heard)
-        return replace(candidate, span=span, letters=its_letters, distance=distance)
-
     def words(self, candidate: Candidate) -> list[str]:
         """Return the words of ``candidate``, its preface's first."""
-        return [*candidate.preface.split(), *self.quran.words(candidate.span)]
+        return [word for run in candidate.runs for word in (*run.preface.split(), *self.quran.words(run.span))]
 
     def join_words(self, found: Iterable[Candidate]) -> str:
         """Return the words of all ``found``, joined by spaces."""

@@ -33,8 +33,8 @@ _SOUND_ALIKE = ("marks", "spelling")  # kinds of error that do not change the so
 def describe(recognition: Recognition) -> str:
     """Return the lines printed for a recording."""
     lines = [f"{printable(recognition.file)} ({format_duration(recognition.seconds)})"]
-    for each in recognition.recitations:
-        place = f"surah {each.surah}, ayah {ayah_numbers(each)}"
+    for each, again in zip(recognition.recitations, said_again(recognition.recitations), strict=True):
+        place = f"surah {each.surah}, ayah {ayah_numbers(each)}{', again' * again}"
         lines.append(f"  سورة {SURAHS[each.surah - 1]}: {place}, confidence {percent(each.confidence)}")
         for ayah in each.ayat:
             lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
@@ -52,6 +52,15 @@ def ayah_numbers(recitation: Recitation) -> str:
     """Return the numbers of its ayat: ``"1 to 4"``, or ``"255"``."""
     first, last = recitation.ayat[0].ayah, recitation.ayat[-1].ayah
     return f"{first} to {last}" if first < last else f"{first}"
+
+
+def said_again(recitations: Sequence[Recitation]) -> Iterator[bool]:
+    """Yield of each whether one of its words was said in a recitation before it."""
+    said: set[tuple[int, int, int]] = set()
+    for each in recitations:
+        words = {(each.surah, a.ayah, word) for a in each.ayat for word in range(a.first_word, a.last_word + 1)}
+        yield not words.isdisjoint(said)
+        said |= words
 
 
 def subtitles(recognition: Recognition) -> str:
@@ -184,11 +193,11 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
                     {
                         "surah": recitation.surah,
                         "name": SURAHS[recitation.surah - 1],
-                        "ayat": ayah_numbers(recitation),
+                        "ayat": f"{ayah_numbers(recitation)}{', again' * again}",
                         "confidence": percent(recitation.confidence),
                         "lines": _lines(recitation),
                     }
-                    for recitation in each.recitations
+                    for recitation, again in zip(each.recitations, said_again(each.recitations), strict=True)
                 ],
             }
             for name, short, each, urls in zip(names, short_names(names), found, addresses, strict=True)

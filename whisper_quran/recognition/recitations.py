@@ -178,10 +178,10 @@ def _recognition(file: Path, audio: Decoded, transcript: Transcript, recognizer:
             if piece.text:
                 others.append(OtherSpeech(round(piece.start, 2), round(piece.end, 2), piece.text))
             continue
-        candidate = recognizer.without_unsaid_ayat(piece.candidate)
-        if not groups or candidate.preface or not candidate.span.follows(groups[-1][-1][1].span):
-            groups.append([])
-        groups[-1].append((piece, candidate))
+        for run in piece.candidate.runs:
+            if not groups or run.preface or not run.span.follows(groups[-1][-1][1].span):
+                groups.append([])
+            groups[-1].append((piece, run))
     found = tuple(_recitation(pieces, recognizer) for pieces in groups)
     seconds = len(audio.samples) / SAMPLE_RATE
     return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
@@ -194,7 +194,7 @@ def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer:
         its_words = recognizer.words(candidate)
         for word, (start, end) in zip(its_words, word_times(candidate.letters, candidate.times), strict=True):
             words.append(RecitedWord(word, round(piece.start + start, 2), round(piece.start + end, 2)))
-        heard.append(_as_written(_NOT_SPOKEN.sub(" ", piece.text), its_words, candidate.letters))
+        heard.append(_as_written(_NOT_SPOKEN.sub(" ", candidate.heard), its_words, candidate.letters))
     first, last = pieces[0][1], pieces[-1][1]
     preface = len(first.preface.split())
     places = recognizer.quran.places[first.span.surah][first.span.first : last.span.last + 1]
@@ -206,7 +206,7 @@ def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer:
     whole = " ".join(word.text for word in words)
     edits = align(normalize(whole, "diacritics"), normalize(" ".join(heard), "diacritics")).edits
     confidence = round(confidence_of([candidate for _, candidate in pieces]), 3)
-    text = " ".join(piece.text for piece, _ in pieces)
+    text = " ".join(candidate.heard for _, candidate in pieces)
     return Recitation(first.span.surah, tuple(words[:preface]), tuple(ayat), text, edits, confidence)
 
 

@@ -1,0 +1,61 @@
+"""Passes through a text: where a reciter goes back and says words again.
+
+What was heard is aligned with a stretch of the text as for an edit distance, but the alignment may go back, from the
+end of any word to the beginning of it or of one before. So it falls into passes, each a run of words.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+AGAIN = 3  # the cost of going back, in letters
+_FAR = 10_000  # more than any cost
+
+
+def find_passes(
+    heard: str, words: Sequence[str], first_costs: Sequence[int], last_costs: Sequence[int]
+) -> tuple[int, list[tuple[int, int, int, int]]]:
+    """Return the least cost, in letters, and its passes: first and last word, first letter heard, that after the last.
+
+    Args:
+        heard: the letters heard, at least one.
+        words: the letters of each word of the stretch.
+        first_costs: of a pass that begins with each of the words; ``last_costs`` of one that ends with it.
+    """
+    text = "".join(words)
+    edges = np.cumsum([0, *map(len, words)])
+    begin, end = (np.full(len(text) + 1, _FAR) for _ in range(2))  # the costs of a pass from, and to, each place
+    begin[edges[:-1]], end[edges[1:]] = first_costs, last_costs
+    letters, steps = np.array(list(text)), np.arange(len(text) + 1)
+
+    def with_deletions(row: np.ndarray) -> np.ndarray:
+        return np.minimum.accumulate(row - steps) + steps
+
+    # After each letter heard, at each place: the least cost without going back there, of having done so, and of both.
+    onward, back = [np.full(len(text) + 1, _FAR)], [begin]
+    rows = [with_deletions(begin)]
+    for letter in heard:
+        row = rows[-1] + 1
+        row[1:] = np.minimum(row[1:], rows[-1][:-1] + (letters != letter))
+        onward.append(with_deletions(row))
+        ending = np.minimum.accumulate((onward[-1] + end)[::-1])[::-1]  # there, or after it
+        back.append(ending + begin + AGAIN)
+        rows.append(with_deletions(np.minimum(onward[-1], back[-1])))
+
+    cost, passes = int((rows[-1] + end).min()), []
+    last = place = int((rows[-1] + end).argmin())
+    count = stop = len(heard)
+    while True:  # backwards along the way of that cost
+        if rows[count][place] < onward[count][place]:  # the pass begins here, or with letters that were left out
+            while rows[count][place] != back[count][place]:
+                place -= 1
+            passes.append((edges.searchsorted(place), edges.searchsorted(last) - 1, count, stop))
+            if not count:
+                return cost, [(int(first), int(last), a, b) for first, last, a, b in reversed(passes)]
+            stop, last = count, place + int((onward[count] + end)[place:].argmin())
+            place = last
+        while place and onward[count][place] == onward[count][place - 1] + 1:
+            place -= 1
+        count -= 1
+        if place and onward[count + 1][place] == rows[count][place - 1] + (text[place - 1] != heard[count]):
+            place -= 1
