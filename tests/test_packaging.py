@@ -39,7 +39,7 @@ def built(tmp_path_factory) -> Path:
 
 def files_of_the_package() -> set[str]:
     files = [path for path in (ROOT / "whisper_quran").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert {path.suffix for path in files} == {".py", ".typed", ".html", ".css", ".js", ".gz"}
+    assert {path.suffix for path in files} == {".py", ".typed", ".html", ".css", ".js", ".gz", ".csv"}
     return {str(path.relative_to(ROOT)) for path in files}
 
 

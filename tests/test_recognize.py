@@ -226,6 +226,16 @@ def ikhlas(number: int, times: tuple) -> RecognizedPiece:
     return Transcript(number, heard.heard, 0.0, pieces=(RecognizedPiece(0.0, 3.0, heard.heard, heard),))
 
 
+@pytest.mark.parametrize(
+    ("cost", "lost", "likely"), [(0, 0, True), (8, 2, True), (9, 2, False), (2, 20, True), (2, 30, False)]
+)
+def test_far_from_what_was_heard_or_unlikely_to_the_model_is_not_the_quran(cost, lost, likely):
+    """Of 11 letters."""
+    words = tuple("قل هو الله احد".split())
+    found = Candidate(Span(112, 0, 3), "", words, 0, cost, "", -10.0 - lost, -10.0)
+    assert recitations.is_likely(found) == likely
+
+
 def test_the_function_is_not_hidden_by_the_command_of_its_name():
     """Importing whisper_quran.recognize, as this file does, makes the module an attribute of the package."""
     with pytest.raises(UserError, match="no file or folder nowhere"):

@@ -2,8 +2,8 @@
 
 An unconstrained decoder gets most letters right, and many words wrong. So its text is matched with every part of the
 Qur'an at once (Sellers, "The theory and computation of evolutionary distances", 1980): for each place where a span may
-end, the smallest edit distance to a span that ends there. Spaces are ignored: words that were joined or split cost
-nothing. Letters are compared as ``normalize(…, "full")`` writes them.
+end, the least cost of a span that ends there (:mod:`.letter_costs`). Spaces are ignored: words that were joined or
+split cost nothing. Letters are compared as ``normalize(…, "full")`` writes them.
 
 A recording over 30 s is decoded in pieces, each with several candidates. The Viterbi algorithm chooses one for each
 piece: a path's score is the model's log-probability of the words, less costs for letters that differ from those heard,
@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from ..data.text import letters, normalize
 from .batch_decoder import DecodedClip
+from .letter_costs import FAR, LETTER, MOST_LEFT_OUT, LetterCosts, Places
 from .repeats import AGAIN, find_passes
 from .word_times import LetterTime, letter_times
 
@@ -36,15 +36,15 @@ _OPENINGS = set("الم المص الر المر كهيعص طه طسم طس ي�
 _NAMES = dict(zip("المصركهيعطسحقن", "الف لام ميم صاد را كاف ها يا عين طا سين حا قاف نون".split(), strict=True))
 _OPENING_WORDS = 60  # of a surah, indexed with these letters as pronounced
 
-# The search; distances are in letters.
-_FAR = 10_000  # more than any distance
-_SHIFTS = (1, 2, 4, 8, 16)  # their sum, 31, is how many letters of the text may be missing in one place
-_SEPARATOR = "\n" * (sum(_SHIFTS) + 1)  # surahs are separated by more than that, so that no span crosses it
+# The search; costs are in letters.
+_SEPARATOR = "\n" * (MOST_LEFT_OUT + 2)  # between surahs, so that no span crosses it
 BREAK = 5  # the cost of an end inside an ayah, so that spans of whole ayat are preferred
 _MOST_ENDS = 256  # places where spans end, the nearest, whose spans are compared
-_LONG = 100  # letters of a text that a model may have made up; the search takes time of their square
+_LONG = 100  # letters of a text that a model may have made up
+_MOST_LETTERS = 1000  # of a text that are compared: 30 s of recitation are 400 at most
 _MARGIN = 2  # a span that costs this much more than the nearest, at most, is a candidate
 _SCORED = 12  # texts at most that the model scores
+_CLEAR = 0.3  # of the letters: what costs no more needs no score, if nothing else is near
 _PASS_BREAK = 2  # the cost of an end inside an ayah where a reciter goes back: after a breath, often
 _REPEATED = 1 / 6  # of the letters: with fewer wrong, nothing is looked for that was said again
 
@@ -114,11 +114,10 @@ class Quran:
                 at = text.find(phrase, at + 1)
         return found
 
-    def breaks(self, span: Span) -> int:
-        """Count the ends of ``span`` that are inside an ayah: 0, 1 or 2. Most recitations are of whole ayat."""
-        places = self.places[span.surah]
-        after = places[span.last + 1 : span.last + 2]
-        return int(places[span.first][1] > 1) + int(bool(after) and after[0][1] > 1)
+    def is_inside(self, surah: int, number: int) -> bool:
+        """Return whether the ayah of the word before the ``number``-th of a surah goes on with it."""
+        places = self.places.get(surah, ())
+        return number < len(places) and places[number][1] > 1
 
 
 def _pronounced(word: str) -> str:
@@ -153,7 +152,8 @@ class Candidate:
     Attributes:
         letters: of each word of the preface and the span, as it is pronounced.
         distance: the edit distance of these letters to what was heard.
-        cost: the distance, plus BREAK for each end of the span that is inside an ayah.
+        cost: that of the differences (:mod:`.letter_costs`), in letters, plus BREAK for each end of the span that is
+            inside an ayah.
         heard: the text decoded without constraint.
         log_probability: the model's, of the words of the span.
         free_log_probability: the model's, of what was heard.
@@ -166,7 +166,7 @@ class Candidate:
     preface: str
     letters: tuple[str, ...]
     distance: int
-    cost: int
+    cost: float
     heard: str
     log_probability: float = 0.0
     free_log_probability: float = 0.0
@@ -193,17 +193,18 @@ class Recognizer:
     def __init__(self, quran: Quran, device: torch.device, heads: Sequence[tuple[int, int]] = ()) -> None:
         self.quran, self.heads = quran, heads
         self.prefaces = {letters(preface): preface for preface in ("", *quran.prefaces)}
-        self.apart = [letters(each) for each in quran.apart]
-        spelled, length = [], 0
-        self.numbers: list[tuple[int, int]] = []  # each word's surah, and its number there
-        self.first: list[int] = []  # for each word, the first that can be in one span with it
-        self.starts, self.ends = [], []  # each word's first letter, and the one after its last
         pronounced = (
             (surah, [*map(_pronounced, words[:2]), *words[2:_OPENING_WORDS]])
             for surah, words in quran.surahs.items()
             if _pronounced(words[0]) != words[0]
         )
-        for surah, words in [*quran.surahs.items(), *pronounced]:
+        apart = [(0, [phrase]) for phrase in quran.apart]
+        spelled, length = [], 0
+        self.numbers: list[tuple[int, int]] = []  # each word's surah, and its number there; surah 0 are phrases apart
+        self.first: list[int] = []  # for each word, the first that can be in one span with it
+        self.starts, self.ends = [], []  # each word's first letter, and the one after its last
+        begin_breaks, end_breaks = [], []
+        for surah, words in [*quran.surahs.items(), *pronounced, *apart]:
             spelled.append(_SEPARATOR)
             length += len(_SEPARATOR)
             first = len(self.numbers)
@@ -214,20 +215,21 @@ class Recognizer:
                 self.starts.append(length)
                 length += len(spelled[-1])
                 self.ends.append(length)
+                begin_breaks.append(quran.is_inside(surah, number))
+                end_breaks.append(quran.is_inside(surah, number + 1))
         self.text = "".join(spelled)
-        codes = torch.from_numpy(np.frombuffer(self.text.encode("utf-32-le"), dtype=np.int32).copy())
-        self.codes = codes.to(device)
-        # Place i is after i letters. No span passes through the places between two surahs.
-        separators = codes == ord("\n")
-        between = torch.zeros(len(codes) + 1, dtype=torch.int16)
-        between[1:-1] = (separators[:-1] & separators[1:]).short() * _FAR
-        self.between = between.to(device)
-        self.span_begins = torch.full_like(self.between, _FAR)
-        self.span_begins[self.starts] = 0
-        self._allow_deletions(self.span_begins)
+        self.word_at = {start: word for word, start in enumerate(self.starts)}
+        self.costs = LetterCosts(self.text, device)
+        self.codes = self.costs.encode(self.text)
+        # No span passes through the places between two surahs.
+        separators = self.codes == self.costs.numbers["\n"]
+        between = torch.zeros(len(self.codes) + 1, dtype=torch.int16, device=device)
+        between[1:-1] = (separators[:-1] & separators[1:]).short() * FAR
+        self.places = Places(self.costs, self.codes, between)
+        self.begins = torch.full_like(between, FAR)
+        self.begins[self.starts] = torch.tensor(begin_breaks, device=device, dtype=torch.int16) * (BREAK * LETTER)
         self.end_places = torch.tensor(self.ends, device=device)
-        breaks = [quran.breaks(Span(surah, 0, number)) for surah, number in self.numbers]
-        self.end_costs = torch.tensor(breaks, device=device, dtype=torch.int16) * BREAK
+        self.end_costs = torch.tensor(end_breaks, device=device, dtype=torch.int16) * (BREAK * LETTER)
 
     def nearest(self, heard: str, margin: int = 0) -> list[Candidate]:
         """Return the spans nearest to ``heard``, and those that cost up to ``margin`` letters more, the nearest first.
@@ -237,79 +239,86 @@ class Recognizer:
         a long text differs. Spans of equal cost are in the order of the text; if words occur in more than 256 places,
         some are left out.
         """
-        query = _spelled(heard)
-        if not query:
+        said = _spelled(heard)[:_MOST_LETTERS]
+        if not said:
             return []
-        costs = self._distances(query)[self.end_places] + self.end_costs
+        query = self.costs.encode(said).tolist()
+        prefaces = self._preface_costs(query)
+        entries = [*(cost for cost, _ in prefaces[:-1]), FAR]  # something was said after a preface
+        costs = self._end_costs(query, entries)
         least, lasts = (each.tolist() for each in costs.topk(min(_MOST_ENDS, len(costs)), largest=False))
-        if len(query) > _LONG and least[0] > len(query) / 2:
-            return []  # text at random would be as near, and searching on would take minutes
-        limit = min([len(query), *(Levenshtein.distance(each, query) for each in self.apart)]) - 1
-        limit = min(limit, least[0] + BREAK + margin)  # the nearest span costs at most one end inside an ayah more
-        found: list[Candidate] = []
-        for cost, last in zip(least, lasts, strict=True):
-            if cost > limit:
-                break
-            found += self._spans_to(last, heard, query, limit)
-            limit = min([limit, *(each.cost + margin for each in found)])
-        nearest: dict[Span, Candidate] = {}  # one that is not pronounced as it is written may be found twice
-        for each in sorted(found, key=lambda each: (each.cost, each.span)):
-            if each.cost <= limit:
-                nearest.setdefault(each.span, each)
-        return list(nearest.values())
+        if len(query) > _LONG and least[0] > LETTER * len(query) / 2:
+            return []  # text at random would be as near
+        nothing = sum(self.places.added[letter] for letter in query)
+        apart = int(costs[-len(self.quran.apart) :].min())
+        limit = min(nothing - 1, apart - 1, least[0] + margin * LETTER)
+        lasts = [last for cost, last in zip(least, lasts, strict=True) if cost <= limit]
+        if not lasts:
+            return []
+        found: dict[Span, Candidate] = {}  # one that is not pronounced as it is written may be found twice
+        for first, last, cost, split in self._spans_to(lasts, query, entries, limit):
+            (surah, number), (_, last_number) = self.numbers[first], self.numbers[last]
+            span, preface = Span(surah, number, last_number), prefaces[split - 1][1] if split else ""
+            words = [self.text[self.starts[word] : self.ends[word]] for word in range(first, last + 1)]
+            spelled = (*map(letters, preface.split()), *words)
+            if span not in found or cost / LETTER < found[span].cost:
+                distance = Levenshtein.distance("".join(spelled), said)
+                found[span] = Candidate(span, preface, spelled, distance, cost / LETTER, heard)
+        return sorted(found.values(), key=lambda each: (each.cost, each.span))
 
-    def _distances(self, query: str) -> Tensor:
-        """Compute, for each place of the text, the distance of ``query`` to the nearest span that ends there."""
-        row = self.span_begins.clone()
-        next_row, changed = torch.empty_like(row), torch.empty_like(row)
-        for count, (letter, prefaced) in enumerate(zip(query, self._preface_distances(query), strict=True), 1):
-            torch.ne(self.codes, ord(letter), out=changed[1:])
-            changed[1:] += row[:-1]
-            torch.add(row, 1, out=next_row)
-            torch.minimum(next_row[1:], changed[1:], out=next_row[1:])
-            if prefaced < count:
-                torch.add(self.span_begins, prefaced, out=changed)
-                torch.minimum(next_row, changed, out=next_row)
-            self._allow_deletions(next_row)
-            row, next_row = next_row, row
-        return row
+    def _end_costs(self, query: Sequence[int], entries: Sequence[int] = ()) -> Tensor:
+        """Return the cost of the nearest span to each word."""
+        *_, row = self.places.costs(query, self.begins, entries)
+        return row[self.end_places] + self.end_costs
 
-    def _allow_deletions(self, row: Tensor) -> None:
-        """Lower the distances in ``row`` by deletions of letters of the text before each place."""
-        spare = torch.empty_like(row)
-        for shift in _SHIFTS:
-            torch.add(row[:-shift], shift, out=spare[shift:])
-            torch.minimum(row[shift:], spare[shift:], out=row[shift:])
-        torch.maximum(row, self.between, out=row)
+    def _spans_to(
+        self, lasts: Sequence[int], query: Sequence[int], entries: Sequence[int], limit: int
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the spans that end with one of the words ``lasts`` and cost at most ``limit``: their first and last
+        word, the cost, and how many letters of ``query`` are those of a preface. Everything is read backwards."""
+        back = torch.arange(2 * len(query) + MOST_LEFT_OUT + 1, device=self.codes.device)
+        at = (self.end_places[lasts][:, None] - back).clamp(min=0)
+        places = Places(self.costs, self.codes[(at[:, :-1] - 1).clamp(min=0)], self.places.least[at])
+        least = torch.full_like(places.least, FAR)
+        splits = torch.zeros_like(least)
+        rows = places.costs(query[::-1], least.masked_fill(back == 0, 0))
+        for row, split, entry in zip(rows, range(len(query), -1, -1), [*entries[::-1], 0], strict=True):
+            if entry < FAR:
+                row = row + entry
+                splits.masked_fill_(row < least, split)
+                least = torch.minimum(least, row)
+        costs = least + self.begins[at] + self.end_costs[lasts][:, None]
+        costs[:, 0] = FAR  # no word at all
+        for row, column in (costs <= limit).nonzero().tolist():
+            yield self.word_at[int(at[row, column])], lasts[row], int(costs[row, column]), int(splits[row, column])
 
-    def _preface_distances(self, query: str) -> list[int]:
-        """Return, for each prefix of ``query``, its distance to the nearest preface; _FAR if it is longer than all."""
-        lengths = range(1, len(query) + 1)
-        longest = 2 * max(map(len, self.prefaces))
-        near = [min(Levenshtein.distance(query[:i], each) for each in self.prefaces) for i in lengths[:longest]]
-        return [*near, *[_FAR] * (len(query) - len(near))]
+    def _costs_of(self, text: str, query: Sequence[int]) -> list[int]:
+        """Return the costs of having heard the first 0, 1, … letters of ``query`` in place of ``text``."""
+        codes = self.costs.encode(text)
+        begins = torch.full((len(codes) + 1,), FAR, dtype=torch.int16, device=codes.device)
+        begins[0] = 0
+        rows = Places(self.costs, codes, torch.zeros_like(begins)).costs(query, begins)
+        return torch.stack([row[-1] for row in rows]).tolist()
 
-    def _spans_to(self, last: int, heard: str, query: str, limit: int) -> Iterator[Candidate]:
-        """Yield the spans up to the word ``last`` that cost at most ``limit``; ``query`` are the letters ``heard``."""
-        end, (surah, number) = self.ends[last], self.numbers[last]
-        earliest = bisect_left(self.starts, end - len(query) - limit)
-        for first in range(max(earliest, self.first[last]), last + 1):
-            text = self.text[self.starts[first] : end]
-            distances = {p: Levenshtein.distance(p + text, query, score_cutoff=limit) for p in self.prefaces}
-            spelled, distance = min(distances.items(), key=lambda item: item[1])
-            span = Span(surah, self.numbers[first][1], number)
-            cost = distance + BREAK * self.quran.breaks(span)
-            if cost <= limit:
-                preface = self.prefaces[spelled]
-                said = [self.text[self.starts[word] : self.ends[word]] for word in range(first, last + 1)]
-                yield Candidate(span, preface, (*map(letters, preface.split()), *said), distance, cost, heard)
+    def _preface_costs(self, query: Sequence[int]) -> list[tuple[int, str]]:
+        """Return, for each beginning of ``query``, the nearest preface and its cost; FAR if none is near."""
+        nearest, besides = [(FAR, "")] * len(query), 0
+        for preface in self.quran.prefaces:
+            spelled = letters(preface)
+            costs = self._costs_of(spelled, query[: 2 * len(spelled)])[1:]
+            nearest = [*map(min, nearest, [(cost, preface) for cost in costs]), *nearest[len(costs) :]]
+        for number, letter in enumerate(query):
+            besides += self.places.added[letter]
+            if nearest[number][0] >= besides:  # no nearer than words that are in no text
+                nearest[number] = FAR, ""
+        return nearest
 
     def candidates(self, clip: DecodedClip, seconds: float, alone: bool = True) -> list[Candidate]:
         """Return the spans that may have been said in the ``clip``, of so many ``seconds``, that was just decoded.
 
         Words that occur in several places are as many candidates. There are none if no span is near. If only the same
-        words are near, they are taken to be as likely as what was heard. Unless the clip is ``alone``, the margin
-        allows for two ends inside ayat, which cost nothing if its neighbours continue there.
+        words are near, and clearly, they are taken to be as likely as what was heard. Unless the clip is ``alone``, the
+        margin allows for two ends inside ayat, which cost nothing if its neighbours continue there.
         """
         heard, log_probability = clip.result.text, clip.result.avg_logprob * (len(clip.result.tokens) + 1)
         nearest = self.nearest(heard, _MARGIN if alone else _MARGIN + 2 * BREAK)
@@ -319,7 +328,8 @@ class Recognizer:
             return []
         texts = [self.join_words([each]) for each in nearest]
         distinct = list(dict.fromkeys(texts))[:_SCORED]
-        scores = clip.log_probabilities(distinct) if len(distinct) > 1 or again else [log_probability]
+        unclear = nearest[0].cost > _CLEAR * sum(map(len, nearest[0].letters))
+        scores = clip.log_probabilities(distinct) if len(distinct) > 1 or again or unclear else [log_probability]
         score_of = dict(zip(distinct, scores, strict=True))
         times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
         said = [time for time in times if time[0].isalpha()]
@@ -346,7 +356,8 @@ class Recognizer:
         else:  # the halves of a text that is said several times are nearer to it than the whole
             half = (begin + len(query)) // 2
             parts = filter(None, (query[begin:half], query[half:]))
-            lasts = {int((self._distances(part)[self.end_places] + self.end_costs).argmin()) for part in parts}
+            costs = (self._end_costs(self.costs.encode(part).tolist()) for part in parts)
+            lasts = {int(each[: -len(self.quran.apart)].argmin()) for each in costs}
         found = [self._passes_near(last, heard, query, preface, begin) for last in lasts]
         best = min((each for each in found if each), key=lambda each: each.cost, default=None)
         limit = nearest[0].cost if nearest else len(query) / 2
@@ -380,8 +391,10 @@ class Recognizer:
         for (start, stop, *_), its in zip(passes, said, strict=True):
             its_preface = "" if runs else self.prefaces[preface]
             its_letters = (*map(letters, its_preface.split()), *words[start : stop + 1])
-            distance = Levenshtein.distance("".join(its_letters), _spelled(" ".join(its)))
-            span, cost = Span(surah, number + start, number + stop), distance + costs[start] + costs[stop + 1]
+            its_heard = _spelled(" ".join(its))
+            distance = Levenshtein.distance("".join(its_letters), its_heard)
+            cost = self._costs_of("".join(its_letters), self.costs.encode(its_heard).tolist())[-1] / LETTER
+            span, cost = Span(surah, number + start, number + stop), cost + costs[start] + costs[stop + 1]
             runs.append(Candidate(span, its_preface, its_letters, distance, cost, " ".join(its)))
         return Candidate(
             runs[-1].span,

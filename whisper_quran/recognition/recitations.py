@@ -32,7 +32,7 @@ from ..runtime.errors import UserError
 from . import check_inputs
 
 _NOT_SPOKEN = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # OpenAI's models write numbers of ayat, as books do
-_MOST_LOST = 0.6  # nats a letter
+_LOST, _MOST_LOST = 0.25, 0.82  # letters that a nat counts as, and a letter may cost
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,13 @@ def _groups(decoded: Iterable[tuple[Path, Decoded | AudioError]], seconds: float
 
 
 def is_likely(candidate: Candidate) -> bool:
-    """Return whether less than half of the letters are wrong and the model finds the words hardly less likely than what
-    it heard. Of 486 ayat heard by OpenAI's ``base``, 93 % are; with a text that lacks their surahs, 5 % of 494."""
-    count = sum(map(len, candidate.letters))
+    """Return whether the words are near to what was heard, and the model finds them hardly less likely than that.
+
+    Chosen so that, of pieces of three words and more that are not the Qur'an or that its text was left without,
+    1 % pass (docs/recognition.md).
+    """
     lost = candidate.free_log_probability - candidate.log_probability
-    return candidate.distance <= (count - 1) / 2 and lost < _MOST_LOST * count
+    return candidate.cost + _LOST * lost < _MOST_LOST * sum(map(len, candidate.letters))
 
 
 def _recognition(file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer) -> Recognition:
