@@ -360,7 +360,11 @@ class Recognizer:
             lasts = {int(each[: -len(self.quran.apart)].argmin()) for each in costs}
         found = [self._passes_near(last, heard, query, preface, begin) for last in lasts]
         best = min((each for each in found if each), key=lambda each: each.cost, default=None)
-        limit = nearest[0].cost if nearest else len(query) / 2
+        limit = len(query) / 2
+        if nearest:
+            span = nearest[0].span
+            ends = (span.first, span.last + 1)
+            limit = nearest[0].distance + BREAK * sum(self.quran.is_inside(span.surah, number) for number in ends)
         return best if best and best.cost < limit else None
 
     def _passes_near(self, last: int, heard: str, query: str, preface: str, begin: int) -> Candidate | None:
@@ -391,10 +395,8 @@ class Recognizer:
         for (start, stop, *_), its in zip(passes, said, strict=True):
             its_preface = "" if runs else self.prefaces[preface]
             its_letters = (*map(letters, its_preface.split()), *words[start : stop + 1])
-            its_heard = _spelled(" ".join(its))
-            distance = Levenshtein.distance("".join(its_letters), its_heard)
-            cost = self._costs_of("".join(its_letters), self.costs.encode(its_heard).tolist())[-1] / LETTER
-            span, cost = Span(surah, number + start, number + stop), cost + costs[start] + costs[stop + 1]
+            distance = Levenshtein.distance("".join(its_letters), _spelled(" ".join(its)))
+            span, cost = Span(surah, number + start, number + stop), distance + costs[start] + costs[stop + 1]
             runs.append(Candidate(span, its_preface, its_letters, distance, cost, " ".join(its)))
         return Candidate(
             runs[-1].span,
