@@ -4,8 +4,8 @@
 
 Parts: ``ayat``, whole ayat up to 30 s, against the whole ayah that is nearest to what was heard by edit distance (which
 knows that it is one ayah, as the recognizer does not); ``cut``, ayat cut in two at their quietest place; ``long``, five
-minutes of consecutive ayat as one recording; ``words``, ayat in which one word is replaced by another of the same
-reciter's, told from untouched ones by confidence (area under the ROC curve); ``repeats``, ayat of which some are said
+minutes of consecutive ayat as one recording; ``words``, ayat in which a word is replaced by another of the same
+reciter's, left out or said twice, found by the model's doubt of it; ``repeats``, ayat of which some are said
 again.
 
 The nearest ayah is that to the greedy text: what is decoded again at a high temperature has fewer of its letters.
@@ -17,7 +17,7 @@ import argparse
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from whisper_quran.decoding.long_audio import Transcript, transcribe_clips
 from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads, word_times
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.recognition.recitations import confidence_of, recognize
+from whisper_quran.recognition.recitations import _DOUBTFUL, recognize
 from whisper_quran.runtime.console import markdown_table, percent
 from whisper_quran.runtime.device import choose_device, choose_precision
 
@@ -43,6 +43,9 @@ LONG = 300  # seconds
 NEAR = 1.0  # seconds between a boundary and where it was found
 QUIET = 0.02  # of the mean energy: what is below it is a pause
 FEW = 5  # words of a piece
+SHORT = 0.15  # seconds of a word that no mistake is made of
+MISTAKES = ("replaced", "left out", "said twice")
+FALSE_ALARMS = (0.05, 0.01)
 REPEATS = ("none", "an ayah twice, the next", "an ayah three times", "two twice, the next", "after a breath")
 
 
@@ -82,6 +85,10 @@ class Bench:
         heard = transcribe_clips(self.model, clips, recognizer=recognizer, **options)
         return sorted(heard, key=lambda each: each.clip)
 
+    def clean(self, ayah: Ayah) -> str:
+        """Return the words of ``ayah`` as the recognizer writes them."""
+        return normalize(ayah.text, "none")
+
 
 def errors(reference: str, hypothesis: str) -> ErrorCounts:
     return count_errors(normalize(reference, "diacritics"), normalize(hypothesis, "diacritics"))
@@ -108,7 +115,8 @@ def whole_ayat(bench: Bench) -> None:
             nearest += errors(ayah.text, bench.texts[key])
             constrained += errors(ayah.text, recognizer.join_words(each.found))
             found_nearest += key == (ayah.surah, ayah.number)
-            found += [k for c in each.found for k in bench.text.ayat(c.span)] == [(ayah.surah, ayah.number)]
+            places = dict.fromkeys(key for run in each.found for key in bench.text.ayat(run.span))  # said once or again
+            found += list(places) == [(ayah.surah, ayah.number)]
         rates = [percent(each.wer) for each in (free, nearest, constrained)]
         shares = [percent(count / len(ayat)) for count in (found_nearest, found)]
         took = percent(recognizer.seconds / (seconds - recognizer.seconds))
@@ -218,8 +226,8 @@ def long_recordings(bench: Bench) -> None:
     print(f"\n{markdown_table([*header, 'median, s', 'took, s'], lines)}", flush=True)
 
 
-def replaced_words(bench: Bench) -> None:
-    """Print how well confidence tells ayat with a word of another from untouched ones."""
+def mistakes(bench: Bench) -> None:
+    """Print how many of the words that are replaced, left out or said twice are found, at rates of false alarms."""
     recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
     lines = []
     for reciter in bench.args.reciters:
@@ -228,25 +236,38 @@ def replaced_words(bench: Bench) -> None:
         ayat = random.Random(0).sample(ayat, min(len(ayat), bench.args.limit or len(ayat)))
         clips = [np.array(cache.read(ayah.audio)) for ayah in ayat]
         heard = bench.hear(clips, recognizer)
-        words = [timed_words(each, recognizer) for each in heard]
-        spliced, kept = [], []
-        for number, its in enumerate(words):
-            others = [(n, w) for n, w in enumerate(words) if n != number and w]
-            if len(its) > 2 and others:
-                draw = random.Random(number)
-                there, theirs = draw.choice(others)
-                (word, start, end), (other, a, b) = draw.choice(its[1:-1]), draw.choice(theirs)
-                if letters(word) != letters(other) and end > start and b > a:
-                    source = clips[there][int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)]
-                    clip = clips[number]
-                    parts = [clip[: int(start * SAMPLE_RATE)], source, clip[int(end * SAMPLE_RATE) :]]
-                    spliced.append(np.concatenate(parts))
-                    kept.append(heard[number])
-        again = bench.hear(spliced, recognizer)
-        clean, wrong = ([confidence_of(each.found) for each in heard] for heard in (kept, again))
-        lines.append([reciter, str(len(spliced)), f"{area(clean, wrong):.3f}"])
-    header = ["a word replaced", "pairs", "area under the ROC"]
-    print(f"\n{markdown_table(header, lines)}", flush=True)
+        timed = [timed_words(each, recognizer) for each in heard]
+        # Mistakes are made where the times of the words are known, and false alarms counted in the same ayat.
+        whole = [recognizer.join_words(each.found) == bench.clean(ayah) for each, ayah in zip(heard, ayat, strict=True)]
+        found_right = [run for each, good in zip(heard, whole, strict=True) if good for run in each.found]
+        right = np.array([doubt for run in found_right for doubt in run.doubts])
+        wrong: list[tuple[int, int, np.ndarray]] = []  # kind, word, audio
+        for number, its in enumerate(timed):
+            draw = random.Random(number)
+            others = [(n, w) for n, words in enumerate(timed) if n != number for w in words if w[2] - w[1] > SHORT]
+            places = [n for n, (_, start, end) in enumerate(its) if end - start > SHORT][1:-1]
+            for kind in range(len(MISTAKES)) if whole[number] and places and others else ():
+                at, (there, (other, a, b)) = draw.choice(places), draw.choice(others)
+                word, start, end = its[at]
+                before, said, after = np.split(clips[number], [int(start * SAMPLE_RATE), int(end * SAMPLE_RATE)])
+                if kind or letters(word) != letters(other):
+                    put = (clips[there][int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)], said[:0], np.tile(said, 2))[kind]
+                    wrong.append((kind, at, np.concatenate([before, put, after])))
+        found: list[list[float]] = [[] for _ in MISTAKES]
+        for (kind, at, _), each in zip(wrong, bench.hear([clip for *_, clip in wrong], recognizer), strict=True):
+            doubts = [doubt for run in each.found for doubt in run.doubts]
+            found[kind].append(doubts[at] if len(each.found) == 1 and at < len(doubts) else float("inf"))
+        for rate in FALSE_ALARMS:
+            limit = float(np.quantile(right, 1 - rate))
+            shares = [f"{percent(np.mean(np.array(each) > limit))} of {len(each)}" for each in found if each]
+            lines.append([reciter, percent(rate), f"{limit:.1f}", *shares])
+        for name, limit in _DOUBTFUL.items():
+            shares = [
+                f"{percent(np.mean(np.array(each) >= max(limit, 0.01)))} of {len(each)}" for each in found if each
+            ]
+            alarms = f"{percent(np.mean(right >= max(limit, 0.01)))} of {len(right)}"
+            lines.append([f"{reciter}, {name}", alarms, f"{limit:.1f}", *shares])
+    print(f"\n{markdown_table(['', 'false alarms a word', 'nats', *MISTAKES], lines)}", flush=True)
 
 
 def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[str, float, float]]:
@@ -256,12 +277,6 @@ def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[st
         for found in transcript.found
         for word, (start, end) in zip(recognizer.words(found), word_times(found.letters, found.times), strict=True)
     ]
-
-
-def area(untouched: Iterable[float], replaced: Iterable[float]) -> float:
-    """How often an untouched one has the higher value of a pair of both kinds; equals count half."""
-    a, b = np.array([*untouched])[:, None], np.array([*replaced])[None]
-    return float((a > b).mean() + (a == b).mean() / 2)
 
 
 def repeated(bench: Bench) -> None:
@@ -310,7 +325,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "ayat": whole_ayat,
     "cut": cut_ayat,
     "long": long_recordings,
-    "words": replaced_words,
+    "words": mistakes,
     "repeats": repeated,
 }
 

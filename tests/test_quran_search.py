@@ -1,6 +1,7 @@
 """Where in the Qur'an a recording is: the spans nearest to what was heard, and which of them the model prefers."""
 
 import random
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
@@ -319,3 +320,22 @@ def test_passes_cost_what_they_are_said_to(words, heard, data):
         for last in range(first, len(words))
     )
     assert cost <= whole
+
+
+@pytest.mark.parametrize(
+    ("heard", "of_heard", "of_written", "doubts"),
+    [
+        ("3. قل هو الله أحد", [-1] * 5, [-1] * 5, (0, 0, 0, 0)),
+        ("قل هو الله احط", [-1, -1, -1, -2, -1], [-1, -1, -1, -14, -3], (0, 0, 0, 14)),  # and the eot after it
+        ("قل هو ربي الله أحد", [-1, -1, -3, -2, -1, -1], [-1, -1, -9, -1, -1], (0, 4, 0, 0)),  # of the word before
+        ("قل هو أحد", [-1, -1, -2, -1], [-1, -1, -8, -5, -1], (0, 0, 11, 0)),  # left out, and the next word
+        ("قله والله أحد", [-4, -4, -1, -1], [-1, -2, -3, -1, -1], (0, 0, 0, 0)),  # the same letters
+    ],
+)
+def test_a_word_is_doubted_as_the_model_prefers_what_it_heard(recognizer, heard, of_heard, of_written, doubts):
+    given = iter([[of_heard, of_written]])
+    clip = SimpleNamespace(word_log_probabilities=lambda texts: next(given))
+    (span,) = recognizer.quran.locate("قل هو الله أحد".split())
+    assert (
+        recognizer._doubts(clip, replace(candidate(span), heard=heard, letters=("قل", "هو", "الله", "احد"))) == doubts
+    )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from conftest import HOSTILE, assert_nothing_ran, wait_until
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.evaluation.word_errors import align
-from whisper_quran.recognition.output import write_page
-from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition
+from whisper_quran.recognition.output import describe, write_page
+from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition, judge
 
 BASMALA, IKHLAS = "بسم الله الرحمن الرحيم", ("قل هو الله أحد", "الله الصمد")
 SECONDS = 8  # of a recording
@@ -27,9 +28,12 @@ def words(text: str, first: int) -> tuple[RecitedWord, ...]:
 
 def ikhlas(heard: str) -> Recitation:
     """112:1 and 2, after a basmala."""
-    preface, first, second = words(BASMALA, 0), words(IKHLAS[0], 4), words(IKHLAS[1], 8)
+    whole = " ".join([BASMALA, *IKHLAS])
+    edits = align(whole, heard).edits
+    all_words = judge(words(whole, 0), edits, 0.0)
+    preface, first, second = (tuple(all_words[a:b]) for a, b in ((0, 4), (4, 8), (8, 10)))
     ayat = (RecitedAyah(1, 1, 4, 2.0, 4.0, IKHLAS[0], first), RecitedAyah(2, 1, 2, 4.0, 5.0, IKHLAS[1], second))
-    return Recitation(112, preface, ayat, heard, align(" ".join([BASMALA, *IKHLAS]), heard).edits, 0.937)
+    return Recitation(112, preface, ayat, heard, edits, 0.937)
 
 
 @pytest.fixture
@@ -144,3 +148,20 @@ def test_hostile_names_and_texts_are_shown_on_a_phone_and_never_run(open_recitat
     page.locator(".s").first.hover()
     page.locator("#contents a").last.click()
     assert_nothing_ran(page)
+
+
+def test_only_what_is_doubted_enough_is_marked(open_recitations: Callable[..., Any]) -> None:
+    heard = "بسم الله الرحمن الرحيم قل هو احد أحد اللهم السمد كان"
+    whole = " ".join([BASMALA, *IKHLAS])
+    doubted = [replace(word, doubt=n) for n, word in enumerate(words(whole, 0))]
+    judged = judge(doubted, align(whole, heard).edits, 9.0)
+    assert [(word.verdict, word.heard, word.added) for word in judged] == [("said", "", "")] * 9 + [
+        ("differently", "السمد", "كان")
+    ]
+    recitation = Recitation(
+        112, tuple(judged[:4]), (RecitedAyah(1, 1, 6, 2.0, 5.0, "", tuple(judged[4:])),), heard, "", 0.9
+    )
+    page = open_recitations(("a.mp3", heard, recitation))
+    marked = page.locator("article :is(.s, .d, .i)").all_inner_texts()
+    assert [text.split() for text in marked] == [["الصمد", "السمد"], ["كان"]]
+    assert "heard differently: الصمد (السمد; then كان)" in describe(Recognition("a", 5, False, heard, (recitation,)))

@@ -13,6 +13,7 @@ from .runtime.command_line import check, option
 from .runtime.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+STRICTNESS = ("lenient", "usual", "strict")
 SPELLINGS = ("as-it-is", "plain")
 Names = tuple[str, ...]
 
@@ -156,6 +157,9 @@ class RecognitionConfig:
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio", min=1, max=1024)
+    strictness: str = _output(
+        "usual", "how much is marked as heard differently", choices=("lenient", "usual", "strict")
+    )
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
     srt_dir: Path | None = _output(

@@ -91,18 +91,23 @@ class DecodedClip:
         """The context in which it was encoded, in positions."""
         return len(self.result.audio_features)
 
-    @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> list[float]:
         """Return the log-probability of each of ``texts``, with the eot after it.
 
         It is the model's own, without Whisper's logit filters. A text longer than the context, such as one without an
         end, is cut to fit.
         """
+        return [sum(words) for words in self.word_log_probabilities(texts)]
+
+    @torch.no_grad()
+    def word_log_probabilities(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the log-probabilities of the words of each of ``texts``, and then of the eot, as above."""
         decoder, begin = self.decoder, self.decoder.begin
+        encoding = decoder.task.tokenizer.encoding
         encoded = [decoder.task.tokenizer.encode(f" {text}", disallowed_special=()) for text in texts]
         max_length = len(decoder.positional_embedding) + 1
         rows = [[*decoder.prompt.tolist(), *tokens, decoder.eot][:max_length] for tokens in encoded]
-        sums = []
+        found = []
         for some in split(rows, max(1, _SCORED_TOKENS // max(map(len, rows)))):
             longest = max(map(len, some))
             tokens = torch.tensor([row + [decoder.eot] * (longest - len(row)) for row in some], device=decoder.device)
@@ -110,8 +115,14 @@ class DecodedClip:
             x, _ = decoder._read(tokens[:, :-1], self.slot, self.context)
             scored = is_text.to(decoder.device)
             losses = F.cross_entropy(decoder._logits(x[scored[:, 1:]]), tokens[scored], reduction="none").cpu()
-            sums += [-float(each.sum()) for each in losses.split(is_text.sum(dim=1).tolist())]
-        return sums
+            for row, each in zip(some, losses.split(is_text.sum(dim=1).tolist()), strict=True):
+                words: list[float] = []
+                for token, loss in zip(row[begin:], each.tolist(), strict=True):
+                    if not words or token == decoder.eot or encoding.decode_single_token_bytes(token).startswith(b" "):
+                        words.append(0.0)
+                    words[-1] -= loss
+                found.append(words)
+        return found
 
     @torch.no_grad()
     def attention(self, tokens: Sequence[int], heads: Sequence[tuple[int, int]], frames: int) -> Tensor:

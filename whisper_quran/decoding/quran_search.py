@@ -14,7 +14,7 @@ distinguished by their context.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import groupby
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -158,6 +158,9 @@ class Candidate:
         log_probability: the model's, of the words of the span.
         free_log_probability: the model's, of what was heard.
         times: when the letters that were heard were said, if the recognizer finds that.
+        doubts: of each word of the preface and the span, by how many nats the model prefers what it heard, there and up
+            to the next word that both have, to what is written; 0 where it heard that. The likeliest of the candidates
+            has them.
         passes: if the reciter went back, the runs of words that were said one after the other, as candidates; their
             letters, distance and cost are together those above, and the span is that of the last.
     """
@@ -171,6 +174,7 @@ class Candidate:
     log_probability: float = 0.0
     free_log_probability: float = 0.0
     times: tuple[LetterTime, ...] = ()
+    doubts: tuple[float, ...] = ()
     passes: tuple["Candidate", ...] = ()
 
     @property
@@ -332,16 +336,33 @@ class Recognizer:
         scores = clip.log_probabilities(distinct) if len(distinct) > 1 or again or unclear else [log_probability]
         score_of = dict(zip(distinct, scores, strict=True))
         times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
-        said = [time for time in times if time[0].isalpha()]
-        found = []
-        for each, text in zip(nearest, texts, strict=True):
-            if text in score_of:
-                ends = [*accumulate(len(_spelled(run.heard)) for run in each.passes)]
-                runs = zip(each.passes, pairwise([0, *ends]), strict=True)
-                passes = tuple(replace(run, times=tuple(said[first:end])) for run, (first, end) in runs)
-                score = {"log_probability": score_of[text], "free_log_probability": log_probability}
-                found.append(replace(each, **score, times=times, passes=passes))
-        return found
+        found = [
+            replace(each, log_probability=score_of[text], free_log_probability=log_probability, times=times)
+            for each, text in zip(nearest, texts, strict=True)
+            if text in score_of
+        ]
+        if self.heads:
+            likeliest = max(range(len(found)), key=lambda index: found[index].weight)
+            found[likeliest] = replace(found[likeliest], doubts=self._doubts(clip, found[likeliest]))
+        return [_divided(each) for each in found]
+
+    def _doubts(self, clip: DecodedClip, candidate: Candidate) -> tuple[float, ...]:
+        """Compute the doubts of ``candidate``, from what the model says of both texts, word by word."""
+        words = self.words(candidate)
+        heard = [word for word in normalize(candidate.heard, "none").split() if _spelled(word)]
+        of_heard, of_written = clip.word_log_probabilities([" ".join(heard), " ".join(words)])
+        edits = Levenshtein.opcodes(*([normalize(word, "diacritics") for word in each] for each in (words, heard)))
+        doubts = [0.0] * len(words)
+        for same, group in groupby(edits, key=lambda edit: edit.tag == "equal"):
+            differing = list(group)
+            first, after = differing[0].src_start, differing[-1].src_end
+            first_heard, after_heard = differing[0].dest_start, differing[-1].dest_end
+            spelled = "".join(candidate.letters[first:after])
+            if not same and spelled != _spelled(" ".join(heard[first_heard:after_heard])):
+                doubt = sum(of_heard[first_heard : after_heard + 1]) - sum(of_written[first : after + 1])
+                for word in range(max(0, min(first, after - 1)), after):  # what is added, of the word before it
+                    doubts[word] = round(doubt, 2)
+        return tuple(doubts)
 
     def repeated(self, heard: str, nearest: Sequence[Candidate]) -> Candidate | None:
         """Return what was ``heard`` as several passes, if that is nearer to the text than the ``nearest`` span is."""
@@ -444,6 +465,17 @@ class Recognizer:
     def join_words(self, found: Iterable[Candidate]) -> str:
         """Return the words of all ``found``, joined by spaces."""
         return " ".join(word for each in found for word in self.words(each))
+
+
+def _divided(candidate: Candidate) -> Candidate:
+    """Give the passes of ``candidate`` their part of its times and doubts."""
+    letter, word, passes = 0, 0, []
+    times = [time for time in candidate.times if time[0].isalpha()]
+    for run in candidate.passes:
+        letters_end, words_end = letter + len(_spelled(run.heard)), word + len(run.letters)
+        passes.append(replace(run, times=tuple(times[letter:letters_end]), doubts=candidate.doubts[word:words_end]))
+        letter, word = letters_end, words_end
+    return replace(candidate, passes=tuple(passes))
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:

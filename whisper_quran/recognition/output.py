@@ -7,10 +7,8 @@ The page is built like the report of an evaluation (:mod:`..evaluation.pages`), 
 import json
 import os
 import textwrap
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from ..data.audio import AudioError, decode_files
 from ..data.corpus import SURAHS
 from ..data.text import normalize
 from ..evaluation import pages
-from ..evaluation.error_kinds import KINDS, Step, explain_steps, steps_of
+from ..evaluation.error_kinds import KINDS, Step, explain_steps
 from ..evaluation.pages import data_address, embedded_size, relative_address, short_names, short_parts
 from ..runtime import __version__
 from ..runtime.console import Log, format_duration, format_size, percent, printable
@@ -38,14 +36,20 @@ def describe(recognition: Recognition) -> str:
         lines.append(f"  سورة {SURAHS[each.surah - 1]}: {place}, confidence {percent(each.confidence)}")
         for ayah in each.ayat:
             lines.append(f"  {_clock(ayah.start)} – {_clock(ayah.end)}  {each.surah}:{ayah.ayah}  {ayah.text}")
-        if each.edits:
-            lines.append(f"  heard:  {each.heard}")
+        if differences := ", ".join(_difference(word) for word in each.words if word.verdict != "said" or word.added):
+            lines.append(f"  heard differently: {differences}")
     if recognition.recitations:
         for other in recognition.others:
             lines.append(f"  {_clock(other.start)} – {_clock(other.end)}  not the Qur'an. Heard: {other.heard}")
     else:
         lines.append(f"  not the Qur'an. Heard: {recognition.heard or 'nothing'}")
     return "\n".join(lines)
+
+
+def _difference(word: RecitedWord) -> str:
+    """Write what was heard of a word: ``"الصمد (الصامت)"``, ``"يلد (left out)"``, ``"أحد (then الله)"``."""
+    parts = [word.heard or "left out"] if word.verdict != "said" else []
+    return f"{word.text} ({'; '.join(parts + [f'then {word.added}'] * bool(word.added))})"
 
 
 def ayah_numbers(recitation: Recitation) -> str:
@@ -206,8 +210,8 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
         "facts": {
             "model": printable(config.model),
             "text": printable(str(config.text or "the Tanzil Project's, https://tanzil.net")),
-            "marked": "what the model heard differently: a mistake of the reciter's, or its own. Not marked are other "
-            "spellings of the same sound",
+            "marked": f"what the model heard differently, if it is sure enough (--strictness {config.strictness}): a "
+            "mistake of the reciter's, or its own. Not marked are other spellings of the same sound",
             "confidence": "how many of the letters were heard, less what was heard besides",
             "times": "from the attention that the model pays to the audio; press a word to hear it",
             "whisper_quran": __version__,
@@ -219,15 +223,15 @@ def _lines(recitation: Recitation) -> list[list[Any]]:
     """Cut a recitation, with what was heard differently, into lines: the preface, if there is one, and the ayat."""
     lines: list[tuple[str, Sequence[RecitedWord]]] = [("", recitation.preface)] if recitation.preface else []
     lines += [(f"{recitation.surah}:{ayah.ayah}", ayah.words) for ayah in recitation.ayat]
-    ends = list(accumulate(len(words) for _, words in lines))
-    steps: list[list[Step]] = [[] for _ in lines]
-    count = 0  # of the words of the text so far
-    for step in steps_of([normalize(word.text, "diacritics") for word in recitation.words], recitation.edits):
-        count += step[0] is not None
-        steps[bisect_left(ends, count)].append(step)  # an added word is in the line of the one before it
     drawn = []
-    for (number, words), edits in zip(lines, steps, strict=True):
-        parts = explain_steps(edits)
+    for number, words in lines:
+        parts = explain_steps([step for word in words for step in _steps(word)])
         audible = [replace(each, kind="") if each.kind in _SOUND_ALIKE and each.expected else each for each in parts]
         drawn.append([number, [[word.text, word.start, word.end] for word in words], short_parts(audible)])
     return drawn
+
+
+def _steps(word: RecitedWord) -> Iterator[Step]:
+    written = normalize(word.text, "diacritics")
+    yield written, written if word.verdict == "said" else word.heard or None
+    yield from ((None, added) for added in word.added.split())

@@ -8,7 +8,7 @@ for recognition in recognize(RecognitionConfig(files=("recording.mp3",), model="
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..data.text import letters, normalize, quran_text
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
 from ..decoding.quran_search import Candidate, Quran, Recognizer
 from ..decoding.word_times import alignment_heads, word_times
+from ..evaluation.error_kinds import steps_of
 from ..evaluation.word_errors import align
 from ..runtime.console import Log, printable
 from ..runtime.device import choose_device, choose_precision
@@ -32,16 +33,25 @@ from ..runtime.errors import UserError
 from . import check_inputs
 
 _NOT_SPOKEN = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # OpenAI's models write numbers of ayat, as books do
+_DOUBTFUL = {"lenient": 15.0, "usual": 9.0, "strict": 0.0}  # nats: 1, 5 and 40 % of words said right have more
 _LOST, _MOST_LOST = 0.25, 0.82  # letters that a nat counts as, and a letter may cost
 
 
 @dataclass(frozen=True)
 class RecitedWord:
-    """A word of the text, said from ``start`` to ``end`` seconds; for one that was not heard they are the same."""
+    """A word of the text, said from ``start`` to ``end`` seconds; for one that was not heard they are the same.
+
+    The ``verdict`` is "said", or "differently" or "left out", with what was ``heard`` in its place; ``added`` are words
+    heard after it. Both need a ``doubt`` (:class:`..decoding.quran_search.Candidate`) that is large enough.
+    """
 
     text: str
     start: float
     end: float
+    verdict: str = "said"
+    heard: str = ""
+    added: str = ""
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
             try:
                 for transcript in transcripts:
                     file, audio = speech[transcript.clip]
-                    heard[file] = _recognition(file, audio, transcript, recognizer)
+                    heard[file] = _recognition(file, audio, transcript, recognizer, _DOUBTFUL[config.strictness])
             finally:  # an error is raised after what was done
                 for file, audio in group:
                     if file in heard:
@@ -171,7 +181,9 @@ def is_likely(candidate: Candidate) -> bool:
     return candidate.cost + _LOST * lost < _MOST_LOST * sum(map(len, candidate.letters))
 
 
-def _recognition(file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer) -> Recognition:
+def _recognition(
+    file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer, doubtful: float = 0.0
+) -> Recognition:
     """Join pieces that follow each other in the text into recitations; pieces that match no span are the others."""
     groups: list[list[tuple[RecognizedPiece, Candidate]]] = []
     others: list[OtherSpeech] = []
@@ -184,19 +196,27 @@ def _recognition(file: Path, audio: Decoded, transcript: Transcript, recognizer:
             if not groups or run.preface or not run.span.follows(groups[-1][-1][1].span):
                 groups.append([])
             groups[-1].append((piece, run))
-    found = tuple(_recitation(pieces, recognizer) for pieces in groups)
+    found = tuple(_recitation(pieces, recognizer, doubtful) for pieces in groups)
     seconds = len(audio.samples) / SAMPLE_RATE
     return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
 
 
-def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer: Recognizer) -> Recitation:
+def _recitation(
+    pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer: Recognizer, doubtful: float = 0.0
+) -> Recitation:
     words: list[RecitedWord] = []
     heard: list[str] = []
     for piece, candidate in pieces:
         its_words = recognizer.words(candidate)
-        for word, (start, end) in zip(its_words, word_times(candidate.letters, candidate.times), strict=True):
-            words.append(RecitedWord(word, round(piece.start + start, 2), round(piece.start + end, 2)))
+        doubts = candidate.doubts or [doubtful] * len(its_words)
+        times = word_times(candidate.letters, candidate.times)
+        for word, (start, end), doubt in zip(its_words, times, doubts, strict=True):
+            start, end = (round(piece.start + time, 2) for time in (start, end))
+            words.append(RecitedWord(word, start, end, doubt=doubt))
         heard.append(_as_written(_NOT_SPOKEN.sub(" ", candidate.heard), its_words, candidate.letters))
+    whole = " ".join(word.text for word in words)
+    edits = align(normalize(whole, "diacritics"), normalize(" ".join(heard), "diacritics")).edits
+    words = judge(words, edits, doubtful)
     first, last = pieces[0][1], pieces[-1][1]
     preface = len(first.preface.split())
     places = recognizer.quran.places[first.span.surah][first.span.first : last.span.last + 1]
@@ -205,11 +225,26 @@ def _recitation(pieces: Sequence[tuple[RecognizedPiece, Candidate]], recognizer:
         numbers, ayah_words = zip(*group, strict=True)
         start, end, text = ayah_words[0].start, ayah_words[-1].end, " ".join(word.text for word in ayah_words)
         ayat.append(RecitedAyah(ayah, numbers[0][1], numbers[-1][1], start, end, text, ayah_words))
-    whole = " ".join(word.text for word in words)
-    edits = align(normalize(whole, "diacritics"), normalize(" ".join(heard), "diacritics")).edits
     confidence = round(confidence_of([candidate for _, candidate in pieces]), 3)
     text = " ".join(candidate.heard for _, candidate in pieces)
     return Recitation(first.span.surah, tuple(words[:preface]), tuple(ayat), text, edits, confidence)
+
+
+def judge(words: Sequence[RecitedWord], edits: str, doubtful: float) -> list[RecitedWord]:
+    """Return ``words`` with the verdicts that follow from ``edits``, where their doubt is ``doubtful`` nats or more."""
+    judged = [*words]
+    at = 0  # of the next word
+    for expected, heard in steps_of([normalize(word.text, "diacritics") for word in words], edits):
+        at += expected is not None
+        word = judged[max(0, at - 1)]  # what is added is after this one, or after the first
+        if expected == heard or word.doubt < doubtful:
+            continue
+        if expected is None:
+            word = replace(word, added=f"{word.added} {heard}".strip())
+        else:
+            word = replace(word, verdict="differently" if heard else "left out", heard=heard or "")
+        judged[max(0, at - 1)] = word
+    return judged
 
 
 def _as_written(heard: str, words: Sequence[str], pronounced: Sequence[str]) -> str:
