@@ -25,7 +25,7 @@ from whisper_quran.evaluation.word_errors import ErrorCounts
 from whisper_quran.runtime.console import markdown_table, percent
 
 LENGTHS = ((0, 3), (3, 6), (6, 15), (15, 31))  # seconds
-RULES = {"natural": context_of, "full": lambda samples, full: FULL_CONTEXT}
+RULES = {"natural": context_of, "full": lambda samples: FULL_CONTEXT}
 
 
 def train_in(args: argparse.Namespace, context: str, seed: int) -> Path:

@@ -184,7 +184,7 @@ def decoding(bench: Bench) -> Iterator[Unit]:
     def compare(precision: str, graphs: bool, report: Report) -> None:
         setup, clips = bench.setup(precision), bench.clips
         examples = clips.examples[: min(16, bench.batch_sizes[1])]
-        audio = collate([example.audio(clips.recordings) for example in examples])
+        audio = collate([clips.recordings.read(example.ayah.audio) for example in examples])
         reference, model = bench.weights("cpu"), bench.weights(setup.device)
         contexts = [context_of(example.samples) for example in examples]
         features = FrozenEncoder(reference, torch.float32)(audio, contexts)
@@ -307,7 +307,7 @@ def evaluation(bench: Bench) -> Iterator[Unit]:
     With --model also its real evaluation: fallback, ayat of any length, the report."""
 
     def decode(batch_size: int, report: Report) -> None:
-        clips = [bench.clips.recordings.clips[str(e.parts[0].audio)] for e in bench.clips.examples]
+        clips = [bench.clips.recordings.clips[str(e.ayah.audio)] for e in bench.clips.examples]
         row = decoding_speed.Row(
             "ours", bench.precision, batch_size, TOKENS, bench.device, bench.folder / "model", clips
         )
@@ -321,7 +321,7 @@ def evaluation(bench: Bench) -> Iterator[Unit]:
         report((values | {"GiB": took.memory / 2**30}, bench.goal("≤ 60 s", RECITER / rate <= 60)))
 
     def whole(report: Report) -> None:
-        reciter = bench.clips.examples[0].reciter
+        reciter = bench.clips.examples[0].ayah.reciter
         options = {"models": (str(bench.args.model),), "data": bench.args.data, "reciters": (reciter,)}
         options |= {"out": bench.folder / "results", "cache": bench.folder / "cache"}
         (row,) = evaluate(EvaluationConfig(**options, device=bench.device, precision=bench.precision))
@@ -397,7 +397,7 @@ def attention(bench: Bench) -> Iterator[Unit]:
         features = torch.randn((clips, dims.n_audio_ctx, dims.n_audio_state), device=setup.device)
         tokens, positions = torch.randint(50257, (clips, length)), torch.arange(clips * length)
         trainer.audio = lambda batch: (features.to(setup.precision.dtype), None)  # type: ignore[method-assign]
-        audio, clip = torch.zeros((clips, 1), dtype=torch.int16), Clip(0, 1, False)
+        audio, clip = torch.zeros((clips, 1), dtype=torch.int16), Clip(0, 1)
         step = whole_step([Batch(audio, tokens, positions, tokens.flatten(), [clip] * clips).to(setup.device)])
         for name in ("queries", "audio"):
             if name == "audio":
@@ -459,7 +459,7 @@ def nccl(bench: Bench) -> Iterator[Unit]:
             options += f" --keep last --batch-size {2 * batch_size // processes} --max-time 0.02"
             command = [*launcher, str(ROOT / "train.py"), "--data", str(bench.args.data), "--out", str(out)]
             command += ["--model", str(bench.folder / "model" / "model.pt"), "--cache", str(bench.folder / "cache")]
-            command += ["--train-reciters", bench.clips.examples[0].reciter, "--valid-reciters", *options.split()]
+            command += ["--train-reciters", bench.clips.examples[0].ayah.reciter, "--valid-reciters", *options.split()]
             rates.append(clips_per_s(out, command, threads=1))
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             firsts.append(next(row for row in lines if row["event"] == "train"))

@@ -1,7 +1,7 @@
 """What a training step takes of a GPU's memory, counted without a GPU: which model, trained how, fits on 16 GB.
 
   python benchmarks/memory.py                                  the table: base to large-v3, two minutes of one core
-  python benchmarks/memory.py --models medium --tokens 200     long texts (packed windows, diacritics)
+  python benchmarks/memory.py --models medium --tokens 200     long texts (diacritics)
   python benchmarks/memory.py --check base --clips 4           the count beside what a real step takes on this CPU
 
 The step is the trainer's: its model, adapters, optimiser, loss and frozen encoder, under autocast in 16 bits (bf16 and

@@ -103,7 +103,7 @@ class Job:
         """WER of ``texts``, in the order of ``valid``."""
         errors = ErrorCounts()
         for example, text in zip(self.valid, texts, strict=True):
-            errors += count_errors(normalize(example.text, "diacritics"), normalize(text, "diacritics"))
+            errors += count_errors(normalize(example.ayah.text, "diacritics"), normalize(text, "diacritics"))
         return errors.wer
 
 
@@ -161,7 +161,7 @@ class Recitations(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Example]:
         example = self.order[index]
-        return self.log_mel(read_audio(example.parts[0].audio)), example
+        return self.log_mel(read_audio(example.ayah.audio)), example
 
 
 def read_audio(file: Path) -> np.ndarray:
@@ -342,8 +342,8 @@ def finetune_openai_whisper(job: Job) -> list[Epoch]:
         rows = [
             {
                 "utt": str(number),
-                "audio_filepath": str(example.parts[0].audio),
-                "text": " " + example.text,
+                "audio_filepath": str(example.ayah.audio),
+                "text": " " + example.ayah.text,
                 "duration": example.seconds,
                 "offset": 0.0,
             }

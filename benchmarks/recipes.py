@@ -2,11 +2,11 @@
 
   python benchmarks/recipes.py --data DIR --model base.pt --train-reciters R... --valid-reciters R... --out runs/recipes
 
-Every run sees the same ayat as often, about as many of them a step. What its last epoch left is evaluated on the
-validation reciters' ayat: those of up to 30 s, longer ones, five at a time as one recording (cut at pauses, and from
-timestamp to timestamp), and up to 30 s again, band-limited to 5 kHz and in white noise at 15 dB. With several
-``--seeds`` a rate is their mean, and the largest distance from it. Everything is kept in ``--out``: the same line goes
-on where it was cut off, and makes only what a recipe or a seed more needs.
+Every run sees the same ayat as often, as many of them a step. What its last epoch left is evaluated on the validation
+reciters' ayat: those of up to 30 s, longer ones, five at a time as one recording, and up to 30 s again, band-limited to
+5 kHz and in white noise at 15 dB. With several ``--seeds`` a rate is their mean, and the largest distance from it.
+Everything is kept in ``--out``: the same line goes on where it was cut off, and makes only what a recipe or a seed more
+needs.
 """
 
 import argparse
@@ -24,48 +24,32 @@ from whisper_quran import EvaluationConfig, TrainingConfig, evaluate, train
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.corpus import open_corpus
-from whisper_quran.evaluation.evaluate import TIMESTAMPS
 from whisper_quran.evaluation.predictions import Prediction, read_predictions
 from whisper_quran.evaluation.word_errors import ErrorCounts
 from whisper_quran.runtime.console import markdown_table, percent
 
 UNTOUCHED = "untouched"
-PACKED = {"pack": 1.0, "timestamps": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
     UNTOUCHED: {},
     "plain": {},
-    "plain, augmented": {"augment": True},
-    "packed": {"pack": 1.0},
-    "half packed, timestamps": PACKED | {"pack": 0.5},
-    "packed, timestamps": PACKED,
-    "packed, timestamps, augmented": PACKED | {"augment": True},
-    "packed, timestamps, rank 16": PACKED | {"lora": 16},
-    "packed, timestamps, encoder trained": PACKED | {"train_encoder": True},
+    "augmented": {"augment": True},
+    "rank 16": {"lora": 16},
+    "encoder trained": {"train_encoder": True},
 }
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run: seconds of training, windows a second in its last epoch, and predictions by condition."""
+    """One run: seconds of training, clips a second in its last epoch, and predictions by condition."""
 
     seconds: float
-    windows_per_second: float
+    clips_per_second: float
     predictions: dict[str, list[Prediction]]
 
     def wer(self, condition: str, chosen: Callable[[Prediction], bool] = lambda row: True) -> float:
         """WER of the ``chosen`` rows of a condition; NaN if there are none."""
         rows = self.predictions[condition]
         return sum((row.alignment.errors for row in rows if chosen(row)), ErrorCounts()).wer
-
-    def boundaries(self) -> float:
-        """The share of the boundaries between joined ayat that have a timestamp near them; NaN if there are none."""
-        rows = [row for row in self.predictions["joined"] if is_timestamped(row)]
-        asked = sum(row.boundaries for row in rows)
-        return sum(row.boundaries_found for row in rows) / asked if asked else float("nan")
-
-
-def is_timestamped(row: Prediction) -> bool:
-    return row.model.endswith(TIMESTAMPS)
 
 
 def degrade(args: argparse.Namespace, kind: str) -> Path:
@@ -106,13 +90,10 @@ def make_config(args: argparse.Namespace, seed: int, out: Path, **options: Any) 
 
 
 def train_by(args: argparse.Namespace, name: str, seed: int, out: Path) -> tuple[float, float]:
-    """Train by the recipe ``name``, unless that is done; return the seconds it took and its last windows a second."""
+    """Train by the recipe ``name``, unless that is done; return the seconds it took and its last clips a second."""
     options = RECIPES[name]
     rate = args.lr * (5 if "lora" in options else 1)
-    share = options.get("pack", 0.0)
-    ayat_per_window = share * args.packed_ayat + 1 - share
-    batch_size = max(1, round(args.batch_size / ayat_per_window))
-    config = replace(make_config(args, seed, out, **options), lr=rate, batch_size=batch_size)
+    config = replace(make_config(args, seed, out, **options), lr=rate)
     start = time.monotonic()
     took = out / "seconds"
     if not took.exists():
@@ -138,7 +119,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> Result:
     )  # fmt: skip
     conditions = {
         "alone": asked,
-        "joined": replace(asked, join=5, timestamps=True, out=out / "joined"),
+        "joined": replace(asked, join=5, out=out / "joined"),
         "band": replace(asked, data=degrade(args, "band"), out=out / "band"),
         "noise": replace(asked, data=degrade(args, "noise"), out=out / "noise"),
     }
@@ -166,15 +147,13 @@ def row(name: str, results: Sequence[Result], reciters: Sequence[str]) -> list[s
     ]
     rates += [
         lambda result: result.wer("alone", lambda each: each.duration > 30),
-        lambda result: result.wer("joined", lambda each: not is_timestamped(each)),
-        lambda result: result.wer("joined", is_timestamped),
-        Result.boundaries,
+        lambda result: result.wer("joined"),
         lambda result: result.wer("band"),
         lambda result: result.wer("noise"),
     ]
     minutes = sum(result.seconds for result in results) / len(results) / 60
-    windows = sum(result.windows_per_second for result in results) / len(results)
-    return [name, f"{minutes:.0f}", f"{windows:.2f}", *(mean([rate(result) for result in results]) for rate in rates)]
+    clips = sum(result.clips_per_second for result in results) / len(results)
+    return [name, f"{minutes:.0f}", f"{clips:.2f}", *(mean([rate(result) for result in results]) for rate in rates)]
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -187,7 +166,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--surahs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=16, help="ayat a step, about")
+    parser.add_argument("--batch-size", type=int, default=16, help="ayat a step")
     parser.add_argument("--lr", type=float, default=1e-4, help="five times that for adapters")
     parser.add_argument("--warmup-steps", type=int, default=10)
     parser.add_argument("--valid-limit", type=int)
@@ -207,10 +186,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
-    parser.add_argument("--packed-ayat", type=float, default=3.4, help="ayat in a packed window, on average")
     args = parse(parser)
-    header = ["recipe", "minutes", "windows/s", *args.valid_reciters, "over 30 s", "joined, pauses"]
-    header += ["joined, timestamps", "boundaries", "to 5 kHz", "noise 15 dB"]
+    header = ["recipe", "minutes", "clips/s", *args.valid_reciters, "over 30 s", "joined", "to 5 kHz", "noise 15 dB"]
     lines = []
     for name in args.recipes:
         lines.append(row(name, [run(args, name, seed) for seed in args.seeds], args.valid_reciters))

@@ -1,5 +1,5 @@
 """benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were; and
-two smaller ones: benchmarks/memory.py counts what a real step takes, benchmarks/packing.py compares the same ayat."""
+a smaller one: benchmarks/memory.py counts what a real step takes."""
 
 import json
 import os
@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_whisper
-
-from whisper_quran.checkpoints.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = "training decoding throughput context augmentation evaluation scaler memory attention peers nccl".split()
@@ -128,14 +125,3 @@ def test_memory_is_counted_as_a_real_step_takes_it():
     for *_, counted, real, _grown in rows:
         assert counted == real
     assert table.stdout.count("| nano | ") == 8 and "| 16 |" in table.stdout
-
-
-@pytest.mark.soak
-def test_packed_windows_are_measured_beside_the_same_ayat_alone(ayat, tmp_path):
-    save_checkpoint(tmp_path / "nano.pt", make_whisper(seed=0))
-    command = [sys.executable, str(ROOT / "benchmarks" / "packing.py"), "--data", str(ayat), "--rounds", "1"]
-    command += ["--model", str(tmp_path / "nano.pt"), "--reciter", "Yasser_Salama_hadr", "--precision", "fp32"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.strip("| ").split(" | ")[:2] for line in done.stdout.splitlines()]
-    assert rows[-2:] == [["single ayat", "5"], ["packed", "1"]]

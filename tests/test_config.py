@@ -23,7 +23,7 @@ def test_no_option_is_experiment_2a():
     "line",
     [
         "--batch-size 0", "--batch-size 1.5", "--lr 0", "--lr nan", "--lr inf", "--lr 2", "--precision int8", "stray",
-        "--max-duration 60", "--max-time -1", "--epochs 10001", "--accumulate 1e9", "--adam-eps 5", "--pack 1.5",
+        "--max-duration 60", "--max-time -1", "--epochs 10001", "--accumulate 1e9", "--adam-eps 5", "--pack 1",
         f"--lora {10**10}", f"--seed {2**64}", f"--save-every {10**400}", "--nonsense 1", "--data https://a.b/c",
     ],
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Batched decoding says what ``whisper.decode`` says of each clip alone, whatever else is in the batch."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -272,51 +272,36 @@ def test_a_cuda_graph_says_what_the_step_says(model, features, expected):
     assert decoder.graphs
 
 
-class Counting:
-    """Lets the n-th clip that enters sample the tokens 1001, 1002, … up to a length of its own, and then eot."""
+def let_say(decoder: BatchDecoder, token: Callable[[int, int], int]) -> None:
+    """Let each clip sample ``token(clip, n)`` as its n-th token, from 1; its seed, the clip's index, moves with it."""
+    hypotheses, sample = decoder.hypotheses, decoder.hypotheses.sample
 
-    def __init__(self, slots: int, device: torch.device) -> None:
-        self.entered = 0
-        self.state = [torch.zeros(slots, dtype=torch.long, device=device) for _ in range(2)]
+    def sample_that(logits: torch.Tensor, slots: torch.Tensor, temperature: torch.Tensor | None) -> None:
+        numbers = hypotheses.positions[slots] + 2 - decoder.begin
+        said = [token(clip, n) for clip, n in zip(hypotheses.seeds[slots].tolist(), numbers.tolist(), strict=True)]
+        sample(logits.fill_(-torch.inf).scatter_(1, torch.tensor(said)[:, None], 0.0), slots, temperature)
 
-    def __call__(self, logits: torch.Tensor, slots: torch.Tensor, last: torch.Tensor | None) -> None:
-        count, length = self.state
-        if last is None:
-            count[slots] = 0
-            length[slots] = torch.tensor([length_of(self.entered + i) for i in range(len(slots))], device=slots.device)
-            self.entered += len(slots)
-        count[slots] += 1
-        allowed = (1000 + count[slots]).masked_fill(count[slots] > length[slots], 50257)
-        logits.fill_(-torch.inf).scatter_(1, allowed[:, None], 0.0)
+    hypotheses.sample = sample_that
 
 
 def length_of(clip: int) -> int:
-    return 3 + clip * 7 % 11
+    return 3 + clip * 17 % 50
 
 
-def test_rules_hold_slot_by_slot_and_step_by_step(model, features):
-    """Its state moves with the clips when they are gathered, and begins anew with each."""
+def test_each_clip_keeps_its_own_text_in_whichever_slot(model, features):
+    """Its state moves with it when clips are gathered, and begins anew with each."""
     decoder = BatchDecoder(model, 5)
-    decoder.rules = Counting(5, decoder.device)
+    let_say(decoder, lambda clip, n: 1000 + n if n <= length_of(clip) else decoder.eot)
     decoder.stride = 8
     results = decode(decoder, features)
     for clip in range(len(features)):
         assert results[clip].tokens == list(range(1001, 1001 + length_of(clip)))
 
 
-class Looping(Counting):
-    """Each clip samples 5 tokens of its own, and then one pattern, of 1 to 4 tokens, without end."""
-
-    def __call__(self, logits: torch.Tensor, slots: torch.Tensor, last: torch.Tensor | None) -> None:
-        super().__call__(logits, slots, last)
-        count, length = self.state
-        allowed = (1000 + count[slots]).where(count[slots] <= 5, 2000 + count[slots] % (length[slots] % 4 + 1))
-        logits.fill_(-torch.inf).scatter_(1, allowed[:, None], 0.0)
-
-
 def test_a_loop_is_stopped_soon_and_every_clip_still_gets_its_own_text(model, features):
     decoder = BatchDecoder(model, 5, stop_loops=True)
-    decoder.rules = Looping(5, decoder.device)
+    # Five tokens, and then one pattern, of 1 to 4 tokens, without end.
+    let_say(decoder, lambda clip, n: 1000 + n if n <= 5 else 2000 + n % (length_of(clip) % 4 + 1))
     decoder.stride = 8
     results = decode(decoder, features)
     for clip in range(len(features)):

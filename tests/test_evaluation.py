@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from whisper_quran.checkpoints.checkpoint import save_checkpoint
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data.audio import decode_file
 from whisper_quran.data.text import normalize
-from whisper_quran.decoding.long_audio import Segment, Transcript
+from whisper_quran.decoding.long_audio import Transcript
 from whisper_quran.evaluation import evaluate as evaluation
 from whisper_quran.evaluation.chance import plus_minus
 from whisper_quran.evaluation.predictions import COLUMNS, Prediction, Predictions
@@ -125,7 +124,8 @@ def test_two_models_and_two_reciters_give_one_table(run, workshop, tmp_path):
 
 def test_what_a_run_was_trained_on_and_what_is_new_to_it(run, quran, workshop, tmp_path):
     config = TrainingConfig(data=quran, train_reciters=("Yasser_Salama_hadr",), valid_reciters=(), surahs="1:1")
-    (tmp_path / "config.json").write_text(json.dumps({"config": to_json(config)}))
+    of_an_older_run = to_json(config) | {"pack": 0.0}  # an option that is gone
+    (tmp_path / "config.json").write_text(json.dumps({"config": of_an_older_run}))
     left_out = quran / "audio" / "Yasser_Salama_hadr" / "001007.mp3"  # which the run did not use
     (tmp_path / "skipped.csv").write_text(f"file,reason\n{left_out},longer than 10 s\n")
     reciters, options = ["AbdulWadood_Haneef", "Yasser_Salama_hadr"], ("--out", tmp_path / "r", "--trained", tmp_path)
@@ -332,8 +332,6 @@ def edited(column: str, value: str) -> Callable[[str], str]:
         edited("hits", "3"),
         edited("duration", "inf"),
         edited("fallback", "nan"),
-        edited("boundaries_found", "99"),
-        edited("segments", "-1"),
         edited("diacritic_errors", "9" * 400),
         edited("located", "99"),
         edited("sorah", "one"),
@@ -508,7 +506,6 @@ def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
     for row, parts in zip(rows, (alone[:3], alone[3:6], alone[6:]), strict=True):
         assert row["reference"] == " ".join(part["reference"] for part in parts)
         assert float(row["duration"]) == pytest.approx(sum(float(part["duration"]) for part in parts), abs=0.01)
-        assert (row["boundaries"], row["boundaries_found"]) == (str(len(parts) - 1), "0")
     results = json.loads((tmp_path / "r" / "results.json").read_text())["rows"][0]
     assert (results["ayat"], results["passages"]) == (7, 3)
 
@@ -536,40 +533,6 @@ def test_a_vocalised_text_has_a_diacritic_error_rate(run, workshop, quran, tmp_p
     out, _ = run(workshop / "model0.pt", "--out", tmp_path)
     assert "DER" not in out
     assert {each["letters"] for each in read_predictions(tmp_path)} == {"0"}
-
-
-def test_boundaries_near_a_timestamp_are_found(run, workshop, quran, tmp_path, monkeypatch):
-    lengths = [soundfile.info(quran / f"audio/AbdulWadood_Haneef/00100{n}.mp3").duration for n in range(1, 8)]
-
-    def heard(model, clips, *, timestamps=False, **options):
-        if not timestamps:
-            yield from (Transcript(clip, "", 0.0) for clip in range(len(clips)))
-            return
-        for clip, (parts, off) in enumerate(((lengths[:3], 0.4), (lengths[3:6], 0.6), (lengths[6:], 0.0))):
-            ends = list(itertools.accumulate(parts))
-            spans = zip([0.0, *(end + off for end in ends)], [end + off + 2.0 for end in ends], strict=False)
-            yield Transcript(clip, "", 0.0, tuple(Segment(start, end, "") for start, end in spans))
-
-    monkeypatch.setattr(evaluation, "transcribe_clips", heard)
-    out, _ = run(workshop / "model0.pt", "--out", tmp_path, "--join", 3, "--timestamps")
-    assert [row["boundaries_found"] for row in read_predictions(tmp_path)] == ["0", "0", "0", "2", "0", "0"]
-    assert "found 50.0 % (15.0 to 85.0 %) of 4 within 0.5 s, with 1.00 segments an ayah" in out
-    assert out.count("boundaries: ") == 1
-
-
-def test_evaluating_with_timestamps(run, workshop, tmp_path):
-    """A model is decoded in both ways, and both are in the table; one that is there already is not decoded again."""
-    alone = ("--out", tmp_path, "--join", 7)
-    run(workshop / "model0.pt", *alone)
-    out, _ = run(workshop / "model0.pt", *alone, "--timestamps")
-    assert "1 predictions are there already" in out
-    rows = read_predictions(tmp_path)
-    assert [(Path(row["model"]).name, row["ayah"]) for row in rows] == [
-        ("model0.pt", "1-7"),
-        ("model0.pt (timestamps)", "1-7"),
-    ]
-    table = (tmp_path / "results.md").read_text()
-    assert table.count("model0.pt |") == 1 and table.count("model0.pt (timestamps) |") == 1
 
 
 def test_the_real_base_knows_where_in_the_quran_it_is(quran, base_weights, tmp_path):

@@ -42,7 +42,7 @@ def made_up_run(folder: Path, reciter: str = "R", wers: tuple[float, ...] = (0.5
     folder.mkdir(exist_ok=True)
     save_checkpoint(folder / "best.pt", make_whisper())
     config = to_json(TrainingConfig(train_reciters=("T",), valid_reciters=(reciter,), **options))
-    data = {"train": {"T": {"ayat": 5, "windows": 5, "hours": 0.5}}}
+    data = {"train": {"T": {"ayat": 5, "hours": 0.5}}}
     (folder / "config.json").write_text(json.dumps({"config": config, "data": data}))
     counts = {"words": 1000, "characters": 4000, "character_errors": 50, "step": 1, "seconds": 1.0, "loss": 1.0}
     rows = [
@@ -116,7 +116,7 @@ def test_what_is_not_the_quran_is_not_called_so(tmp_path):
 def test_whatever_a_name_holds_the_front_matter_is_yaml_and_the_tables_are_tables(tmp_path):
     checkpoint = made_up_run(tmp_path / "run", reciter=NASTY, model=NASTY, text=Path(NASTY), surahs=NASTY)
     described = json.loads((tmp_path / "run" / "config.json").read_text())
-    described["data"]["valid"] = {NASTY: {"ayat": 1, "windows": 1, "hours": 1}}
+    described["data"]["valid"] = {NASTY: {"ayat": 1, "hours": 1}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
     about, text = card_of(checkpoint, tmp_path / "hf")
     assert about.keys() == parsed((tmp_path / "hf" / "README.md").read_text())[0].keys()

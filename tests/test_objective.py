@@ -39,7 +39,7 @@ def make_batch(texts: list[list[int]], seed: int) -> Batch:
     # One noise a text, so that a clip is the same in whatever batch it stands.
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
     audio = torch.stack([torch.randint(-9000, 9000, (8000,), generator=each) for each in generators]).to(torch.int16)
-    clips = [Clip(seed + i, 8000, False) for i in range(len(texts))]
+    clips = [Clip(seed + i, 8000) for i in range(len(texts))]
     return Batch(audio, tokens, torch.tensor(positions), torch.tensor(targets), clips)
 
 
@@ -198,11 +198,11 @@ def test_attention_to_the_audio_is_about_as_near_fp32_in_bf16_as_whispers_own(ba
 
 def test_a_steps_micro_batches_have_clips_of_one_length(tmp_path):
     lengths = [16_000 * (8 + (7 * n) % 16) for n in range(16)]
-    examples = [Example((Ayah("r", tmp_path / f"{n}.mp3", ""),), n, (1, 2, 3), 1) for n in lengths]
+    examples = [Example(Ayah("r", tmp_path / f"{n}.mp3", ""), n, (1, 2, 3), 1) for n in lengths]
 
     class Silence:
         def read(self, audio):
-            return np.zeros(next(e.samples for e in examples if e.parts[0].audio == audio), np.int16)
+            return np.zeros(next(e.samples for e in examples if e.ayah.audio == audio), np.int16)
 
     model = make_whisper()
     config = TrainingConfig(batch_size=8, accumulate=2, lr=1e-3, warmup_steps=0, train_encoder=True)

@@ -51,9 +51,18 @@ def digest(config: TrainingConfig) -> str:
 
 def test_both_splits_are_prepared_in_order(config):
     data = prepared(config)
-    assert [example.parts[0].number for example in data.train] == [1, 2, 3, 4]
-    assert [example.reciter for example in data.valid["B"]] == ["B"] * 4
+    assert [example.ayah.number for example in data.train] == [1, 2, 3, 4]
+    assert [example.ayah.reciter for example in data.valid["B"]] == ["B"] * 4
     assert data.skipped == []
+
+
+def test_a_manifests_rows_are_trained_on_in_the_order_of_the_mushaf_and_validated_on_in_their_own(config):
+    table = config.data / "clips.csv"
+    rows = [f"{reciter}/112{ayah:03}.wav,text,{reciter},112,{ayah}\n" for reciter in "AB" for ayah in (3, 1, 4, 2)]
+    table.write_text("audio,text,reciter,surah,ayah\n" + "".join(rows))
+    data = prepared(replace(config, manifest=table))
+    assert [example.ayah.number for example in data.train] == [1, 2, 3, 4]
+    assert [example.ayah.number for example in data.valid["B"]] == [3, 1, 4, 2]
 
 
 def test_a_reciter_in_both_splits_is_said(config):
@@ -140,7 +149,7 @@ def test_audio_without_speech_is_listed_and_counted(config):
     assert [Path(item.file).name for item in data.skipped] == ["112001.wav", "112002.wav", "112003.wav"]
     reasons = [item.reason.split(":")[0] for item in data.skipped]
     assert reasons == ["no speech", "no speech", "cannot be decoded"]
-    assert [example.parts[0].number for example in data.train] == [4]
+    assert [example.ayah.number for example in data.train] == [4]
 
 
 def test_uthmani_spelling_is_told_once(config):

@@ -15,10 +15,9 @@ from conftest import HOSTILE, assert_nothing_ran, wait_until
 
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
 from whisper_quran.data.corpus import Ayah
-from whisper_quran.data.prepare import Passage
 from whisper_quran.evaluation.chance import differences, overall, plus_minus, rates_of
 from whisper_quran.evaluation.pages import data_address, embedded_size, relative_address, short_names, write_report
-from whisper_quran.evaluation.predictions import COLUMNS, Prediction, key_of, read_predictions
+from whisper_quran.evaluation.predictions import COLUMNS, Passage, Prediction, key_of, read_predictions
 from whisper_quran.evaluation.word_errors import ErrorCounts
 
 FATIHA = [
@@ -388,7 +387,7 @@ def passages_of(tmp_path: Path, names: list[str]) -> tuple[list[Passage], AudioC
         recite(path)
     cache = prepare_audio({"Husary": paths}, tmp_path / "cache", workers=1)
     ayat = [Ayah("Husary", path, FATIHA[n], 1, n + 1) for n, path in enumerate(paths)]
-    return [Passage((ayah,), cache.length(ayah.audio)) for ayah in ayat], cache
+    return [Passage((ayah,), cache.length(ayah.audio) / 16000) for ayah in ayat], cache
 
 
 def linked(passages: list[Passage], folder: Path, damaged: list[Path] = []) -> dict:  # noqa: B006
@@ -411,7 +410,7 @@ ODD_FILES = ["a b.mp3", "#1?.mp3", "100%25.mp3", "'\"<script>.mp3", "line\nend.m
 
 def test_each_ayah_plays_from_its_file_whatever_its_name(open_report, tmp_path):
     passages, _ = passages_of(tmp_path, ODD_FILES)
-    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].samples)
+    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].seconds)
     rows = [*heard(passages), prediction("tiny", "Husary", 2, "1-2", both.text, "x")]
     recordings = linked(passages, tmp_path)
     recordings["", "Husary", "2", "1-2"] = linked([both], tmp_path)["", "Husary", "1", "1-2"]
@@ -431,7 +430,7 @@ def test_each_ayah_plays_from_its_file_whatever_its_name(open_report, tmp_path):
 
 def test_a_page_with_its_audio_plays_alone(open_report, tmp_path):
     passages, cache = passages_of(tmp_path, ["001001.mp3", "001002.mp3"])
-    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].samples)
+    both = Passage((passages[0].parts[0], passages[1].parts[0]), 2 * passages[0].seconds)
     recordings = {key_of("", each): ([data_address(each.audio(cache))], False) for each in (passages[0], both)}
     rows = [*heard(passages[:1]), prediction("tiny", "Husary", 1, "1-2", both.text, "x")]
     page = open_report(rows, recordings=recordings)
@@ -459,7 +458,7 @@ def test_audio_that_is_damaged_or_gone_says_so(open_report, tmp_path, quran):
     broken.symlink_to(quran / "odd" / "truncated.mp3")
     cache = prepare_audio({"Husary": [passages[0].parts[0].audio, broken]}, tmp_path / "cache", workers=1)
     assert cache.damaged == [broken]
-    passages.append(Passage((Ayah("Husary", broken, FATIHA[1], 1, 2),), 16000))
+    passages.append(Passage((Ayah("Husary", broken, FATIHA[1], 1, 2),), 1.0))
     page = open_report(heard(passages), recordings=linked(passages, tmp_path, cache.damaged))
     page.select_option("#by-sort", "order")
     listed(page)

@@ -129,13 +129,13 @@ def test_a_run_of_an_older_version_resumes_unless_it_used_what_is_gone(run, undi
     assert run(*ONE_STEP, "--out", out)[0] == 0
     state = torch.load(out / "state.pt", weights_only=True)
     assert state["config"].pop("augment") is False  # as if it had come later
-    older = state | {
-        "best_wer": 0.5,
-        "config": state["config"] | {"adam_eps": 1e-8, "allow_overlap": True, "prompt": 0.0},
-    }
-    torch.save(older | {"config": older["config"] | {"prompt": 0.5}}, out / "state.pt")
-    code, _, err = run(*RUN, "--out", out, "--resume")
-    assert code == 2 and "was begun with --prompt 0.5, which is gone" in one_line(err)
+    gone = {"prompt": 0.0, "pack": 0.0, "timestamps": 0.0}
+    config = state["config"] | {"adam_eps": 1e-8, "allow_overlap": True} | gone
+    older = state | {"best_wer": 0.5, "config": config}
+    for option in gone:
+        torch.save(older | {"config": config | {option: 0.5}}, out / "state.pt")
+        code, _, err = run(*RUN, "--out", out, "--resume")
+        assert code == 2 and f"was begun with --{option} 0.5, which is gone" in one_line(err)
     torch.save(older, out / "state.pt")
     code, _, err = run(*RUN, "--out", out, "--resume", "--augment")
     assert code == 2 and "--augment was False, is True" in one_line(err)

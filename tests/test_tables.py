@@ -194,7 +194,7 @@ def contents(data: TrainingData) -> dict[str, list[tuple[tuple[int, ...], bytes]
     """The tokens and the samples of all clips, by reciter and split."""
     found = {"train": data.train, **data.valid}
     return {
-        name: sorted((example.tokens, example.audio(data.cache).tobytes()) for example in examples)
+        name: sorted((example.tokens, data.cache.read(example.ayah.audio).tobytes()) for example in examples)
         for name, examples in found.items()
     }
 

@@ -47,8 +47,6 @@ class TrainingConfig:
     max_duration: float = _data(30.0, "leave out longer ayat (seconds, 30 at most)", above=0, max=30, fixed=True)
     valid_limit: int | None = _data(None, "ayat per validation reciter", min=1, fixed=True)
 
-    pack: float = _data(0.0, "share of windows of consecutive ayat, up to --max-duration", min=0, max=1, fixed=True)
-    timestamps: float = _data(0.0, "share of windows taught with timestamps", min=0, max=1, fixed=True)
     augment: bool = _data(False, "change speed, room, band, noise, loudness and spectrogram of each clip", fixed=True)
 
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
@@ -64,7 +62,7 @@ class TrainingConfig:
     adam_eps: float = _training(1e-8, "AdamW's epsilon", above=0, max=1, fixed=True)
     warmup_steps: int | None = _training(None, "steps of linear warmup (default: by the hours)", min=0, fixed=True)
     clip_grad: float = _training(1.0, "largest norm of the gradient; 0 for no limit", min=0, fixed=True)
-    seed: int = _training(0, "decides order, windows, augmentation and adapters", min=0, max=2**64 - 1, fixed=True)
+    seed: int = _training(0, "decides order, augmentation and adapters", min=0, max=2**64 - 1, fixed=True)
     max_steps: int | None = _training(None, "stop after this many optimiser steps", min=1, fixed=True)
     no_vanilla: bool = _training(False, "do not validate the untouched model first", fixed=True)
 
@@ -111,7 +109,6 @@ class EvaluationConfig:
     context: str = _model(
         "natural", "what is encoded: each clip's own length, or Whisper's 30 s", choices=("natural", "full"), fixed=True
     )
-    timestamps: bool = _model(False, "decode with timestamps too: for models that were taught them")
     constrain: str | None = _model(None, "find which words of the Qur'an were said, too", choices=("quran",))
     no_fallback: bool = _model(False, "never decode again at higher temperatures, as Whisper does", fixed=True)
 

@@ -30,12 +30,6 @@ class Clip(NamedTuple):
 
     number: int  # CRC-32 of its samples
     samples: int  # without padding
-    timed: bool  # True if timestamps are targets: then the speed must not change
-
-    @property
-    def context(self) -> int:
-        """The context in which it is encoded, in positions of the encoder."""
-        return context_of(self.samples, self.timed)
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,8 @@ class Batch:
 
     @property
     def contexts(self) -> list[int]:
-        """The context of each clip."""
-        return [clip.context for clip in self.clips]
+        """The context in which each clip is encoded, in positions of the encoder."""
+        return [context_of(clip.samples) for clip in self.clips]
 
     def to(self, device: torch.device) -> "Batch":
         audio, tokens, positions, targets = (
@@ -95,10 +89,10 @@ def make_batch(examples: Sequence[Example], cache: AudioCache, pin: bool = False
         tokens[row, : len(example.tokens) - 1] = torch.tensor(example.tokens[:-1])
         positions.append(torch.arange(len(example_targets)) + row * length + example.first_target - 1)
         targets.append(torch.tensor(example_targets))
-    audio = [example.audio(cache) for example in examples]
+    audio = [cache.read(example.ayah.audio) for example in examples]
     text = tokens, torch.cat(positions), torch.cat(targets)
     inputs, target_positions, target_ids = (tensor.pin_memory() if pin else tensor for tensor in text)
-    clips = [Clip(zlib.crc32(a.tobytes()), len(a), e.timed) for a, e in zip(audio, examples, strict=True)]
+    clips = [Clip(zlib.crc32(each.tobytes()), len(each)) for each in audio]
     return Batch(collate(audio, pin), inputs, target_positions, target_ids, clips)
 
 

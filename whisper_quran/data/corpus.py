@@ -68,6 +68,11 @@ class Ayah:
     number: int = 0
     take: int = 1
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its surah and number, or 0 and its row in a manifest."""
+        return self.surah or 0, self.number
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -40,7 +40,7 @@ _SILENCE = 1.28  # seconds at the end of every context: a text ends where the mo
 def context_of(samples: int, full: bool = False) -> int:
     """Return the context, in positions of the encoder (20 ms), for a clip of so many samples: whole seconds.
 
-    ``full`` is whisper's own, 30 s, as timestamps need it.
+    ``full`` is whisper's own, 30 s.
     """
     if full:
         return FULL_CONTEXT

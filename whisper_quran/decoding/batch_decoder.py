@@ -21,13 +21,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask
+from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
 from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 from whisper.utils import compression_ratio
 
 from ..data.batches import split
 from ..data.features import FULL_CONTEXT, AudioFeatures, FrozenEncoder
-from .sampling import Hypotheses, TimestampRules
+from .sampling import Hypotheses
 
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
 _FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
@@ -143,9 +143,8 @@ class BatchDecoder:
     """A decoder of any number of clips, up to ``slots`` of them at a time.
 
     It computes in ``dtype`` (by default that of the model's weights), with the weights as they are now: make a new one
-    after they change. With ``timestamps``, timestamp tokens are decoded too; with ``stop_loops`` a text ends once
-    :func:`is_looping`. ``options`` are fields of :class:`whisper.DecodingOptions`; by default ``language`` is Arabic,
-    and ``sample_len`` the length of the context.
+    after they change. With ``stop_loops`` a text ends once :func:`is_looping`. ``options`` are fields of
+    :class:`whisper.DecodingOptions`; by default ``language`` is Arabic, and ``sample_len`` the length of the context.
 
     Raises:
         ValueError: the options contain a temperature, beams or several samples, or no language.
@@ -158,12 +157,11 @@ class BatchDecoder:
         slots: int,
         *,
         dtype: torch.dtype | None = None,
-        timestamps: bool = False,
         stop_loops: bool = False,
         **options: Any,
     ) -> None:
         options = {"language": "ar", "sample_len": model.dims.n_text_ctx, **options}
-        self.task = DecodingTask(model, DecodingOptions(without_timestamps=not timestamps, **options))
+        self.task = DecodingTask(model, DecodingOptions(without_timestamps=True, **options))
         own = self.task.options
         decodes_otherwise = own.temperature != 0 or own.beam_size is not None or own.best_of is not None
         if decodes_otherwise or own.language is None or own.task == "lang_id":
@@ -182,10 +180,6 @@ class BatchDecoder:
         self.prompt = torch.tensor(self.task.initial_tokens, device=self.device)
         self.suppressed_first = self._suppressed([*self.task.initial_tokens], model.dims.n_vocab)
         self.suppressed = self._suppressed([*self.task.initial_tokens, self.eot], model.dims.n_vocab)
-        self.rules = None
-        for each in self.task.logit_filters:
-            if isinstance(each, ApplyTimestampRules):
-                self.rules = TimestampRules(self.task.tokenizer, each.max_initial_timestamp_index, slots, self.device)
         self.stop_loops = stop_loops
         self._allocate(model.dims)
         self.audio_unit = 1 if self.device.type == "cpu" else _AUDIO_UNIT
@@ -215,12 +209,11 @@ class BatchDecoder:
         self.arange = torch.arange(max(self.slots, context), device=self.device)
 
     def _suppressed(self, tokens: list[int], n_vocab: int) -> Tensor:
-        """Return the tokens that whisper's filters suppress after ``tokens``. Except for those of timestamps, filters
-        depend only on the number of tokens, so that one row of zeros gives the answer for all rows and steps."""
+        """Return the tokens that whisper's filters suppress after ``tokens``. They depend only on the number of tokens,
+        so that one row of zeros gives the answer for all rows and steps."""
         logits = torch.zeros((1, n_vocab))
         for logit_filter in self.task.logit_filters:
-            if not isinstance(logit_filter, ApplyTimestampRules):
-                logit_filter.apply(logits, torch.tensor([tokens]))
+            logit_filter.apply(logits, torch.tensor([tokens]))
         return logits[0].isinf().nonzero().squeeze(1).to(self.device)
 
     @torch.no_grad()
@@ -314,8 +307,7 @@ class BatchDecoder:
         free = [slot for slot in range(in_use) if slot not in active][: len(outside)]
         source, target = self._index(outside), self._index(free)
         caches = (*self.keys, *self.values, *self.cross_keys, *self.cross_values)
-        states = (*self.hypotheses.state, *(self.rules.state if self.rules else ()))
-        for tensor in (*caches, *states, self.no_speech_probs, self.audio_bias):
+        for tensor in (*caches, *self.hypotheses.state, self.no_speech_probs, self.audio_bias):
             tensor[target] = tensor[source]
         moved = dict(zip(outside, free, strict=True))
         return {moved.get(slot, slot): clip for slot, clip in active.items()}
@@ -385,7 +377,7 @@ class BatchDecoder:
             probs = self._logits(x[:, self.task.sot_index]).softmax(dim=-1)
             self.no_speech_probs[slots] = probs[:, self.task.tokenizer.no_speech]
         self.hypotheses.enter(slots, self.prompt[-1], seeds)
-        self._sample(x, slots, None, self.suppressed_first)
+        self._sample(x, slots, self.suppressed_first)
 
     def _step(self, n: int, length: int, audio_length: int) -> None:
         """Sample a token in each of the first ``n`` slots, which attend to the first ``length`` positions of the text,
@@ -410,13 +402,11 @@ class BatchDecoder:
             return F.scaled_dot_product_attention(query, key, value, audio_bias)
 
         x = (self.embedding[tokens] + self.positional_embedding[positions])[:, None]
-        self._sample(self._run_blocks(x, attend, attend_audio), slots, tokens, self.suppressed)
+        self._sample(self._run_blocks(x, attend, attend_audio), slots, self.suppressed)
 
-    def _sample(self, x: Tensor, slots: Tensor, last: Tensor | None, suppressed: Tensor) -> None:
-        """Sample the next token of ``slots`` (n,) from the blocks' output ``x``; ``last`` are those before it."""
+    def _sample(self, x: Tensor, slots: Tensor, suppressed: Tensor) -> None:
+        """Sample the next token of ``slots`` (n,) from the blocks' output ``x``."""
         logits = self._logits(x[:, -1]).index_fill_(1, suppressed, -torch.inf)
-        if self.rules:
-            self.rules(logits, slots, last)
         self.hypotheses.sample(logits, slots, self.divisor if self.temperature else None)
 
     def _run_blocks(self, x: Tensor, attend: Callable[..., Tensor], attend_audio: Callable[..., Tensor]) -> Tensor:

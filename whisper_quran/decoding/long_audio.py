@@ -1,8 +1,8 @@
 """Decode recordings of any length: those longer than Whisper's 30 seconds are cut where the reciter pauses.
 
-A model fine-tuned without timestamps cannot say where in its 30-second window the text ended. ``whisper.transcribe``,
-which moves its window by those timestamps, then skips or repeats audio. Here a long recording is cut at its quietest
-points, and each piece is decoded the way the model was trained, in batches with the pieces of other recordings.
+A model fine-tuned on single ayat was not taught the timestamps by which ``whisper.transcribe`` moves its 30-second
+window. Here a long recording is cut at its quietest points, and each piece is decoded the way the model was trained,
+in batches with the pieces of other recordings.
 """
 
 import zlib
@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from whisper.audio import N_SAMPLES, SAMPLE_RATE, TOKENS_PER_SECOND
+from whisper.audio import N_SAMPLES, SAMPLE_RATE
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
-from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from ..data.batches import split
 from ..data.features import FRAME, AudioFeatures, FrozenEncoder, collate, context_of, frame_energy
@@ -34,15 +33,6 @@ _PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop conson
 _SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 1.25
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A text with its start and end, in seconds."""
-
-    start: float
-    end: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,6 @@ class Transcript:
     clip: int
     text: str
     temperature: float
-    segments: tuple[Segment, ...] = ()  # if it was decoded with timestamps
     pieces: tuple[RecognizedPiece, ...] = ()  # if there was a recognizer
 
     @property
@@ -108,11 +97,6 @@ def transcribe_clips(
     A recording over 30 s is cut at its quietest points. The pieces of all recordings share batches, and their texts are
     joined in order with a space.
 
-    With ``timestamps`` among the options, each window begins where the last complete text ended, as in
-    ``whisper.transcribe``, and the transcripts have ``segments``; this needs a model trained with timestamps. The
-    first windows of all recordings share batches, then the second, and so on. The text before a window is not its
-    prompt (``condition_on_previous_text=False``).
-
     Args:
         model: the model, or its encoder in the ``dtype`` of the options, to reuse it.
         clips: int16 (n,) at 16 kHz each. Every clip is read once beforehand to find its pieces, and again when they are
@@ -121,9 +105,9 @@ def transcribe_clips(
             and decoding continues with the pieces not done yet.
         fallback: decode pieces that :func:`needs_fallback` again at rising temperatures, in batches, and drop the texts
             of silence (:func:`is_silent`), as ``whisper.transcribe`` does one by one.
-        recognizer: also finds the spans of the Qur'an that were said; not with ``timestamps``.
+        recognizer: also finds the spans of the Qur'an that were said.
         context: "natural" encodes each piece at its own length (:func:`..data.features.context_of`), "full" in
-            whisper's 30 s, as ``timestamps`` do.
+            whisper's 30 s.
         options: as :class:`BatchDecoder` takes them.
 
     Raises:
@@ -134,9 +118,7 @@ def transcribe_clips(
         raise ValueError(f"context is natural or full, not {context}")
     if isinstance(model, Whisper):
         model = FrozenEncoder(model, options.get("dtype") or model.decoder.token_embedding.weight.dtype)
-    timed = options.get("timestamps", False)
-    decoder = _PieceDecoder(model, clips, batch_size, fallback, recognizer, timed or context == "full", log, options)
-    return _transcribe_windows(decoder) if timed else _transcribe_pieces(decoder)
+    return _transcribe(_PieceDecoder(model, clips, batch_size, fallback, recognizer, context == "full", log, options))
 
 
 _Decoded = tuple[Piece, DecodingResult, list[Candidate]]
@@ -214,7 +196,7 @@ class _PieceDecoder:
             yield replace(self.encoder(audio, contexts), seeds=seeds)
 
 
-def _transcribe_pieces(decoder: _PieceDecoder) -> Iterator[Transcript]:
+def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
     spans = [cut_at_pauses(decoder.clips[clip]) for clip in range(len(decoder.clips))]
     pieces = [Piece(clip, start, end, len(its)) for clip, its in enumerate(spans) for start, end in its]
     waiting = [len(its) for its in spans]  # pieces of each clip that are not decoded yet
@@ -254,52 +236,6 @@ def _transcript(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcr
             found.append(RecognizedPiece(piece.start / SAMPLE_RATE, piece.end / SAMPLE_RATE, heard, candidate))
     text = " ".join(result.text for _, result, _ in parts if result.text)
     return Transcript(parts[0][0].clip, text, max(result.temperature for _, result, _ in parts), pieces=tuple(found))
-
-
-def _transcribe_windows(decoder: _PieceDecoder) -> Iterator[Transcript]:
-    clips, model = decoder.clips, decoder.encoder.model
-    tokenizer = get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
-    decoded: dict[int, list[Segment]] = defaultdict(list)
-    temperatures: dict[int, float] = defaultdict(float)  # the highest of each clip
-    starts = dict.fromkeys(range(len(clips)), 0)  # of each clip's next window
-    while starts:
-        windows = [Piece(clip, start, min(start + N_SAMPLES, len(clips[clip])), 1) for clip, start in starts.items()]
-        for window, result, _ in decoder.decode(windows):
-            clip, start = window.clip, window.start / SAMPLE_RATE
-            segments, reached = read_segments(result.tokens, tokenizer, (window.end - window.start) / SAMPLE_RATE)
-            decoded[clip] += [Segment(start + each.start, start + each.end, each.text) for each in segments]
-            temperatures[clip] = max(temperatures[clip], result.temperature)
-            starts[clip] += round(reached * SAMPLE_RATE)
-            if starts[clip] >= len(clips[clip]):
-                del starts[clip]
-                segments = decoded.pop(clip)
-                yield Transcript(clip, " ".join(each.text for each in segments), temperatures[clip], tuple(segments))
-
-
-def read_segments(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> tuple[list[Segment], float]:
-    """Return the segments of a window of ``seconds``, and the time up to which it is decoded: the next window's start.
-
-    A text without an end timestamp is left to the next window, unless it is the only one.
-    """
-    begin = tokenizer.timestamp_begin
-
-    def segment(part: Sequence[int], start: float, end: float) -> list[Segment]:
-        text = tokenizer.decode([token for token in part if token < tokenizer.eot]).strip()
-        return [Segment(min(start, seconds), min(end, seconds), text)] if text else []
-
-    def time(token: int) -> float:
-        return (token - begin) / TOKENS_PER_SECOND
-
-    cuts = [i + 1 for i, pair in enumerate(pairwise(tokens)) if min(pair) >= begin]
-    complete = len(tokens) > 1 and tokens[-1] >= begin > tokens[-2]
-    if not cuts:
-        times = [time(token) for token in tokens if token >= begin]
-        start, end = (times[0], times[-1]) if len(times) > 1 else (0.0, seconds)
-        return segment(tokens, start, end), seconds
-    parts = [tokens[first:after] for first, after in pairwise([0, *cuts, *([len(tokens)] if complete else [])])]
-    segments = [each for part in parts for each in segment(part, time(part[0]), time(part[-1]))]
-    reached = time(tokens[cuts[-1] - 1])
-    return segments, seconds if complete or reached == 0 else min(reached, seconds)
 
 
 def needs_fallback(result: DecodingResult) -> bool:

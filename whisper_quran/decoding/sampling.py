@@ -1,4 +1,4 @@
-"""Hypotheses of a decoder's slots: how their next tokens are sampled, at a temperature and by the rules of timestamps.
+"""Hypotheses of a decoder's slots: how their next tokens are sampled, also at a temperature.
 
 Everything is done for all slots at once, in tensor operations of fixed shapes that a CUDA graph can replay.
 """
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from whisper.tokenizer import Tokenizer
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio
 
@@ -83,46 +82,3 @@ def gumbel(seeds: Tensor, positions: Tensor, n_vocab: int) -> Tensor:
         x = (x ^ (x >> shift)) * factor
     uniform = ((x >> 41) & 0x7FFFFF).float().add_(0.5).div_(2**23)
     return uniform.log_().neg_().log_().neg_()
-
-
-class TimestampRules:
-    """Rules for the next token: timestamps begin a text, come in pairs inside it, and never go back.
-
-    If all timestamps together are likelier than the likeliest other token, the next token is a timestamp. The first is
-    at most ``latest_start`` (None: any; whisper's ``max_initial_timestamp``, in timestamps of 20 ms).
-
-    ``state`` has an entry for each slot: it moves with the clips.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, latest_start: int | None, slots: int, device: torch.device) -> None:
-        self.begin, self.eot, self.none = tokenizer.timestamp_begin, tokenizer.eot, tokenizer.no_timestamps
-        self.latest_start = self.begin + latest_start if latest_start is not None else None
-        self.after_one = torch.ones(slots, dtype=torch.bool, device=device)  # whether the last token was a timestamp
-        self.latest = torch.zeros(slots, dtype=torch.long, device=device)  # the last timestamp
-        self.state: Sequence[Tensor] = (self.after_one, self.latest)
-
-    def __call__(self, logits: Tensor, slots: Tensor, last: Tensor | None) -> None:
-        """Mask forbidden tokens in ``logits`` (n, n_vocab), in place, after the tokens ``last`` (n,) of ``slots`` (n,).
-
-        ``last`` is None if the clips have just entered. After that this runs inside a CUDA graph: only tensor
-        operations, on the same memory.
-        """
-        columns = torch.arange(logits.shape[1], device=logits.device)
-        logits[:, self.none] = -torch.inf
-        if last is None:
-            logits.masked_fill_(columns < self.begin, -torch.inf)
-            if self.latest_start is not None:
-                logits.masked_fill_(columns > self.latest_start, -torch.inf)
-            self.after_one[slots] = True  # so that the first timestamp counts as the second of a pair
-            return
-        before, now = self.after_one[slots], last >= self.begin
-        latest = torch.where(now, last, self.latest[slots])
-        self.after_one[slots], self.latest[slots] = now, latest
-        closes = now & ~before  # the last token has ended a text: eot follows, or the timestamp that begins the next
-        lowest = latest + (~closes).long()
-        is_timestamp = columns >= self.begin
-        logits.masked_fill_(closes[:, None] & (columns < self.eot), -torch.inf)
-        logits.masked_fill_((now & before)[:, None] & is_timestamp, -torch.inf)
-        logits.masked_fill_(is_timestamp & (columns < lowest[:, None]), -torch.inf)
-        likelier = logits[:, self.begin :].logsumexp(dim=-1) > logits[:, : self.begin].amax(dim=-1)
-        logits.masked_fill_(likelier[:, None] & ~is_timestamp, -torch.inf)

@@ -4,6 +4,7 @@ to import."""
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ..checkpoints.names import check_model_source
@@ -75,8 +76,9 @@ def heard_by(run: Path) -> tuple[set[str], set[str]]:
         options = json.loads((run / "config.json").read_bytes())["config"]
         with open(run / "skipped.csv", encoding="utf-8", newline="") as file:
             skipped = {file for file, _ in csv.reader(file)}
-        config = TrainingConfig(**options)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        known = {field.name for field in fields(TrainingConfig)}  # older runs have options that are gone
+        config = TrainingConfig(**{name: value for name, value in options.items() if name in known})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"--trained {run} is no folder that train.py wrote ({error})") from None
     ayat = [ayah for ayah in select_ayat(config)[0] if printable(str(ayah.audio)) not in skipped]
     return {ayah.reciter for ayah in ayat}, {letters(ayah.text) for ayah in ayat}

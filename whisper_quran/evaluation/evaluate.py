@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -25,7 +25,7 @@ from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE, as_part
 from ..data.corpus import Ayah, Corpus
 from ..data.features import FrozenEncoder
-from ..data.prepare import Passage, decode_ayat, join
+from ..data.prepare import decode_ayat
 from ..data.tables import Skipped, summary
 from ..data.text import count_diacritics, letters, normalize
 from ..decoding.long_audio import Transcript, transcribe_clips
@@ -38,12 +38,10 @@ from . import check_inputs, heard_by, text_of
 from .chance import differences, differences_table, overall, plus_minus, rates_of, share
 from .error_kinds import count_kinds
 from .pages import data_address, embedded_size, relative_address, write_report
-from .predictions import Key, Prediction, Predictions, key_of
+from .predictions import Key, Passage, Prediction, Predictions, join, key_of
 from .word_errors import ErrorCounts, count_diacritic_errors
 
-TIMESTAMPS = " (timestamps)"  # after the name of a model that decodes with them
 CONSTRAINED = " (constrained)"  # after the name of a model whose texts are words of the Qur'an
-BOUNDARY_SECONDS = 0.5  # at most, from a boundary between ayat to the timestamp that finds it
 
 Row = dict[str, Any]
 
@@ -142,7 +140,7 @@ class Evaluation:
         }
 
     def evaluate_model(self, source: str) -> None:
-        """Make the predictions that are missing, and add the model's rows to the results; with timestamps, more rows.
+        """Make the predictions that are missing, and add the model's rows to the results.
 
         Raises:
             UserError: the checkpoint, or the precision on this device, must be changed.
@@ -163,36 +161,30 @@ class Evaluation:
             identities[name + CONSTRAINED] = identity | {"text": text}
         encoder, batch_size = FrozenEncoder(model, precision.dtype), config.batch_size or _default_batch(model)
         transcribe = partial(
-            transcribe_clips, encoder, batch_size=batch_size, log=self.log,
+            transcribe_clips, encoder, batch_size=batch_size, log=self.log, recognizer=self.recognizer,
             language=config.language, dtype=precision.dtype, context=config.context,
             fallback=not config.no_fallback, stop_loops=not config.no_fallback,
         )  # fmt: skip
-        self._evaluate(identities, partial(transcribe, recognizer=self.recognizer), facts)
-        if config.timestamps:
-            self._evaluate({name + TIMESTAMPS: identity}, partial(transcribe, timestamps=True), facts)
-
-    def _evaluate(self, identities: Mapping[str, Any], transcribe: partial, facts: Row) -> None:
-        """Predict under the names and ``identities``: those of the free and, if there are any, the constrained texts.
-
-        ``facts`` are added to the rows of the table.
-        """
-        names = list(identities)
-        for name, identity in identities.items():
-            self.predictions.start(name, identity)
-            present = sum(key_of(name, passage) in self.predictions.rows for passage in self.all_passages)
-            current = sum(self._is_current([name], passage) for passage in self.all_passages)
-            if current:
-                self.log(f"{name}: {current} predictions are there already")
-            if stale := present - current:
-                self.log(f"{name}: {stale} predictions are of other audio or another text: they are made again")
+        for each in identities.items():
+            self._start(*each)
         # From here on results.json records how the predictions are made, even if they are interrupted.
         self._write_results()
         for reciter in self.passages:
             try:
-                self._predict(names, transcribe, reciter)
+                self._predict([*identities], transcribe, reciter)
             finally:
                 self._write_results()
-            self.results["rows"] += [self._row(name, reciter) | facts for name in names]
+            self.results["rows"] += [self._row(each, reciter) | facts for each in identities]
+
+    def _start(self, name: str, identity: Row) -> None:
+        """Begin with the predictions under ``name``, and log how many of them are there already."""
+        self.predictions.start(name, identity)
+        present = sum(key_of(name, passage) in self.predictions.rows for passage in self.all_passages)
+        current = sum(self._is_current([name], passage) for passage in self.all_passages)
+        if current:
+            self.log(f"{name}: {current} predictions are there already")
+        if stale := present - current:
+            self.log(f"{name}: {stale} predictions are of other audio or another text: they are made again")
 
     def _is_current(self, names: Iterable[str], passage: Passage) -> bool:
         rows, about = [self.predictions.rows.get(key_of(name, passage)) for name in names], self._about(passage)
@@ -204,7 +196,6 @@ class Evaluation:
         return {
             "duration": round(passage.seconds, 3),
             "reference": self.normalize(passage.text),
-            "boundaries": len(passage.parts) - 1,
             "diacritics": count_diacritics(passage.text),
             "audio": digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()[:16],
         }
@@ -243,13 +234,10 @@ class Evaluation:
         about, marks = self._about(passage), ErrorCounts()
         if about["diacritics"]:
             marks = count_diacritic_errors(passage.text, transcript.text)
-        times = [time for each in transcript.segments for time in (each.start, each.end)][1:-1]
         return Prediction(
             *key_of(name, passage),
             hypothesis=self.normalize(transcript.text),
             fallback=transcript.temperature,
-            boundaries_found=count_found(passage.joints(self.cache), times),
-            segments=len(transcript.segments),
             letters=marks.letters,
             diacritic_errors=marks.diacritic_errors,
             place=place,
@@ -265,7 +253,6 @@ class Evaluation:
         wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
         is_locatable = name.endswith(CONSTRAINED) and passages[0].parts[0].surah is not None
         counts = ("words", "hits", "substitutions", "deletions", "insertions", "letters", "diacritic_errors")
-        sums = ("boundaries", "boundaries_found", "segments")
         return {
             "model": name,
             "reciter": reciter,
@@ -275,7 +262,6 @@ class Evaluation:
             **{count: getattr(errors, count) for count in counts},
             **rates_of(rows),
             "fallback": sum(row.fallback > 0 for row in rows),
-            **{column: sum(getattr(row, column) for row in rows) for column in sums},
             "located": sum(row.located for row in rows) if is_locatable else None,
             "audio_s": sum(row.duration for row in rows),
             "wall_s": wall,
@@ -384,11 +370,6 @@ def results_table(rows: Sequence[Row]) -> str:
         speed = f"{_total(timed, 'wall_s') / audio:.4f}" if audio else "–"
         cells = [f"{wer} ({', '.join(others)})" for wer, *others in texts]
         lines.append([_cell(model), f"{its_rows[0]['parameters'] / 1e6:.0f} M", *cells, speed])
-        boundaries = _total(its_rows, "boundaries")
-        if model.endswith(TIMESTAMPS) and boundaries:
-            which = f"{share(_total(its_rows, 'boundaries_found'), boundaries)} of {boundaries}"
-            often = f"{_total(its_rows, 'segments') / _total(its_rows, 'ayat'):.2f} segments an ayah"
-            notes += f"\nboundaries: {model} found {which} within {BOUNDARY_SECONDS} s, with {often}\n"
         if its_rows[0]["located"] is not None:
             passages = _total(its_rows, "passages")
             which = f"{share(_total(its_rows, 'located'), passages)} of {passages} recordings"
@@ -406,11 +387,6 @@ def _total(rows: Iterable[Row], name: str) -> Any:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def count_found(joints: Sequence[float], times: Sequence[float]) -> int:
-    """Count the ``joints`` between ayat that have one of ``times`` (all in seconds) within BOUNDARY_SECONDS."""
-    return sum(any(abs(time - joint) <= BOUNDARY_SECONDS for time in times) for joint in joints)
 
 
 def _is_located(passage: Passage, found: Sequence[Candidate], quran: Quran) -> bool:

@@ -8,14 +8,18 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import EvaluationConfig
-from ..data.prepare import Passage
+from ..data.audio import SAMPLE_RATE
+from ..data.audio_cache import AudioCache
+from ..data.corpus import Ayah
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, writing
@@ -23,10 +27,43 @@ from .word_errors import Alignment, ErrorCounts, align
 
 COLUMNS = (
     *("model", "reciter", "sorah", "ayah", "duration", "reference", "hypothesis"),
-    *("hits", "substitutions", "deletions", "insertions", "wer", "fallback", "boundaries", "boundaries_found"),
-    *("segments", "diacritics", "letters", "diacritic_errors", "place", "located", "audio"),
+    *("hits", "substitutions", "deletions", "insertions", "wer", "fallback"),
+    *("diacritics", "letters", "diacritic_errors", "place", "located", "audio"),
 )
 Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name the ayah
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Consecutive ayat (often only one) of a reciter as one recording."""
+
+    parts: tuple[Ayah, ...]
+    seconds: float
+
+    @property
+    def reciter(self) -> str:
+        return self.parts[0].reciter
+
+    @property
+    def text(self) -> str:
+        return " ".join(ayah.text for ayah in self.parts)
+
+    def audio(self, cache: AudioCache) -> np.ndarray:
+        """Read the samples from ``cache``: int16 (n,) at 16 kHz."""
+        clips = [cache.read(ayah.audio) for ayah in self.parts]
+        return clips[0] if len(clips) == 1 else np.concatenate(clips)
+
+
+def join(ayat: Iterable[Ayah], cache: AudioCache, count: int) -> list[Passage]:
+    """Make passages of up to ``count`` consecutive ayat of one reciter; every ayah is in one of them."""
+    runs: list[list[Ayah]] = []
+    for ayah in sorted(ayat, key=lambda ayah: ayah.place):
+        surah, number = ayah.place
+        if runs and len(runs[-1]) < count and runs[-1][-1].place == (surah, number - 1):
+            runs[-1].append(ayah)
+        else:
+            runs.append([ayah])
+    return [Passage(tuple(run), sum(cache.length(ayah.audio) for ayah in run) / SAMPLE_RATE) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -44,9 +81,6 @@ class Prediction:
     reference: str
     hypothesis: str
     fallback: float = 0.0  # the temperature it was decoded at: 0 unless the greedy text failed whisper's tests
-    boundaries: int = 0  # between its ayat
-    boundaries_found: int = 0  # those near which a decoded timestamp is
-    segments: int = 0  # that the timestamps enclose
     diacritics: int = 0  # of the reference before it was normalised: 0 if it is not vocalised
     letters: int = 0  # whose diacritics were compared
     diacritic_errors: int = 0
@@ -125,8 +159,6 @@ def _read_row(cells: list[str]) -> Prediction:
         or not (row.sorah or "0").isdecimal()
         or not 0 < row.duration < math.inf
         or not 0 <= row.fallback <= 1
-        or not 0 <= row.boundaries_found <= row.boundaries < 10_000
-        or not 0 <= row.segments <= 1 + 50 * row.duration  # a timestamp is a multiple of 20 ms
         or not 0 <= row.diacritic_errors <= row.letters < 10**6
         or row.located not in (0, 1)
     ):

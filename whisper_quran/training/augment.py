@@ -13,7 +13,7 @@ from whisper.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE
 
 from ..data.audio import import_torchaudio
 from ..data.batches import Batch, Clip, generator
-from ..data.features import log_mel
+from ..data.features import context_of, log_mel
 
 _UNCHANGED = 0.5  # the share of clips that are not augmented
 _SPEEDS = (9, 10, 11)  # tenths; speed and pitch change together, as on a tape
@@ -56,16 +56,16 @@ class Augmentation:
         """
         changes = self.changes(epoch, batch.clips)
         audio, lengths = self.sound(batch.audio, batch.clips, changes)
-        contexts = [clip._replace(samples=n).context for clip, n in zip(batch.clips, lengths, strict=True)]
+        contexts = [context_of(length) for length in lengths]
         mel = log_mel(audio, n_mels, contexts)
         self.mask([row[:, : 2 * context] for row, context in zip(mel, contexts, strict=True)], changes, lengths)
         return mel, contexts
 
     def changes(self, epoch: int, clips: Sequence[Clip]) -> list[Change]:
-        """Draw the changes to ``clips`` in ``epoch``; the speed stays for clips with timestamps or too long for it."""
+        """Draw the changes to ``clips`` in ``epoch``; the speed stays for clips too long for it."""
         changes = [self._change(generator(self.seed, epoch, clip.number + 1)) for clip in clips]
         return [
-            replace(change, speed=10) if clip.timed or clip.samples * 10 > change.speed * N_SAMPLES else change
+            replace(change, speed=10) if clip.samples * 10 > change.speed * N_SAMPLES else change
             for clip, change in zip(clips, changes, strict=True)
         ]
 

@@ -39,7 +39,7 @@ _BEGINNINGS = {"config.json": b'"config"', "metrics.jsonl": b'"event"', "results
 _BEGINNINGS |= {"skipped.csv": b"file,reason"}
 _FIXED = {field.name for field in fields(TrainingConfig) if field.metadata.get("fixed")}
 # The defaults of options that runs may have been begun with and that are gone.
-_GONE = {"average": None, "prompt": 0.0, "patience": None}
+_GONE = {"average": None, "prompt": 0.0, "patience": None, "pack": 0.0, "timestamps": 0.0}
 _CHECKPOINTS_KEPT = {"last": 4, "best": 2}  # at most, with the one being written; "all" depends on the epochs
 
 

@@ -28,7 +28,7 @@ from .optimizer import choose_rate, count_steps
 from .resume import State, check_space, count_parameters, enter_folder, load_state, write_description
 from .trainer import Trainer
 
-_NOT_EVALUATED_WITH = {"out", "batch_size", "timestamps"}  # of the options that evaluate.py has too
+_NOT_EVALUATED_WITH = {"out", "batch_size"}  # of the options that evaluate.py has too
 
 
 def train(config: TrainingConfig, log: Log = print) -> History:
@@ -136,11 +136,10 @@ def log_data(data: TrainingData, config: TrainingConfig, log: Log) -> None:
     """Log the ayat and hours of each reciter, and what was left out."""
     for split, reciters in data.amounts().items():
         if len(reciters) > 10:
-            total = {name: sum(amount[name] for amount in reciters.values()) for name in ("ayat", "windows", "hours")}
+            total = {name: sum(amount[name] for amount in reciters.values()) for name in ("ayat", "hours")}
             reciters = {f"{len(reciters)} reciters": total}
         for reciter, amount in reciters.items():
-            joined = f" in {amount['windows']} windows" if amount["windows"] < amount["ayat"] else ""
-            log(f"{split:<10} {reciter}: {amount['ayat']} ayat{joined}, {amount['hours']:.2f} h")
+            log(f"{split:<10} {reciter}: {amount['ayat']} ayat, {amount['hours']:.2f} h")
     if not data.valid:
         log("valid      no reciter: WER is not measured, and best.pt is the latest epoch")
     if corrected := {*data.cache.damaged, *data.cache.mended}:
@@ -160,7 +159,7 @@ def log_plan(trainer: Trainer, precision_before: str | None, log: Log) -> None:
         part = f"adapters of rank {config.lora} in {'encoder and decoder' if config.train_encoder else 'the decoder'}"
     parameters, trained = count_parameters(trainer.model)
     log(f"model      {config.model}: {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained ({part})")
-    factors = [f"{config.batch_size} {'windows' if config.pack else 'clips'}"]
+    factors = [f"{config.batch_size} clips"]
     if config.accumulate > 1:
         factors.append(f"{config.accumulate} micro-batches")
     if trainer.world.size > 1:
@@ -192,5 +191,5 @@ def log_results(trainer: Trainer, seconds: float, log: Log) -> None:
         value = getattr(config, field.name)
         if field.name in shared and value != field.default:
             command += [f"--{field.name.replace('_', '-')}", str(value)]
-    reciters = trainer.data.valid or dict.fromkeys(example.reciter for example in trainer.data.train)
+    reciters = trainer.data.valid or dict.fromkeys(example.ayah.reciter for example in trainer.data.train)
     log(f"next       {shlex.join([*command, '--reciters', *reciters])}")

@@ -209,11 +209,11 @@ class Trainer:
         """Train to the end of the epoch or to --max-steps; return False if --max-time ended the run before."""
         self.objective.train()
         done = (self.step - self.epoch * self.steps_per_epoch) * self.clips_per_step
-        label, unit = f"epoch {self.epoch} (last: {self.epochs - 1})", "window" if self.config.pack else "clip"
+        label = f"epoch {self.epoch} (last: {self.epochs - 1})"
         with (
             self.interrupts.deferred(),
             closing(prefetch(self.steps())) as feed,  # type: ignore[type-var]
-            progress_bar(len(self.data.train), unit, label, initial=done, disable=not self.world.is_main) as bar,
+            progress_bar(len(self.data.train), "clip", label, initial=done, disable=not self.world.is_main) as bar,
         ):
             while True:
                 start = time.perf_counter()
@@ -326,7 +326,7 @@ class Trainer:
                 rates += f", DER {percent(row['der'])}"
             took = f"({row['ayat']} ayat in {row['seconds']:.0f} s)"
             self.log(f"{name:<10} {reciter}: loss {row['loss']:.4f}, {rates} {took}")
-        heard = {example.reciter for example in self.data.train}
+        heard = {example.ayah.reciter for example in self.data.train}
         self.history.write_results(in_training=[reciter for reciter in self.data.valid if reciter in heard])
 
     def measure(self, examples: list[Example]) -> Row:
@@ -419,7 +419,7 @@ class Trainer:
 
 def _length(example: Example) -> tuple[int, int]:
     """Return what of an example is padded in a batch: its context, and its tokens."""
-    return context_of(example.samples, example.timed), len(example.tokens)
+    return context_of(example.samples), len(example.tokens)
 
 
 def is_finite(loss: float, norm: float) -> bool:

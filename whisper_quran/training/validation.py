@@ -62,7 +62,7 @@ def validate(
     decoder = BatchDecoder(objective.whisper, 2 * batch_size, language=language, dtype=precision.dtype, stop_loops=True)
     with progress_bar(len(ordered), "ayah", "validating", disable=not world.is_main) as bar:
         for clip in decoder.decode(encoded()):
-            reference, text = ordered[clip.index].text, clip.result.text
+            reference, text = ordered[clip.index].ayah.text, clip.result.text
             errors += count_errors(normalize(reference, "diacritics"), normalize(text, "diacritics"))
             if count_diacritics(reference):
                 errors += count_diacritic_errors(reference, text)
