@@ -233,7 +233,10 @@ def test_numbers_and_missing_values_as_programs_write_them(tmp_path):
     [
         ("audio,text\na.wav,نص\n".encode("utf-16-le"), "is not UTF-8"),
         ("audio,text\na.wav,one\nb.wav,نص\n".encode("cp1256"), "is not UTF-8"),
-        (b"PK\x03\x04\x00", "is not UTF-8: --manifest takes CSV or JSONL in UTF-8, or parquet; .* unpack an archive"),
+        (
+            b"PK\x03\x04\x00",
+            "is not UTF-8: --manifest takes CSV, JSON or JSONL in UTF-8, or parquet; .* unpack an archive",
+        ),
         (b"", "lacks a column of audio .* finds 'nothing'"),
         (b"audio,text,Text\na.wav,one,two\n", "names a column twice"),
         (

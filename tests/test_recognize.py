@@ -155,6 +155,7 @@ def command(quran, tmp_path, monkeypatch):
     Path("m.pt").write_bytes(b"not opened")
     Path("text.csv").write_bytes((quran / "metadata" / "ayah_text_clear.csv").read_bytes())
     Path("mine.html").write_text("<p>mine")
+    Path("theirs.json").write_text('{"audio_files": []}')
 
     def command(*options: str) -> None:
         text = [] if "--text" in options else ["--text", "text.csv"]
@@ -178,6 +179,8 @@ def command(quran, tmp_path, monkeypatch):
         (["x.wav", "--model", "m.pt", "--html", "m.pt"], "m.pt, which is read"),
         (["x.wav", "--html", "mine.html"], "is not this command's own"),
         (["x.wav", "--segments", "mine.html"], "is not this command's own"),
+        (["x.wav", "--segments", "theirs.json"], "is not this command's own"),
+        (["x.wav", "--segments", "a.x", "--html", "a.x"], "are both a.x"),
         (["x.wav", "--srt-dir", "x.wav/srt"], "x.wav/srt"),
     ],
 )

@@ -348,6 +348,8 @@ def test_columns_may_have_any_name(quran, ayat, tmp_path):
     corpus = open_corpus(Path("unused"), None, tmp_path / "list.json", None, told.append, "text=wörter,audio=datei")
     assert [a.text for a in corpus.select(["A"])[0]] == [a.text for a in ayat[:3]]
     assert told[0].endswith("/list.json: text from wörter, reciter from speaker, audio from datei are read, not text")
+    with pytest.raises(UserError, match="give --manifest FILE too"):
+        open_corpus(quran, columns="text=x")
     for columns, reason in [
         ("text=worter", "has no column worter: did you mean wörter"),
         ("words=text", "give some of audio=NAME, text=NAME"),
@@ -516,6 +518,30 @@ def test_a_broken_table_is_told(tmp_path, write, says):
         reasons = [item.reason for item in (*skipped, *undecoded)]
         assert len(reasons) == 1
     assert re.search(says, reasons[0]), reasons
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"1:1": {"segments": [[Infinity, 0, 1000]]}}', "1:1: it has no times, or they are written in none"),
+        ('{"1:1": {"segments": [[1%s, 0, 1000]]}}' % ("0" * 400), "1:1: it has no times"),
+        ('{"1:1": {"segments": [], "timestamp_from": 1%s, "timestamp_to": 1}}' % ("0" * 400), "1:1: it has no times"),
+        ('{"1:1": {"segments": "1234"}}', "1:1: it has no times"),
+        ('{"1:1": {"segments": {"12": 1}}}', "1:1: it has no times"),
+        (
+            '{"audio_files": [{"audio_url": "%s", "verse_timings": [{"verse_key": "1:1"}]}]}' % ("a" * 5000),
+            "1:1: it has no",
+        ),
+        ('{"audio_files": [{"verse_timings": [{"verse_key": "1:1:1", "segments": []}]}]}', "1:1:1: it has no times"),
+        ('{"audio_files": 3, "x": {}}', "lacks a column of audio"),
+        ("[" * 100_000, "lacks a column of audio"),
+    ],
+)
+def test_hostile_times_are_one_line(tmp_path, content, says):
+    soundfile.write(tmp_path / "001.wav", np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE), SAMPLE_RATE)
+    (tmp_path / "times.json").write_text(content)
+    with pytest.raises(UserError, match=re.escape(says)):
+        open_corpus(Path("unused"), manifest=tmp_path / "times.json")
 
 
 def test_two_columns_that_both_fit_are_said(tmp_path):

@@ -187,3 +187,5 @@ def test_vocalised_and_uthmani_texts_become_the_plain_text(quran):
     }.items():
         assert plain(recited(uthmani)) == clear[key]
     assert plain(recited("قَالَ ٱلرَّحْمَـٰنُ ٱلرَّحِيمُ")) == "قال الرحمن الرحيم"  # no ayah
+    # Words that have no more than the consonants of an ayah.
+    assert [plain(word) for word in ("لم", "أَلَمْ", "لِيَوْمِ", "سَوَاءٌ", "الٓمٓ")] == ["لم", "ألم", "ليوم", "سواء", "الم"]

@@ -154,9 +154,7 @@ class RecognitionConfig:
     precision: str = _speed("auto", "auto takes the fastest", choices=PRECISIONS)
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio", min=1, max=1024)
-    strictness: str = _output(
-        "usual", "how much is marked as heard differently", choices=("lenient", "usual", "strict")
-    )
+    strictness: str = _output("usual", "how much is marked as heard differently", choices=STRICTNESS)
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
     srt_dir: Path | None = _output(
@@ -172,3 +170,5 @@ class RecognitionConfig:
         check(self)
         if self.embed_audio and self.html is None:
             raise UserError("--embed-audio puts recordings into a page: give --html PAGE.html too")
+        if self.segments and self.segments == self.html:
+            raise UserError(f"--segments and --html are both {self.html}: give two names")

@@ -62,10 +62,12 @@ def main() -> None:
                     log(f"{printable(recognition.file)}: no subtitles: {error}")
                     unwritten += 1
     finally:  # whatever ends it, page and segments have what was done
-        if config.segments and found:
-            write_segments(config.segments, found, log)
-        if config.html and found:
-            write_page(config, found, log)
+        try:
+            if config.segments and found:
+                write_segments(config.segments, found, log)
+        finally:
+            if config.html and found:
+                write_page(config, found, log)
     if unwritten:
         raise UserError(f"{unwritten} of {len(found)} recordings have no subtitles: see above")
 

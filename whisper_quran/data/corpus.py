@@ -136,6 +136,8 @@ def open_corpus(
     chosen = parse_surahs(surahs)
     if manifest is not None:
         return _open_manifest(manifest, text or default_text(data), chosen if surahs else None, columns, spelling, log)
+    if columns:
+        raise UserError(f"--columns {columns} names columns of a table: give --manifest FILE too")
     try:
         reciters = find_reciters(data)
         if not reciters:
@@ -365,7 +367,7 @@ def _open_manifest(
             reason = f"no ayah has this surah and ayah: {row['surah']},{row['ayah']}"
         elif audio and not words:
             reason = "the text has no word" if row.get("text") else "there is no text"
-        elif audio and row.get("words") and int(row["words"]) not in counts_of_words(words):
+        elif audio and row.get("words") and row["words"] not in map(str, counts_of_words(words)):
             reason = f"the times are of another number of words: {row['words']}, the text has {len(words.split())}"
         elif audio:
             number = (*key, takes[reciter, key]) if key else (None, numbers[reciter])
@@ -388,7 +390,10 @@ def _tables_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     for pattern in ("metadata.csv", "metadata.jsonl", "**/*.parquet", "**/*.json"):
-        if found := sorted(path.glob(pattern)):
+        found = sorted(path.glob(pattern))
+        if pattern.endswith(".json"):  # data sets have others beside them
+            found = [file for file in found if b'"segments"' in file.read_bytes()]
+        if found:
             return found
     raise UserError(f"{path} holds no metadata.csv, metadata.jsonl, *.parquet or *.json: name a table with --manifest")
 

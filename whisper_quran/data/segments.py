@@ -18,7 +18,7 @@ from typing import Any
 from .audio import is_audio
 
 TIMED = "words timed"  # the column of how many words have a time
-_MOST_WORDS = 128  # of an ayah; 2:282 is the longest
+_MOST_WORDS = 200  # of an ayah; 2:282 has 129
 _KEY = re.compile(r"\d{1,3}:\d{1,3}")
 # Written as words of their own, but joined to the next word in Uthmani spelling, whose words others count.
 _JOINED = {"يا", "ويا", "ها"}
@@ -44,7 +44,7 @@ def rows_of_segments(document: Any, path: Path) -> list[tuple[str, dict[str, Any
     for key, entry, url in entries:
         try:
             rows.append((key, _row(key, entry, url, files, path.parent)))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError):
             rows.append((key, "it has no times, or they are written in none of the known shapes"))
     return rows
 
@@ -70,18 +70,21 @@ def _entries(document: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def _row(key: str, entry: dict[str, Any], url: str, files: dict[str, Path], folder: Path) -> dict[str, Any]:
     surah, ayah = map(int, key.split(":"))
-    segments = [[float(number) for number in each] for each in entry.get("segments") or () if each]
+    given = entry.get("segments") or []
+    if not isinstance(given, list) or not all(isinstance(each, list) for each in given):
+        raise TypeError
+    segments = [[float(number) for number in each] for each in given if each]
     words = [(int(each[0]), int(each[1] if len(each) == 4 else each[0] + 1)) for each in segments]
     timed = {word for first, after in words for word in range(first, min(after, first + _MOST_WORDS))}
     row: dict[str, Any] = {"surah": surah, "ayah": ayah, TIMED: len(timed) or ""}
-    whole_surah = folder / url if url and (folder / url).is_file() else files.get(f"{surah:03}", files.get(str(surah)))
-    audio = files.get(f"{surah:03}{ayah:03}")
-    if "timestamp_from" in entry or not audio:
-        audio = whole_surah
+    audio, name = files.get(f"{surah:03}{ayah:03}"), f"{surah:03}{ayah:03}.mp3"
+    if "timestamp_from" in entry or not any(len(stem) == 6 and stem.isdigit() for stem in files):
+        named = folder / url if url and (folder / url).is_file() else None
+        audio, name = named or files.get(f"{surah:03}", files.get(str(surah))), f"{surah:03}.mp3"
         spans = [each[-2:] for each in segments if len(each) > 2]
         start = entry["timestamp_from"] if "timestamp_from" in entry else min(span[0] for span in spans)
         end = entry["timestamp_to"] if "timestamp_from" in entry else max(span[1] for span in spans)
         row |= {"start": float(start) / 1000, "end": float(end) / 1000}
-    path = Path(os.path.abspath(audio or folder / f"{surah:03}.mp3"))
+    path = Path(os.path.abspath(audio or folder / name))
     reciter = path.parent.parent if path.parent.name == "audio" else path.parent
     return row | {"audio": str(path), "reciter": reciter.name}

@@ -77,7 +77,8 @@ def parse_columns(text: str | None) -> dict[str, str]:
         UserError: not such a list, or nothing of that name is read.
     """
     known = [role for role in NAMES if role != "words"]
-    columns = dict(pair.partition("=")[::2] for pair in text.split(",")) if text else {}
+    pairs = (pair.partition("=")[::2] for pair in text.split(",")) if text else ()
+    columns = {role.strip(): name.strip() for role, name in pairs}
     if not all(role in known and name for role, name in columns.items()):
         some = ", ".join(f"{role}=NAME" for role in known)
         raise UserError(f"--columns {text}: give some of {some}, separated by commas")
@@ -87,7 +88,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
 def read_table(
     path: Path, roles: Sequence[str], needed: Sequence[str], option: str, named: Mapping[str, str] | None = None
 ) -> Table:
-    """Read a table: parquet, JSONL, or a CSV separated by comma, tab or semicolon; the last two in UTF-8.
+    """Read a table: parquet, JSON, JSONL, or a CSV separated by comma, tab or semicolon; the last three in UTF-8.
 
     Rows with a missing value, or one that is neither text nor a number, are skipped. Of a CSV, each line is one row,
     so that a stray quote affects only its own line. ``named`` are columns by what they hold, whatever their names say.
@@ -108,7 +109,7 @@ def read_table(
     if missing := [role for role in needed if role not in columns]:
         one = "; ".join(f"{role} ({', '.join(NAMES[role])})" for role in missing)
         raise UserError(
-            f"{path} lacks a column of {one}: {option} takes CSV, JSONL or parquet with these names, and finds "
+            f"{path} lacks a column of {one}: {option} takes CSV, JSON, JSONL or parquet with these names, and finds "
             f"{printable(', '.join(names))[:80] or 'nothing'!r}"
         )
     unused = [printable(name) for name in names if name and name not in columns.values()]
@@ -148,7 +149,7 @@ def _cell(value: Any) -> tuple[Any, str]:
 
 def _open_table(path: Path, option: str) -> tuple[list[str], Callable[[Sequence[str]], Iterable[_Record]]]:
     """Return the names of a table's columns, and a function that reads the rows of some of them."""
-    kinds = f"{option} takes CSV or JSONL in UTF-8, or parquet"
+    kinds = f"{option} takes CSV, JSON or JSONL in UTF-8, or parquet"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -179,6 +180,8 @@ def _read_json(path: Path, text: str, lines: Sequence[str]) -> tuple[list[str], 
     except (ValueError, RecursionError):
         document = None
     records = rows_of_segments(document, path)
+    if records and isinstance(records[0][1], str) and not any(isinstance(each, dict) for _, each in records):
+        raise UserError(f"{path} has no ayah that can be used ({records[0][0]}: {records[0][1]})")
     if records is None and isinstance(document, list):
         records = [(f"item {number}", each) for number, each in enumerate(document, start=1)]
     elif records is None:

@@ -96,12 +96,19 @@ def plain(text: str) -> str:
     other texts, signs are taken away and letters stay.
     """
     without_signs = _VOCALISATION.sub("", text)
+    if not _MARKS.search(text) and not is_uthmani(text):
+        return text
+    bare = _MARKS.sub("", without_signs).replace("ٱ", "ا")
     known = _by_consonants().get(_consonants(text), [])
-    if without_signs in known:
-        return without_signs
-    spelled = letters(text.replace("\u0670", "ا"))
-    nearest = min(known, key=lambda ayah: Levenshtein.distance(letters(ayah), spelled), default="")
-    return nearest or _MARKS.sub("", without_signs).replace("ٱ", "ا")
+    if without_signs in known or not known:
+        return bare
+    forms = [letters(text), letters(text.replace("\u0670", "ا"))]
+    distances = {ayah: sum(Levenshtein.distance(letters(ayah), form) for form in forms) for ayah in known}
+    ayah = min(distances, key=lambda each: distances[each])
+    # A text may only share the consonants of an ayah, as ألم and لم do those of الم.
+    if " " in text:
+        return ayah if 3 * distances[ayah] <= sum(map(len, forms)) else bare
+    return ayah if ayah == bare.replace("آ", "ا") or (distances[ayah] <= 1 and is_uthmani(text)) else bare
 
 
 @cache

@@ -159,8 +159,7 @@ class Candidate:
         free_log_probability: the model's, of what was heard.
         times: when the letters that were heard were said, if the recognizer finds that.
         doubts: of each word of the preface and the span, by how many nats the model prefers what it heard, there and up
-            to the next word that both have, to what is written; 0 where it heard that. The likeliest of the candidates
-            has them.
+            to the next word that both have, to what is written; 0 where it heard that. Not without alignment heads.
         passes: if the reciter went back, the runs of words that were said one after the other, as candidates; their
             letters, distance and cost are together those above, and the span is that of the last.
     """
@@ -332,41 +331,29 @@ class Recognizer:
             return []
         texts = [self.join_words([each]) for each in nearest]
         distinct = list(dict.fromkeys(texts))[:_SCORED]
-        unclear = nearest[0].cost > _CLEAR * sum(map(len, nearest[0].letters))
-        scores = clip.log_probabilities(distinct) if len(distinct) > 1 or again or unclear else [log_probability]
+        said = [word for word in normalize(heard, "none").split() if _spelled(word)]
+        if self.heads:
+            of_heard, *of_texts = clip.word_log_probabilities([" ".join(said), *distinct])
+            scores = [sum(each) for each in of_texts]
+        else:
+            unclear = len(distinct) > 1 or again or nearest[0].cost > _CLEAR * sum(map(len, nearest[0].letters))
+            scores = clip.log_probabilities(distinct) if unclear else [log_probability]
         score_of = dict(zip(distinct, scores, strict=True))
         times = tuple(letter_times(clip, self.heads, seconds)) if self.heads else ()
-        found = [
-            replace(each, log_probability=score_of[text], free_log_probability=log_probability, times=times)
-            for each, text in zip(nearest, texts, strict=True)
-            if text in score_of
-        ]
-        if self.heads:
-            likeliest = max(range(len(found)), key=lambda index: found[index].weight)
-            found[likeliest] = replace(found[likeliest], doubts=self._doubts(clip, found[likeliest]))
-        return [_divided(each) for each in found]
-
-    def _doubts(self, clip: DecodedClip, candidate: Candidate) -> tuple[float, ...]:
-        """Compute the doubts of ``candidate``, from what the model says of both texts, word by word."""
-        words = self.words(candidate)
-        heard = [word for word in normalize(candidate.heard, "none").split() if _spelled(word)]
-        of_heard, of_written = clip.word_log_probabilities([" ".join(heard), " ".join(words)])
-        edits = Levenshtein.opcodes(*([normalize(word, "diacritics") for word in each] for each in (words, heard)))
-        doubts = [0.0] * len(words)
-        for same, group in groupby(edits, key=lambda edit: edit.tag == "equal"):
-            differing = list(group)
-            first, after = differing[0].src_start, differing[-1].src_end
-            first_heard, after_heard = differing[0].dest_start, differing[-1].dest_end
-            spelled = "".join(candidate.letters[first:after])
-            if not same and spelled != _spelled(" ".join(heard[first_heard:after_heard])):
-                doubt = sum(of_heard[first_heard : after_heard + 1]) - sum(of_written[first : after + 1])
-                for word in range(max(0, min(first, after - 1)), after):  # what is added, of the word before it
-                    doubts[word] = round(doubt, 2)
-        return tuple(doubts)
+        found = []
+        for each, text in zip(nearest, texts, strict=True):
+            if text in score_of:
+                score = {"log_probability": score_of[text], "free_log_probability": log_probability}
+                each = replace(each, **score, times=times)
+                if self.heads:
+                    of_words = of_texts[distinct.index(text)]
+                    each = replace(each, doubts=_doubts(self.words(each), each.letters, of_words, said, of_heard))
+                found.append(_divided(each))
+        return found
 
     def repeated(self, heard: str, nearest: Sequence[Candidate]) -> Candidate | None:
         """Return what was ``heard`` as several passes, if that is nearer to the text than the ``nearest`` span is."""
-        query = _spelled(heard)
+        query = _spelled(heard)[:_MOST_LETTERS]
         if not query or (nearest and nearest[0].distance <= _REPEATED * len(query)):
             return None
         # A preface, even if its end was not heard.
@@ -401,7 +388,7 @@ class Recognizer:
         inside = [place[1] > 1 for place in self.quran.places[surah][number : number + len(words) + 1]]
         inside += [False] * (len(words) + 1 - len(inside))
         costs = [_PASS_BREAK * each for each in inside]
-        passes = find_passes(query[begin:], words, costs[:-1], costs[1:])[1] if query[begin:] else []
+        passes = find_passes(query[begin:], words, costs[:-1], costs[1:]) if query[begin:] else []
         passes = [each for each in passes if each[0] <= each[1]]
         if len(passes) < 2:
             return None
@@ -465,6 +452,27 @@ class Recognizer:
     def join_words(self, found: Iterable[Candidate]) -> str:
         """Return the words of all ``found``, joined by spaces."""
         return " ".join(word for each in found for word in self.words(each))
+
+
+def _doubts(
+    words: Sequence[str],
+    spelled: Sequence[str],
+    of_words: Sequence[float],
+    heard: Sequence[str],
+    of_heard: Sequence[float],
+) -> tuple[float, ...]:
+    """Compute the doubts of ``words`` and their letters, from the log-probabilities of both texts, word by word."""
+    edits = Levenshtein.opcodes(*([normalize(word, "diacritics") for word in each] for each in (words, heard)))
+    doubts = [0.0] * len(words)
+    for same, group in groupby(edits, key=lambda edit: edit.tag == "equal"):
+        differing = list(group)
+        first, after = differing[0].src_start, differing[-1].src_end
+        first_heard, after_heard = differing[0].dest_start, differing[-1].dest_end
+        if not same and "".join(spelled[first:after]) != _spelled(" ".join(heard[first_heard:after_heard])):
+            doubt = sum(of_heard[first_heard : after_heard + 1]) - sum(of_words[first : after + 1])
+            for word in range(max(0, min(first, after - 1)), after):  # what is added, of the word before it
+                doubts[word] = round(doubt, 2)
+    return tuple(doubts)
 
 
 def _divided(candidate: Candidate) -> Candidate:

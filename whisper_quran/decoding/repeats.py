@@ -14,8 +14,10 @@ _FAR = 10_000  # more than any cost
 
 def find_passes(
     heard: str, words: Sequence[str], first_costs: Sequence[int], last_costs: Sequence[int]
-) -> tuple[int, list[tuple[int, int, int, int]]]:
-    """Return the least cost, in letters, and its passes: first and last word, first letter heard, that after the last.
+) -> list[tuple[int, int, int, int]]:
+    """Return the passes of least cost: first and last word, first letter heard, that after the last.
+
+    One may be empty, its last word before its first, if no letter heard is near to a word.
 
     Args:
         heard: the letters heard, at least one.
@@ -42,16 +44,16 @@ def find_passes(
         back.append(ending + begin + AGAIN)
         rows.append(with_deletions(np.minimum(onward[-1], back[-1])))
 
-    cost, passes = int((rows[-1] + end).min()), []
+    passes: list[tuple[int, int, int, int]] = []
     last = place = int((rows[-1] + end).argmin())
     count = stop = len(heard)
     while True:  # backwards along the way of that cost
         if rows[count][place] < onward[count][place]:  # the pass begins here, or with letters that were left out
             while rows[count][place] != back[count][place]:
                 place -= 1
-            passes.append((edges.searchsorted(place), edges.searchsorted(last) - 1, count, stop))
+            passes.append((int(edges.searchsorted(place)), int(edges.searchsorted(last)) - 1, count, stop))
             if not count:
-                return cost, [(int(first), int(last), a, b) for first, last, a, b in reversed(passes)]
+                return passes[::-1]
             stop, last = count, place + int((onward[count] + end)[place:].argmin())
             place = last
         while place and onward[count][place] == onward[count][place - 1] + 1:

@@ -13,7 +13,7 @@ from ..runtime.errors import UserError
 from ..runtime.files import check_folder, check_outputs
 
 _PAGE = b'content="whisper_quran"'  # is in every page that we write, and in no other
-_SEGMENTS = b'"audio_files"'
+_SEGMENTS = b'{"whisper_quran": '
 
 
 def check_inputs(config: RecognitionConfig) -> list[Path]:

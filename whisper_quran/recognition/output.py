@@ -142,7 +142,7 @@ def write_segments(path: Path, found: Sequence[Recognition], log: Log = print) -
         for each in found
     ]
     with writing(path), atomic_write(path) as file:
-        json.dump({"audio_files": recordings}, file)
+        json.dump({"whisper_quran": __version__, "audio_files": recordings}, file)  # the first key is the mark of ours
     log(f"times of ayat and words: {printable(str(path))}")
 
 

@@ -208,7 +208,7 @@ def _recitation(
     heard: list[str] = []
     for piece, candidate in pieces:
         its_words = recognizer.words(candidate)
-        doubts = candidate.doubts or [doubtful] * len(its_words)
+        doubts = candidate.doubts or [0.0] * len(its_words)
         times = word_times(candidate.letters, candidate.times)
         for word, (start, end), doubt in zip(its_words, times, doubts, strict=True):
             start, end = (round(piece.start + time, 2) for time in (start, end))
@@ -231,13 +231,13 @@ def _recitation(
 
 
 def judge(words: Sequence[RecitedWord], edits: str, doubtful: float) -> list[RecitedWord]:
-    """Return ``words`` with the verdicts that follow from ``edits``, where their doubt is ``doubtful`` nats or more."""
+    """Return ``words`` with the verdicts that follow from ``edits``, where their doubt is above ``doubtful`` nats."""
     judged = [*words]
     at = 0  # of the next word
     for expected, heard in steps_of([normalize(word.text, "diacritics") for word in words], edits):
         at += expected is not None
         word = judged[max(0, at - 1)]  # what is added is after this one, or after the first
-        if expected == heard or word.doubt < doubtful:
+        if expected == heard or word.doubt <= doubtful:
             continue
         if expected is None:
             word = replace(word, added=f"{word.added} {heard}".strip())
