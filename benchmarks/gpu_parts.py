@@ -265,7 +265,7 @@ def context(bench: Bench) -> Iterator[Unit]:
 
     def epochs(batch_size: int, report: Report) -> None:
         setup, clips = bench.setup(), len(bench.clips.examples)
-        for length, rule in (("30 s", lambda samples, full: FULL_CONTEXT), ("natural", context_of)):
+        for length, rule in (("30 s", lambda samples, full=False: FULL_CONTEXT), ("natural", context_of)):
             training_batches.context_of = rule
             options = {"batch_size": batch_size, "epochs": 4 if bench.on_gpu else 2}
             trainer = make_trainer(make_model(bench.size, setup.device), bench.clips, setup, **options)

@@ -33,7 +33,9 @@ QURAN = ROOT.parent / "shared" / "quran"
 
 
 # One thread: the order of a sum, and so its last bit, depends on how many there are; and small tensors are no slower.
+# In processes that tests start, too: their threads would wait for each other.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -261,8 +263,7 @@ def start(quran, workshop) -> Callable[..., subprocess.Popen]:
         if processes > 1 or torchrun:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun]
         command = [*launcher, str(ROOT / "train.py"), *training_options(quran, workshop, options)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
 
