@@ -85,10 +85,6 @@ class Bench:
         heard = transcribe_clips(self.model, clips, recognizer=recognizer, **options)
         return sorted(heard, key=lambda each: each.clip)
 
-    def clean(self, ayah: Ayah) -> str:
-        """Return the words of ``ayah`` as the recognizer writes them."""
-        return normalize(ayah.text, "none")
-
 
 def errors(reference: str, hypothesis: str) -> ErrorCounts:
     return count_errors(normalize(reference, "diacritics"), normalize(hypothesis, "diacritics"))
@@ -238,7 +234,8 @@ def mistakes(bench: Bench) -> None:
         heard = bench.hear(clips, recognizer)
         timed = [timed_words(each, recognizer) for each in heard]
         # Mistakes are made where the times of the words are known, and false alarms counted in the same ayat.
-        whole = [recognizer.join_words(each.found) == bench.clean(ayah) for each, ayah in zip(heard, ayat, strict=True)]
+        texts = [normalize(ayah.text, "none") for ayah in ayat]
+        whole = [recognizer.join_words(each.found) == text for each, text in zip(heard, texts, strict=True)]
         found_right = [run for each, good in zip(heard, whole, strict=True) if good for run in each.found]
         right = np.array([doubt for run in found_right for doubt in run.doubts])
         wrong: list[tuple[int, int, np.ndarray]] = []  # kind, word, audio

@@ -385,9 +385,7 @@ class Recognizer:
         after = bisect_right(self.starts, self.ends[last] + len(query), first, after)
         words = [self.text[self.starts[each] : self.ends[each]] for each in range(first, after)]
         surah, number = self.numbers[first]
-        inside = [place[1] > 1 for place in self.quran.places[surah][number : number + len(words) + 1]]
-        inside += [False] * (len(words) + 1 - len(inside))
-        costs = [_PASS_BREAK * each for each in inside]
+        costs = [_PASS_BREAK * self.quran.is_inside(surah, number + index) for index in range(len(words) + 1)]
         passes = find_passes(query[begin:], words, costs[:-1], costs[1:]) if query[begin:] else []
         passes = [each for each in passes if each[0] <= each[1]]
         if len(passes) < 2:

@@ -106,7 +106,9 @@ class Evaluation:
         self.started = time.perf_counter()
         self.heard = heard_by(config.trained) if config.trained else None
         self.normalize = partial(normalize, normalization=config.normalize)  # type: ignore[arg-type]
-        self.recognizer = Recognizer(Quran(text_of(config)), device) if config.constrain else None
+        texts = text_of(config) if config.constrain else {}
+        self.text_digest = hashlib.sha256(repr(texts).encode()).hexdigest()
+        self.recognizer = Recognizer(Quran(texts), device) if config.constrain else None
         selected, left_out = corpus.select(reciters)
         self.cache, undecoded = decode_ayat(selected, config, log)
         self.undecodable = Counter(ayah.reciter for ayah in selected if ayah.audio not in self.cache)
@@ -157,8 +159,7 @@ class Evaluation:
         identity = {"files": files, "precision": precision.name}
         identities = {name: identity}
         if config.constrain:
-            text = hashlib.sha256(repr(text_of(config)).encode()).hexdigest()
-            identities[name + CONSTRAINED] = identity | {"text": text}
+            identities[name + CONSTRAINED] = identity | {"text": self.text_digest}
         encoder, batch_size = FrozenEncoder(model, precision.dtype), config.batch_size or _default_batch(model)
         transcribe = partial(
             transcribe_clips, encoder, batch_size=batch_size, log=self.log, recognizer=self.recognizer,
