@@ -202,6 +202,13 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
     waiting = [len(its) for its in spans]  # pieces of each clip that are not decoded yet
     decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
     in_part: list[tuple[_Decoded, list[Piece]]] = []  # pieces with speech that was not heard, and parts of them
+
+    def take(clip: int, parts: list[_Decoded]) -> Iterator[Transcript]:
+        decoded[clip] += parts
+        waiting[clip] -= 1
+        if not waiting[clip]:
+            yield _transcript(decoded.pop(clip), decoder.recognizer)
+
     for each in decoder.decode(pieces):
         piece, _, candidates = each
         cuts: list[int] = []
@@ -210,19 +217,13 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
         if cuts:
             edges = [piece.start, *(piece.start + cut for cut in cuts), piece.end]
             in_part.append((each, [Piece(piece.clip, *edge, piece.count + len(cuts)) for edge in pairwise(edges)]))
-            continue
-        decoded[piece.clip].append(each)
-        waiting[piece.clip] -= 1
-        if not waiting[piece.clip]:
-            yield _transcript(decoded.pop(piece.clip), decoder.recognizer)
+        else:
+            yield from take(piece.clip, [each])
     heard = {each[0]: each for each in decoder.decode([part for _, parts in in_part for part in parts])}
     for whole, parts in in_part:
         clip, again = whole[0].clip, [heard[part] for part in parts]
         more = sum(len(letters(each[1].text)) for each in again) > _MORE * len(letters(whole[1].text))
-        decoded[clip] += again if more else [whole]
-        waiting[clip] -= 1
-        if not waiting[clip]:
-            yield _transcript(decoded.pop(clip), decoder.recognizer)
+        yield from take(clip, again if more else [whole])
 
 
 def _transcript(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
