@@ -28,7 +28,8 @@ from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
-from whisper_quran.data.corpus import Ayah, default_text, open_corpus, read_text
+from whisper_quran.data.ayat import Ayah, read_text
+from whisper_quran.data.corpus import default_text, open_corpus
 from whisper_quran.data.features import FRAME, frame_energy
 from whisper_quran.data.text import letters, normalize
 from whisper_quran.decoding.long_audio import Transcript, transcribe_clips

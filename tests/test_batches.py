@@ -9,8 +9,9 @@ import torch
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.audio_cache import prepare_audio
+from whisper_quran.data.ayat import Ayah
 from whisper_quran.data.batches import epoch_order, generator, make_batch, prefetch
-from whisper_quran.data.corpus import Ayah, open_corpus
+from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.prepare import build_examples
 from whisper_quran.runtime.console import no_log
 

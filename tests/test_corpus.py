@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from whisper_quran.data.corpus import open_corpus, parse_surahs, read_text
+from whisper_quran.data.ayat import read_text
+from whisper_quran.data.corpus import open_corpus, parse_surahs
 from whisper_quran.evaluation.predictions import join
 from whisper_quran.runtime.console import printable
 from whisper_quran.runtime.errors import UserError

@@ -15,7 +15,7 @@ from whisper.decoding import DecodingOptions, DecodingResult
 from whisper.model import ModelDimensions, Whisper
 from whisper.utils import compression_ratio
 
-from whisper_quran.data.corpus import read_text
+from whisper_quran.data.ayat import read_text
 from whisper_quran.data.features import (
     AudioFeatures,
     FrozenEncoder,

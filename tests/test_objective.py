@@ -12,8 +12,8 @@ from whisper.model import Whisper
 
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import TrainingConfig
+from whisper_quran.data.ayat import Ayah
 from whisper_quran.data.batches import Batch, Clip
-from whisper_quran.data.corpus import Ayah
 from whisper_quran.data.features import audio_mask, encode, log_mel
 from whisper_quran.data.prepare import Example, TrainingData
 from whisper_quran.runtime.device import Precision

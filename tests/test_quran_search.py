@@ -16,7 +16,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
 from whisper_quran.data.audio import SAMPLE_RATE
-from whisper_quran.data.corpus import read_text
+from whisper_quran.data.ayat import read_text
 from whisper_quran.data.features import AudioFeatures
 from whisper_quran.data.text import letters, target_tokens
 from whisper_quran.decoding import batch_decoder

@@ -20,7 +20,8 @@ import whisper_quran
 from whisper_quran.checkpoints.checkpoint import load_checkpoint
 from whisper_quran.config import RecognitionConfig
 from whisper_quran.data.audio import decode_file
-from whisper_quran.data.corpus import open_corpus, read_text
+from whisper_quran.data.ayat import read_text
+from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.features import AudioFeatures, collate, encode, log_mel
 from whisper_quran.data.text import letters
 from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip

@@ -14,7 +14,7 @@ import soundfile
 from conftest import HOSTILE, assert_nothing_ran, wait_until
 
 from whisper_quran.data.audio_cache import AudioCache, prepare_audio
-from whisper_quran.data.corpus import Ayah
+from whisper_quran.data.ayat import Ayah
 from whisper_quran.evaluation.chance import differences, overall, plus_minus, rates_of
 from whisper_quran.evaluation.pages import data_address, embedded_size, relative_address, short_names, write_report
 from whisper_quran.evaluation.predictions import COLUMNS, Passage, Prediction, key_of, read_predictions

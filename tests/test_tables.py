@@ -19,7 +19,8 @@ from whisper.tokenizer import get_tokenizer
 from whisper_quran.config import TrainingConfig
 from whisper_quran.data import parquet
 from whisper_quran.data.audio import SAMPLE_RATE, Part, decode_file
-from whisper_quran.data.corpus import Ayah, open_corpus, read_text, select_ayat
+from whisper_quran.data.ayat import Ayah, read_text
+from whisper_quran.data.corpus import open_corpus, select_ayat
 from whisper_quran.data.prepare import TrainingData, decode_ayat, prepare_data
 from whisper_quran.data.text import recited
 from whisper_quran.runtime.console import no_log

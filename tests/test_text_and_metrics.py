@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whisper.tokenizer import get_tokenizer
 
-from whisper_quran.data.corpus import read_text
+from whisper_quran.data.ayat import read_text
 from whisper_quran.data.text import count_diacritics, normalize, plain, quran_text, recited, target_tokens
 from whisper_quran.evaluation.word_errors import ErrorCounts, align, count_diacritic_errors, count_errors
 

@@ -13,7 +13,7 @@ from ..runtime.console import Log, printable
 from ..runtime.errors import UserError
 from .audio import NO_SPEECH, SAMPLE_RATE
 from .audio_cache import AudioCache, default_cache, prepare_audio
-from .corpus import Ayah
+from .ayat import Ayah
 from .tables import Skipped, summary
 from .text import is_uthmani, target_tokens
 

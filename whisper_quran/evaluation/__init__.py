@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..checkpoints.names import check_model_source
 from ..config import EvaluationConfig, TrainingConfig
-from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, read_text, select_ayat
+from ..data.ayat import read_text
+from ..data.corpus import EXPERIMENT_2A_VALID, Corpus, default_text, open_corpus, select_ayat
 from ..data.text import letters, quran_text
 from ..runtime.command_line import parse
 from ..runtime.console import Log, no_log, printable

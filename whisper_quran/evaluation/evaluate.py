@@ -23,7 +23,8 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE, as_part
-from ..data.corpus import Ayah, Corpus
+from ..data.ayat import Ayah
+from ..data.corpus import Corpus
 from ..data.features import FrozenEncoder
 from ..data.prepare import decode_ayat
 from ..data.tables import Skipped, summary

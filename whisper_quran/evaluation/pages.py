@@ -27,7 +27,7 @@ import av
 import numpy as np
 
 from ..data.audio import SAMPLE_RATE, as_part
-from ..data.corpus import SURAHS
+from ..data.ayat import SURAHS
 from ..runtime.console import format_duration
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write

@@ -19,7 +19,7 @@ import numpy as np
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE
 from ..data.audio_cache import AudioCache
-from ..data.corpus import Ayah
+from ..data.ayat import Ayah
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
 from ..runtime.files import atomic_write, lock_folder, writing

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config import RecognitionConfig
 from ..data.audio import AudioError, decode_files
-from ..data.corpus import SURAHS
+from ..data.ayat import SURAHS
 from ..data.text import normalize
 from ..evaluation import pages
 from ..evaluation.error_kinds import KINDS, Step, explain_steps

@@ -19,7 +19,7 @@ from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
-from ..data.corpus import read_text
+from ..data.ayat import read_text
 from ..data.tables import summary
 from ..data.text import letters, normalize, quran_text
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips

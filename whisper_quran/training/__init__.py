@@ -8,7 +8,9 @@ from typing import Any
 
 from ..checkpoints.names import check_model_source
 from ..config import DEMO, TrainingConfig
-from ..data.corpus import Ayah, Skipped, select_ayat
+from ..data.ayat import Ayah
+from ..data.corpus import select_ayat
+from ..data.tables import Skipped
 from ..runtime.command_line import parse
 from ..runtime.console import Log, no_log
 from ..runtime.errors import UserError
