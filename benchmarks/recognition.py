@@ -4,9 +4,9 @@
 
 Parts: ``ayat``, whole ayat up to 30 s, against the whole ayah that is nearest to what was heard by edit distance (which
 knows that it is one ayah, as the recognizer does not); ``cut``, ayat cut in two at their quietest place; ``long``, five
-minutes of consecutive ayat as one recording; ``words``, ayat in which a word is replaced by another of the same
-reciter's, left out or said twice, found by the model's doubt of it; ``repeats``, ayat of which some are said
-again.
+minutes of consecutive ayat as one recording; ``follow``, the same as it comes; ``words``, ayat in which a word is
+replaced by another of the same reciter's, left out or said twice, found by the model's doubt of it; ``repeats``, ayat
+of which some are said again.
 
 The nearest ayah is that to the greedy text: what is decoded again at a high temperature has fewer of its letters.
 
@@ -36,7 +36,8 @@ from whisper_quran.decoding.long_audio import Transcript, transcribe_clips
 from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, joined
 from whisper_quran.decoding.word_times import alignment_heads, word_times
 from whisper_quran.evaluation.word_errors import ErrorCounts, count_errors
-from whisper_quran.recognition.recitations import _DOUBTFUL, recognize
+from whisper_quran.recognition.follow import follow
+from whisper_quran.recognition.recitations import DOUBTFUL, is_likely, recognize
 from whisper_quran.runtime.console import markdown_table, percent
 from whisper_quran.runtime.device import choose_device, choose_precision
 
@@ -186,20 +187,54 @@ def cut_ayat(bench: Bench) -> None:
     print(f"\n{markdown_table(header, lines)}", flush=True)
 
 
+def consecutive(bench: Bench, reciter: str) -> tuple[list[tuple[int, int]], list[float], Path]:
+    """Return five minutes of consecutive ayat: their surahs and numbers, where they end, and one recording of them."""
+    ayat, cache = bench.ayat(reciter)
+    clips, ends, length = [], [], 0
+    for ayah in ayat:
+        if length > LONG * SAMPLE_RATE:
+            break
+        clips.append(np.array(cache.read(ayah.audio)))
+        length += len(clips[-1])
+        ends.append(length / SAMPLE_RATE)
+    file = bench.folder / f"{reciter}.wav"
+    soundfile.write(file, np.concatenate(clips), SAMPLE_RATE)
+    return [(ayah.surah, ayah.number) for ayah in ayat[: len(clips)]], ends, file
+
+
+def followed(bench: Bench) -> None:
+    """Print the table of five minutes of consecutive ayat, followed: how much is told, and is right, and when."""
+    lines = []
+    for reciter in bench.args.reciters:
+        keys, ends, file = consecutive(bench, reciter)
+        config = RecognitionConfig(
+            files=(str(file),), model=bench.args.model, text=bench.text_file, precision=bench.args.precision
+        )
+        spans = dict(zip(keys, zip([0.0, *ends], ends, strict=False), strict=True))
+        words = right = 0
+        first, waits, begun = 0.0, [], time.perf_counter()
+        for told in follow(config):
+            for ayah in (ayah for part in told.recitations for ayah in part.ayat):
+                start, end = spans.get((told.recitations[0].surah, ayah.ayah), (0.0, 0.0))
+                count = len(ayah.words)
+                is_right = start - NEAR <= ayah.start and ayah.end <= end + NEAR
+                words, right = words + count, right + count * is_right
+                if is_right:
+                    first = first or told.seconds
+                    waits.append(told.seconds - ayah.end)
+        seconds = time.perf_counter() - begun
+        said = sum(len(bench.texts[key].split()) for key in keys)
+        lines.append([reciter, f"{ends[-1]:.0f}", f"{right} of {words}", percent(right / said), f"{first:.1f}"])
+        lines[-1] += [f"{np.median(waits):.1f}", f"{seconds:.0f}"]
+    header = ["followed", "seconds", "words told right", "of those said", "first place, s", "median wait, s", "took, s"]
+    print(f"\n{markdown_table(header, lines)}", flush=True)
+
+
 def long_recordings(bench: Bench) -> None:
     """Print the table of five minutes of consecutive ayat: how many are found, and how near their boundaries."""
     lines = []
     for reciter in bench.args.reciters:
-        ayat, cache = bench.ayat(reciter)
-        clips, ends, length = [], [], 0
-        for ayah in ayat:
-            if length > LONG * SAMPLE_RATE:
-                break
-            clips.append(np.array(cache.read(ayah.audio)))
-            length += len(clips[-1])
-            ends.append(length / SAMPLE_RATE)
-        file = bench.folder / f"{reciter}.wav"
-        soundfile.write(file, np.concatenate(clips), SAMPLE_RATE)
+        keys, ends, file = consecutive(bench, reciter)
         start = time.perf_counter()
         config = RecognitionConfig(
             files=(str(file),), model=bench.args.model, text=bench.text_file, precision=bench.args.precision
@@ -207,7 +242,6 @@ def long_recordings(bench: Bench) -> None:
         (recognition,) = recognize(config)
         seconds = time.perf_counter() - start
         found = {(part.surah, each.ayah): each for part in recognition.recitations for each in part.ayat}
-        keys = [(ayah.surah, ayah.number) for ayah in ayat[: len(clips)]]
         others = sum(len(part.ayat) for part in recognition.recitations) - sum(key in found for key in keys)
         away = [
             min(abs(found[this].end - end), abs(found[following].start - end))
@@ -259,7 +293,7 @@ def mistakes(bench: Bench) -> None:
             limit = float(np.quantile(right, 1 - rate))
             shares = [f"{percent(np.mean(np.array(each) > limit))} of {len(each)}" for each in found if each]
             lines.append([reciter, percent(rate), f"{limit:.1f}", *shares])
-        for name, limit in _DOUBTFUL.items():
+        for name, limit in DOUBTFUL.items():
             shares = [
                 f"{percent(np.mean(np.array(each) >= max(limit, 0.01)))} of {len(each)}" for each in found if each
             ]
@@ -307,7 +341,8 @@ def repeated(bench: Bench) -> None:
             expected.append([[(ayat[k].surah, ayat[k].number) for k in its] for its in said])
         right = np.zeros((len(REPEATS), 2), dtype=int)
         for count, (heard, its) in enumerate(zip(bench.hear(spliced, recognizer), expected, strict=True)):
-            passes = [bench.text.ayat(span) for span in joined(run.span for run in heard.found)]
+            likely = [each.candidate for each in heard.pieces if each.candidate and is_likely(each.candidate)]
+            passes = [bench.text.ayat(span) for span in joined(run.span for each in likely for run in each.runs)]
             # By their words: the same may stand in several places.
             same = [[bench.texts[key] for key in each] for each in passes] == [[bench.texts[k] for k in e] for e in its]
             right[count // 2 % len(REPEATS)] += [same, 1]
@@ -323,6 +358,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "ayat": whole_ayat,
     "cut": cut_ayat,
     "long": long_recordings,
+    "follow": followed,
     "words": mistakes,
     "repeats": repeated,
 }

@@ -1,6 +1,7 @@
 """Where in the Qur'an a recording is: the spans nearest to what was heard, and which of them the model prefers."""
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from types import SimpleNamespace
@@ -11,7 +12,6 @@ import torch
 from conftest import ROOT, make_whisper, talkative
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rapidfuzz.distance import Levenshtein
 from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
@@ -21,6 +21,7 @@ from whisper_quran.data.features import AudioFeatures
 from whisper_quran.data.text import letters, target_tokens
 from whisper_quran.decoding import batch_decoder
 from whisper_quran.decoding.batch_decoder import BatchDecoder
+from whisper_quran.decoding.letter_costs import LETTER, LetterCosts
 from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.quran_search import BREAK, Candidate, Quran, Recognizer, Span, _doubts, joined
 from whisper_quran.decoding.repeats import AGAIN, find_passes
@@ -294,26 +295,39 @@ def test_what_is_said_again_is_another_pass_and_nothing_else_is_reported(recogni
     assert " ".join(run.heard for run in best.runs) == heard
 
 
+def cost_of(costs: LetterCosts, words: Sequence[str], heard: str) -> float:
+    """What it costs that ``heard`` was heard in place of the words, in letters."""
+    text, query = costs.encode("".join(words)), costs.encode(heard)
+    row = [0, *costs.left_out[text].cumsum(0).tolist()]
+    for letter in query:
+        before, row = row, [row[0] + costs.added[letter].item()]
+        for place, instead in enumerate(costs.changed[letter, text].tolist(), 1):
+            left_out = row[-1] + costs.left_out[text[place - 1]].item()
+            row.append(min(before[place - 1] + instead, before[place] + costs.added[letter].item(), left_out))
+    return row[-1] / LETTER
+
+
 @given(
-    words=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=8),
-    heard=st.text("abcd", min_size=1, max_size=30),
+    words=st.lists(st.text("ثسك", min_size=1, max_size=4), min_size=1, max_size=8),
+    heard=st.text("ثسكx", min_size=1, max_size=30),
     data=st.data(),
 )
 @settings(deadline=None)
 def test_passes_cost_no_more_than_any_single_run(words, heard, data):
     costs = st.lists(st.sampled_from([0, 5]), min_size=len(words), max_size=len(words))
     first_costs, last_costs = data.draw(costs), data.draw(costs)
-    passes = find_passes(heard, words, first_costs, last_costs)
+    letter_costs = LetterCosts("ثسك", CPU)
+    passes = find_passes(letter_costs, heard, words, first_costs, last_costs)
     ends = [0, *(after for *_, after in passes)]
     assert [start for _, _, start, _ in passes] == ends[:-1] and ends[-1] == len(heard)
     for (_, last, *_), (first, *_) in pairwise(passes):
         assert first <= last + 1  # back, never on
     cost = AGAIN * (len(passes) - 1) + sum(
-        first_costs[first] + last_costs[last] + Levenshtein.distance("".join(words[first : last + 1]), heard[a:b])
+        first_costs[first] + last_costs[last] + cost_of(letter_costs, words[first : last + 1], heard[a:b])
         for first, last, a, b in passes
     )
     whole = min(
-        first_costs[first] + last_costs[last] + Levenshtein.distance("".join(words[first : last + 1]), heard)
+        first_costs[first] + last_costs[last] + cost_of(letter_costs, words[first : last + 1], heard)
         for first in range(len(words))
         for last in range(first, len(words))
     )

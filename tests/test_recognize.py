@@ -125,6 +125,27 @@ def test_page_and_subtitles_have_all_recordings(recited):
     assert list(dict.fromkeys(places)) == [f"112:{n}" for n in range(1, 5)] + [f"113:{n}" for n in range(1, 6)]
 
 
+def test_a_recitation_is_followed_as_it_comes_and_nothing_is_taken_back(recited, base_weights):
+    """On standard input; the last of nine ayat ends at the end."""
+    with wave.open(str(recited[1] / "a.wav")) as file:
+        pcm = file.readframes(file.getnframes())
+    options = ["--follow", "--json", "--model", base_weights / "base.pt", "--precision", "fp32"]
+    command = [sys.executable, "-m", "whisper_quran.recognize", "-", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, input=pcm)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(told) >= 5 and told[0]["seconds"] < 15
+    ayat = [(each["surah"], ayah) for row in told for each in row["recitations"] for ayah in each["ayat"]]
+    places = [(surah, ayah["ayah"]) for surah, ayah in ayat]
+    assert list(dict.fromkeys(places)) == [*((112, n) for n in range(1, 5)), *((113, n) for n in range(1, 6))]
+    words = [(surah, ayah["ayah"], n) for surah, ayah in ayat for n in range(ayah["first_word"], ayah["last_word"] + 1)]
+    assert words == sorted(set(words))
+    times = [time for _, ayah in ayat for time in (ayah["start"], ayah["end"])]
+    assert times == sorted(times) and times[-1] <= recited[2][-1]
+    for row in told:
+        assert all(ayah["end"] <= row["seconds"] for each in row["recitations"] for ayah in each["ayat"])
+
+
 def test_english_and_silence_are_not_the_quran(recited):
     found = recited[0]
     assert [(each["recitations"], each["seconds"]) for each in found[1:3]] == [([], 11.0), ([], 2.0)]
@@ -183,6 +204,9 @@ def command(quran, tmp_path, monkeypatch):
         (["x.wav", "--segments", "theirs.json"], "is not this command's own"),
         (["x.wav", "--segments", "a.x", "--html", "a.x"], "are both a.x"),
         (["x.wav", "--srt-dir", "x.wav/srt"], "x.wav/srt"),
+        (["x.wav", "-", "--follow"], "--follow takes one FILE, or -"),
+        (["x.wav", "--follow", "--srt"], "--follow takes one FILE, or -, without --html, --segments, --srt, --srt-dir"),
+        (["-", "--srt"], "no file or folder -"),
     ],
 )
 def test_bad_input_is_one_line_before_any_model_is_opened(command, monkeypatch, options, reason):
@@ -306,7 +330,6 @@ def test_a_cue_is_at_most_two_lines_and_seven_seconds(quran):
 def test_letters_that_are_pronounced_by_name_are_right(quran):
     """«الف لام ميم» is how الم is said; a mistake beside it is still one."""
     recognizer = Recognizer(Quran(read_text(quran / "metadata" / "ayah_text_clear.csv")[0]), torch.device("cpu"))
-    audio = decode_file(quran / "audio" / "Mishary_Rashid_Alafasy" / "112001.mp3")
     for heard, edits in (
         ("ألف لام ميم ذلك الكتاب لا ريب فيه هدى للمتقين", ""),
         ("الم ذلك الكتاب لا ريب فيه هدى للمتقين", ""),
@@ -316,7 +339,7 @@ def test_letters_that_are_pronounced_by_name_are_right(quran):
         times = tuple((letter, i / 2, i / 2 + 0.5) for i, letter in enumerate(letters(heard)))
         candidate = replace(recognizer.nearest(heard)[0], times=times)
         transcript = Transcript(0, heard, 0.0, pieces=(RecognizedPiece(0.0, 9.0, heard, candidate),))
-        (recitation,) = recitations._recognition(Path("x"), audio, transcript, recognizer).recitations
+        (recitation,) = recitations.recognition_of(Path("x"), 1.0, transcript, recognizer).recitations
         assert recitation.edits == edits
         if heard.startswith("ألف"):
             assert (recitation.words[0].end, recitation.confidence) == (4.5, 1.0 if not edits else 0.972)

@@ -155,6 +155,7 @@ class RecognitionConfig:
     device: str = _speed("auto", "auto, cpu, cuda or cuda:N")
     workers: int = _speed(4, "processes that decode audio", min=1, max=1024)
     strictness: str = _output("usual", "how much is marked as heard differently", choices=STRICTNESS)
+    follow: bool = _output(False, "print places while FILE is heard, or what comes on standard input if it is -")
     json: bool = _output(False, "print a JSON object a recording in place of text")
     srt: bool = _output(False, "write subtitles beside each recording: NAME.srt")
     srt_dir: Path | None = _output(
@@ -170,5 +171,8 @@ class RecognitionConfig:
         check(self)
         if self.embed_audio and self.html is None:
             raise UserError("--embed-audio puts recordings into a page: give --html PAGE.html too")
+        results = {"html": self.html, "segments": self.segments, "srt": self.srt, "srt-dir": self.srt_dir}
+        if self.follow and (len(self.files) > 1 or any(results.values())):
+            raise UserError(f"--follow takes one FILE, or -, without {', '.join(f'--{name}' for name in results)}")
         if self.segments and self.segments == self.html:
             raise UserError(f"--segments and --html are both {self.html}: give two names")

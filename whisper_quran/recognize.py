@@ -4,6 +4,7 @@
   python -m whisper_quran.recognize folder --model runs/mine/best.pt --text ayah_text_clear.csv
   python -m whisper_quran.recognize lecture.m4a --json --srt
   python -m whisper_quran.recognize folder --html page.html          a page that plays them, word by word
+  arecord -f S16_LE -r 16000 -t raw | python -m whisper_quran.recognize - --follow       as it is said
 
 A recording may begin and end anywhere, and be of any length: it is cut at pauses, and the search follows the text from
 piece to piece. What is printed as heard differently is what the model heard: a mistake of the reciter's, or its own.
@@ -42,13 +43,22 @@ sys.modules[__name__].__class__ = _CallableModule
 def main() -> None:
     config = parse(RecognitionConfig, __doc__, sys.argv[1:], "python -m whisper_quran.recognize")
     files = check_inputs(config)
-    config = replace(config, files=tuple(map(str, files)))  # one that is added to a folder now is not read
+    config = replace(config, files=tuple(map(str, files)) or config.files)  # what is added to a folder now is not read
     subtitles = check_results(config, files)
     # Imported here so that --help, and errors in the options, are printed at once: importing torch takes seconds.
     from .recognition.output import describe, write_page, write_segments, write_subtitles
     from .recognition.recitations import recognize
 
     log = partial(print, file=sys.stderr)
+    if config.follow:
+        from .recognition.follow import follow
+
+        if not files and sys.stdin.isatty():
+            raise UserError("standard input is a terminal: give 16-bit PCM, mono at 16 kHz, by arecord or ffmpeg")
+        for told in follow(config, None if files else sys.stdin.buffer, log):
+            line = json.dumps(asdict(told), ensure_ascii=False) if config.json else describe(told).partition("\n")[2]
+            print(line, flush=True)
+        return
     found, unwritten = [], 0
     try:
         for recognition in recognize(config, log):

@@ -42,9 +42,8 @@ class LetterCosts:
 
     def encode(self, text: str) -> Tensor:
         """Return the number of each letter of ``text``."""
-        return torch.tensor(
-            [self.numbers.get(letter, len(self.numbers)) for letter in text], device=self.changed.device
-        )
+        numbers = [self.numbers.get(letter, len(self.numbers)) for letter in text]
+        return torch.tensor(numbers, dtype=torch.long, device=self.changed.device)
 
 
 class Places:

@@ -20,7 +20,6 @@ from whisper.model import Whisper
 
 from ..data.batches import split
 from ..data.features import FRAME, AudioFeatures, FrozenEncoder, collate, context_of, frame_energy
-from ..data.text import letters
 from ..runtime.console import Log
 from ..runtime.errors import UserError
 from .batch_decoder import BatchDecoder, is_looping
@@ -31,6 +30,7 @@ _PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop conson
 # Speech that was not heard: between pauses of 150 ms, at least 0.8 s of it, with few letters a second beside the rest
 # of its piece. It is heard again if that gives many more letters.
 _SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 1.25
+_GAP, _NEAR = 150, 60  # loud frames between two letters; and within how many it is cut there
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
 
@@ -203,13 +203,7 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
     decoded: dict[int, list[_Decoded]] = defaultdict(list)  # of each clip
     in_part: list[tuple[_Decoded, list[Piece]]] = []  # pieces with speech that was not heard, and parts of them
 
-    def take(clip: int, parts: list[_Decoded]) -> Iterator[Transcript]:
-        decoded[clip] += parts
-        waiting[clip] -= 1
-        if not waiting[clip]:
-            yield _transcript(decoded.pop(clip), decoder.recognizer)
-
-    for each in decoder.decode(pieces):
+    def settle(each: _Decoded) -> Iterator[Transcript]:
         piece, _, candidates = each
         cuts: list[int] = []
         if candidates and candidates[-1].times:
@@ -218,12 +212,34 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
             edges = [piece.start, *(piece.start + cut for cut in cuts), piece.end]
             in_part.append((each, [Piece(piece.clip, *edge, piece.count + len(cuts)) for edge in pairwise(edges)]))
         else:
-            yield from take(piece.clip, [each])
-    heard = {each[0]: each for each in decoder.decode([part for _, parts in in_part for part in parts])}
-    for whole, parts in in_part:
-        clip, again = whole[0].clip, [heard[part] for part in parts]
-        more = sum(len(letters(each[1].text)) for each in again) > _MORE * len(letters(whole[1].text))
-        yield from take(clip, again if more else [whole])
+            yield from take(each)
+
+    def take(each: _Decoded) -> Iterator[Transcript]:
+        clip = each[0].clip
+        decoded[clip].append(each)
+        waiting[clip] -= 1
+        if not waiting[clip]:
+            yield _transcript(decoded.pop(clip), decoder.recognizer)
+
+    for each in decoder.decode(pieces):
+        yield from settle(each)
+    while in_part:
+        unsettled = [*in_part]
+        in_part.clear()
+        heard = {each[0]: each for each in decoder.decode([part for _, parts in unsettled for part in parts])}
+        for whole, parts in unsettled:
+            again = [heard[part] for part in parts]
+            if sum(map(_letters_found, again)) > _MORE * _letters_found(whole):
+                waiting[whole[0].clip] += len(parts) - 1
+                for each in again:
+                    yield from settle(each)
+            else:
+                yield from take(whole)
+
+
+def _letters_found(each: _Decoded) -> float:
+    """Return the letters of its nearest candidate less what differs; what a model invents has few."""
+    return max((sum(map(len, found.letters)) - found.cost for found in each[2]), default=0.0)
 
 
 def _transcript(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
@@ -259,7 +275,7 @@ def cut_at_pauses(samples: np.ndarray) -> list[tuple[int, int]]:
     spans = []
     start = 0
     if len(samples) > N_SAMPLES:
-        energy = _smoothed_energy(samples, _PAUSE)
+        energy = smoothed_energy(samples, _PAUSE)
     while len(samples) - start > N_SAMPLES:
         earliest = -(-(start + _SHORTEST) // FRAME)
         latest = min(start + N_SAMPLES, len(samples) - _SHORTEST) // FRAME
@@ -276,23 +292,29 @@ def cuts_around_unheard(samples: np.ndarray, times: Sequence[LetterTime]) -> lis
     """
     if len(samples) < 2 * _SPOKEN * FRAME:
         return []
-    energy = _smoothed_energy(samples, _SHORT_PAUSE)
-    quiet = np.concatenate([[False], energy < _QUIET * energy.mean(), [False]])
-    edges = np.flatnonzero(quiet[1:] != quiet[:-1]).tolist()
+    energy = smoothed_energy(samples, _SHORT_PAUSE)
+    loud = energy >= _QUIET * energy.mean()
+    edges = np.flatnonzero(np.diff(loud, prepend=True, append=True)).tolist()
     pauses = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= _SHORT_PAUSE]
-    ends = [0, *(edge for pause in pauses for edge in pause), len(energy)]
-    spoken = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b - a >= _SPOKEN]
     middles = np.array([(start + end) / 2 for _, start, end in times]) * SAMPLE_RATE / FRAME
+    for before, after in pairwise([0, *middles.astype(int).tolist(), len(energy)]):
+        if loud[before:after].sum() > _GAP:  # there need be no pauses around what was not heard
+            for first in (before, max(0, after - _NEAR)):
+                at = first + int(energy[first : first + _NEAR].argmin())
+                if all(at < a - _NEAR or b + _NEAR < at for a, b in pauses):
+                    pauses.append((at, at))
+    ends = [0, *(edge for pause in sorted(pauses) for edge in pause), len(energy)]
+    spoken = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b - a >= _SPOKEN]
     rates = [((a <= middles) & (middles < b)).sum() / (b - a) for a, b in spoken]
     unheard = [rate < _UNHEARD * max(rates) for rate in rates]
     return [
         (this[1] + following[0]) // 2 * FRAME
-        for (this, following), either in zip(pairwise(spoken), pairwise(unheard), strict=True)
-        if any(either)
+        for (this, following), (one, other) in zip(pairwise(spoken), pairwise(unheard), strict=True)
+        if one != other
     ]
 
 
-def _smoothed_energy(samples: np.ndarray, frames: int) -> np.ndarray:
+def smoothed_energy(samples: np.ndarray, frames: int) -> np.ndarray:
     """Compute the mean square over so many frames around sample 160 i, for every i; at the ends over what is there."""
     energy = frame_energy(samples)
     sums = np.concatenate([[0.0], np.cumsum(energy)])

@@ -368,12 +368,7 @@ class Recognizer:
             lasts = {int(each[: -len(self.quran.apart)].argmin()) for each in costs}
         found = [self._passes_near(last, heard, query, preface, begin) for last in lasts]
         best = min((each for each in found if each), key=lambda each: each.cost, default=None)
-        limit = len(query) / 2
-        if nearest:
-            span = nearest[0].span
-            ends = (span.first, span.last + 1)
-            limit = nearest[0].distance + BREAK * sum(self.quran.is_inside(span.surah, number) for number in ends)
-        return best if best and best.cost < limit else None
+        return best if best and best.cost < (nearest[0].cost if nearest else len(query) / 2) else None
 
     def _passes_near(self, last: int, heard: str, query: str, preface: str, begin: int) -> Candidate | None:
         """Return the passes of least cost, two or more, through the words around ``last``, after a ``preface``.
@@ -386,7 +381,7 @@ class Recognizer:
         words = [self.text[self.starts[each] : self.ends[each]] for each in range(first, after)]
         surah, number = self.numbers[first]
         costs = [_PASS_BREAK * self.quran.is_inside(surah, number + index) for index in range(len(words) + 1)]
-        passes = find_passes(query[begin:], words, costs[:-1], costs[1:]) if query[begin:] else []
+        passes = find_passes(self.costs, query[begin:], words, costs[:-1], costs[1:]) if query[begin:] else []
         passes = [each for each in passes if each[0] <= each[1]]
         if len(passes) < 2:
             return None
@@ -401,8 +396,10 @@ class Recognizer:
         for (start, stop, *_), its in zip(passes, said, strict=True):
             its_preface = "" if runs else self.prefaces[preface]
             its_letters = (*map(letters, its_preface.split()), *words[start : stop + 1])
-            distance = Levenshtein.distance("".join(its_letters), _spelled(" ".join(its)))
-            span, cost = Span(surah, number + start, number + stop), distance + costs[start] + costs[stop + 1]
+            spelled, its_query = "".join(its_letters), _spelled(" ".join(its))
+            cost = self._costs_of(spelled, self.costs.encode(its_query).tolist())[-1] / LETTER
+            cost, span = cost + costs[start] + costs[stop + 1], Span(surah, number + start, number + stop)
+            distance = Levenshtein.distance(spelled, its_query)
             runs.append(Candidate(span, its_preface, its_letters, distance, cost, " ".join(its)))
         return Candidate(
             runs[-1].span,

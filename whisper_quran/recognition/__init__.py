@@ -17,17 +17,18 @@ _SEGMENTS = b'{"whisper_quran": '
 
 
 def check_inputs(config: RecognitionConfig) -> list[Path]:
-    """Return the recordings: the files, and the audio files in the folders, of ``config``.
+    """Return the recordings: the files, and the audio files in the folders, of ``config``; none of standard input.
 
     Raises:
         UserError: one of them, the text or the model is not there.
     """
     files: list[Path] = []
-    for path in map(Path, config.files):
+    live = config.follow and config.files == ("-",)  # standard input
+    for path in () if live else map(Path, config.files):
         if not path.exists():
             raise UserError(f"no file or folder {printable(str(path))}: give recordings, or folders of them")
         files += [path] if path.is_file() else filter(is_audio, sorted(path.rglob("*")))
-    if not files:
+    if not files and not live:
         raise UserError(f"no recordings in {', '.join(config.files)}: give audio files, or folders of them")
     if config.text and not config.text.is_file():
         raise UserError(f"no text {config.text}: give a CSV sorah,ayah,text, or no --text for the package's own")

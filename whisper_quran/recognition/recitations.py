@@ -11,9 +11,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whisper.audio import CHUNK_LENGTH
+from whisper.model import Whisper
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..checkpoints.dims import tokenizer_for
@@ -32,8 +33,9 @@ from ..runtime.device import choose_device, choose_precision
 from ..runtime.errors import UserError
 from . import check_inputs
 
+R = TypeVar("R", bound=Recognizer)
 _NOT_SPOKEN = re.compile(r"\d+[.)]?|[.,:;!?،؛؟]")  # OpenAI's models write numbers of ayat, as books do
-_DOUBTFUL = {"lenient": 15.0, "usual": 9.0, "strict": 0.0}  # nats: 3, 8 and 38 % of words said right have more
+DOUBTFUL = {"lenient": 15.0, "usual": 9.0, "strict": 0.0}  # nats: 3, 8 and 38 % of words said right have more
 _LOST, _MOST_LOST = 0.25, 0.82  # letters that a nat counts as, and a letter may cost
 
 
@@ -123,28 +125,22 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
         UserError: a file, the text, the model or an option must be changed; or none of the files can be decoded.
     """
     files = check_inputs(config)
-    texts, skipped = read_text(config.text, log) if config.text else (quran_text(), [])
-    if skipped:
-        log(f"left out of the text: {summary(skipped)}")
-    quran = Quran(texts)
-    device, _ = choose_device(config.device)
-    model = load_checkpoint(config.model, device)
-    tokenizer_for(model.dims, config.language)  # says that the model does not know the language
-    recognizer = Recognizer(quran, device, alignment_heads(model))
-    dtype = choose_precision(config.precision, device, model).dtype
+    model, recognizer, options = load(config, log, Recognizer)
     none_decoded = True
     with closing(decode_files(files, config.workers)) as decoded:
         for group in _groups(zip(files, decoded, strict=True), config.batch_size * CHUNK_LENGTH):
             speech = [(file, audio) for file, audio in group if isinstance(audio, Decoded)]
             transcripts = transcribe_clips(
                 model, [audio.samples for _, audio in speech], batch_size=config.batch_size, log=log,
-                recognizer=recognizer, dtype=dtype, language=config.language, stop_loops=True,
+                recognizer=recognizer, **options,
             )  # fmt: skip
             heard: dict[Path, Recognition] = {}
             try:
                 for transcript in transcripts:
                     file, audio = speech[transcript.clip]
-                    heard[file] = _recognition(file, audio, transcript, recognizer, _DOUBTFUL[config.strictness])
+                    seconds, doubtful = len(audio.samples) / SAMPLE_RATE, DOUBTFUL[config.strictness]
+                    recognition = recognition_of(file, seconds, transcript, recognizer, doubtful)
+                    heard[file] = replace(recognition, damaged=audio.damaged)
             finally:  # an error is raised after what was done
                 for file, audio in group:
                     if file in heard:
@@ -157,6 +153,20 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
                     none_decoded = False
     if none_decoded:
         raise UserError("none of the recordings can be decoded: give other audio files")
+
+
+def load(config: RecognitionConfig, log: Log, kind: type[R]) -> tuple[Whisper, R, dict[str, Any]]:
+    """Return the model, a recognizer of this kind, and the options with which pieces are decoded."""
+    texts, skipped = read_text(config.text, log) if config.text else (quran_text(), [])
+    if skipped:
+        log(f"left out of the text: {summary(skipped)}")
+    quran = Quran(texts)
+    device, _ = choose_device(config.device)
+    model = load_checkpoint(config.model, device)
+    tokenizer_for(model.dims, config.language)  # says that the model does not know the language
+    dtype = choose_precision(config.precision, device, model).dtype
+    recognizer = kind(quran, device, alignment_heads(model))
+    return model, recognizer, {"dtype": dtype, "language": config.language, "stop_loops": True}
 
 
 def _groups(decoded: Iterable[tuple[Path, Decoded | AudioError]], seconds: float) -> Iterator[list[Any]]:
@@ -181,8 +191,8 @@ def is_likely(candidate: Candidate) -> bool:
     return candidate.cost + _LOST * lost < _MOST_LOST * sum(map(len, candidate.letters))
 
 
-def _recognition(
-    file: Path, audio: Decoded, transcript: Transcript, recognizer: Recognizer, doubtful: float = 0.0
+def recognition_of(
+    file: Path, seconds: float, transcript: Transcript, recognizer: Recognizer, doubtful: float = 0.0
 ) -> Recognition:
     """Join pieces that follow each other in the text into recitations; pieces that match no span are the others."""
     groups: list[list[tuple[RecognizedPiece, Candidate]]] = []
@@ -197,8 +207,7 @@ def _recognition(
                 groups.append([])
             groups[-1].append((piece, run))
     found = tuple(_recitation(pieces, recognizer, doubtful) for pieces in groups)
-    seconds = len(audio.samples) / SAMPLE_RATE
-    return Recognition(str(file), seconds, audio.damaged, transcript.text, found, tuple(others))
+    return Recognition(str(file), seconds, False, transcript.text, found, tuple(others))
 
 
 def _recitation(
