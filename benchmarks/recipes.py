@@ -119,7 +119,6 @@ def run(args: argparse.Namespace, name: str, seed: int) -> Result:
     )  # fmt: skip
     conditions = {
         "alone": asked,
-        "joined": replace(asked, join=5, out=out / "joined"),
         "band": replace(asked, data=degrade(args, "band"), out=out / "band"),
         "noise": replace(asked, data=degrade(args, "noise"), out=out / "noise"),
     }
@@ -147,7 +146,6 @@ def row(name: str, results: Sequence[Result], reciters: Sequence[str]) -> list[s
     ]
     rates += [
         lambda result: result.wer("alone", lambda each: each.duration > 30),
-        lambda result: result.wer("joined"),
         lambda result: result.wer("band"),
         lambda result: result.wer("noise"),
     ]
@@ -187,7 +185,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
     args = parse(parser)
-    header = ["recipe", "minutes", "clips/s", *args.valid_reciters, "over 30 s", "joined", "to 5 kHz", "noise 15 dB"]
+    header = ["recipe", "minutes", "clips/s", *args.valid_reciters, "over 30 s", "to 5 kHz", "noise 15 dB"]
     lines = []
     for name in args.recipes:
         lines.append(row(name, [run(args, name, seed) for seed in args.seeds], args.valid_reciters))

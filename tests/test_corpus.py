@@ -5,13 +5,11 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from whisper_quran.data.ayat import read_text
 from whisper_quran.data.corpus import open_corpus, parse_surahs
-from whisper_quran.evaluation.predictions import join
 from whisper_quran.runtime.console import printable
 from whisper_quran.runtime.errors import UserError
 
@@ -132,14 +130,6 @@ def manifest(folder: Path, content: str | bytes, names: str = "a.wav b.wav c.wav
     file = folder / "list.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return file
-
-
-def test_rows_are_joined_unless_one_between_them_is_left_out(tmp_path):
-    rows = "a.wav,one,A\nb.wav,else,B\nc.wav,two,A\ngone.wav,three,A\nd.wav,four,A\ne.wav,five,A\n"
-    ayat, _ = open_corpus(Path("unused"), manifest=manifest(tmp_path, "audio,text,reciter\n" + rows)).select(["A"])
-    assert [ayah.text for ayah in ayat] == ["one", "two", "four", "five"]
-    joined = join(ayat, SimpleNamespace(length=lambda audio: 16_000), 5)
-    assert [(passage.text, passage.seconds) for passage in joined] == [("one two", 2.0), ("four five", 2.0)]
 
 
 def rows(file: Path) -> tuple[dict[str, str], dict[int, str]]:

@@ -497,19 +497,6 @@ def test_what_was_decoded_again_is_counted_and_the_same_every_time(run, workshop
     assert read_predictions(tmp_path / "s") == first
 
 
-def test_consecutive_ayat_are_one_recording(run, workshop, quran, tmp_path):
-    run(workshop / "model0.pt", "--out", tmp_path / "r", "--join", 3)
-    rows = read_predictions(tmp_path / "r")
-    assert [row["ayah"] for row in rows] == ["1-3", "4-6", "7"]
-    run(workshop / "model0.pt", "--out", tmp_path / "s")
-    alone = read_predictions(tmp_path / "s")
-    for row, parts in zip(rows, (alone[:3], alone[3:6], alone[6:]), strict=True):
-        assert row["reference"] == " ".join(part["reference"] for part in parts)
-        assert float(row["duration"]) == pytest.approx(sum(float(part["duration"]) for part in parts), abs=0.01)
-    results = json.loads((tmp_path / "r" / "results.json").read_text())["rows"][0]
-    assert (results["ayat"], results["passages"]) == (7, 3)
-
-
 def test_a_vocalised_text_has_a_diacritic_error_rate(run, workshop, quran, tmp_path, monkeypatch):
     """1:1 is heard without a sukun, the rest of the surah without any diacritic."""
     vocalised = quran / "metadata" / "ayah_text_diacritics.csv"
@@ -547,7 +534,7 @@ def test_the_real_base_knows_where_in_the_quran_it_is(quran, base_weights, tmp_p
     subprocess.run([*evaluate_py, "--constrain", "quran"], check=True, capture_output=True)
     free, constrained = json.loads((out / "results.json").read_text())["rows"]
     assert free["wer"] > 0.3 and constrained["wer"] == 0
-    assert (free["located"], constrained["located"], constrained["passages"]) == (None, 7, 7)
+    assert (free["located"], constrained["located"], constrained["ayat"]) == (None, 7, 7)
     assert [row["place"] for row in read_predictions(out)][7:9] == ["1:1:1-1:1:4", "1:2:1-1:2:4"]
     assert "located: " + model + " (constrained) names the ayat" in (out / "results.md").read_text()
     written = (out / "predictions.csv").read_bytes()

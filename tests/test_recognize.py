@@ -114,8 +114,8 @@ def test_page_and_subtitles_have_all_recordings(recited):
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
     assert "tanzil.net" in data["facts"]["text"]  # where the package's text is from
     shown = data["recordings"]
-    assert [(each["name"], each["addresses"]) for each in shown] == [
-        (name, [f"../{name}"]) for name in ("a.wav", "b.flac", "c.wav", "d.wav", "a.wave")
+    assert [(each["name"], each["address"]) for each in shown] == [
+        (name, f"../{name}") for name in ("a.wav", "b.flac", "c.wav", "d.wav", "a.wave")
     ]
     assert [line[0] for each in shown[0]["recitations"] for line in each["lines"] if line[0]] == [
         f"{each['surah']}:{ayah['ayah']}" for each in found[0]["recitations"] for ayah in each["ayat"]

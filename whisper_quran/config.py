@@ -119,7 +119,6 @@ class EvaluationConfig:
     spelling: str = _data("as-it-is", "of the texts; plain has no diacritics", choices=SPELLINGS)
     reciters: Names | None = _data(None, "reciters to evaluate on (default: 2A's two; of a manifest, all)", metavar="R")
     surahs: str | None = _data(None, "only surahs A to B, inclusive", metavar="A:B")
-    join: int | None = _data(None, "take N consecutive ayat as one recording", min=2, fixed=True, metavar="N")
     max_duration: float | None = _data(None, "leave out ayat longer than this (seconds; default: no limit)", above=0)
     trained: Path | None = _data(None, "a run: WER of voices and texts known and new to it", metavar="RUN")
     normalize: str = _data("diacritics", "taken from both texts", choices=("diacritics", "full", "none"), fixed=True)

@@ -23,6 +23,7 @@ from ..checkpoints.dims import named_dims, tokenizer_for
 from ..checkpoints.names import WHISPER_NAMES, find_checkpoint
 from ..config import EvaluationConfig
 from ..data.audio import SAMPLE_RATE, as_part
+from ..data.audio_cache import AudioCache
 from ..data.ayat import Ayah
 from ..data.corpus import Corpus
 from ..data.features import FrozenEncoder
@@ -39,7 +40,7 @@ from . import check_inputs, heard_by, text_of
 from .chance import differences, differences_table, overall, plus_minus, rates_of, share
 from .error_kinds import count_kinds
 from .pages import data_address, embedded_size, relative_address, write_report
-from .predictions import Key, Passage, Prediction, Predictions, join, key_of
+from .predictions import Key, Prediction, Predictions, key_of
 from .word_errors import ErrorCounts, count_diacritic_errors
 
 CONSTRAINED = " (constrained)"  # after the name of a model whose texts are words of the Qur'an
@@ -74,20 +75,20 @@ def evaluate(config: EvaluationConfig, log: Log = print) -> list[Row]:
 
 
 class _Clips(Sequence[np.ndarray]):
-    """The recordings of ``passages`` by number, each read on access."""
+    """The recordings of ``ayat`` by number, each read on access."""
 
-    def __init__(self, passages: Sequence[Passage], cache: Any):
-        self.passages, self.cache = passages, cache
+    def __init__(self, ayat: Sequence[Ayah], cache: AudioCache):
+        self.ayat, self.cache = ayat, cache
 
     def __len__(self) -> int:
-        return len(self.passages)
+        return len(self.ayat)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.passages[index].audio(self.cache)
+        return self.cache.read(self.ayat[index].audio)
 
 
 class Evaluation:
-    """An evaluation in progress: the ``passages`` of each reciter, and the ``results`` so far."""
+    """An evaluation in progress: the ``ayat`` of each reciter, and the ``results`` so far."""
 
     def __init__(
         self,
@@ -115,19 +116,17 @@ class Evaluation:
         self.undecodable = Counter(ayah.reciter for ayah in selected if ayah.audio not in self.cache)
         skipped = [*corpus.skipped, *left_out, *undecoded]
         longest = (config.max_duration or float("inf")) * SAMPLE_RATE
-        ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
-        for ayah in selected:
+        self.ayat: dict[str, list[Ayah]] = {reciter: [] for reciter in reciters}
+        for ayah in sorted(selected, key=lambda ayah: ayah.place):
             if ayah.audio in self.cache and self.cache.length(ayah.audio) > longest:
                 skipped.append(Skipped(str(ayah.audio), f"longer than {config.max_duration:g} s"))
             elif ayah.audio in self.cache:
-                ayat[ayah.reciter].append(ayah)
-        self.passages = {reciter: join(its_ayat, self.cache, config.join or 1) for reciter, its_ayat in ayat.items()}
-        for reciter, passages in self.passages.items():
-            if not passages:
+                self.ayat[ayah.reciter].append(ayah)
+        for reciter, ayat in self.ayat.items():
+            if not ayat:
                 raise UserError(f"no ayah left of {reciter} in {corpus.source}: {summary(skipped)}")
-            seconds = sum(passage.seconds for passage in passages)
-            log(f"{reciter}: {len(ayat[reciter])} ayat, {format_duration(seconds)} of audio")
-        self.all_passages = [passage for passages in self.passages.values() for passage in passages]
+            log(f"{reciter}: {len(ayat)} ayat, {format_duration(sum(map(self.seconds, ayat)))} of audio")
+        self.all_ayat = [ayah for ayat in self.ayat.values() for ayah in ayat]
         if self.cache.damaged:
             log(f"damaged: {len(self.cache.damaged)} files have damaged frames; they are used")
         if self.cache.mended:
@@ -141,6 +140,10 @@ class Evaluation:
             # A reciter of a few surahs lacks audio for most texts: these are counted above, but not listed.
             "skipped": [asdict(item) for item in skipped if item.reason != "text without audio"],
         }
+
+    def seconds(self, ayah: Ayah) -> float:
+        """Return the length of its recording."""
+        return self.cache.length(ayah.audio) / SAMPLE_RATE
 
     def evaluate_model(self, source: str) -> None:
         """Make the predictions that are missing, and add the model's rows to the results.
@@ -171,7 +174,7 @@ class Evaluation:
             self._start(*each)
         # From here on results.json records how the predictions are made, even if they are interrupted.
         self._write_results()
-        for reciter in self.passages:
+        for reciter in self.ayat:
             try:
                 self._predict([*identities], transcribe, reciter)
             finally:
@@ -181,42 +184,41 @@ class Evaluation:
     def _start(self, name: str, identity: Row) -> None:
         """Begin with the predictions under ``name``, and log how many of them are there already."""
         self.predictions.start(name, identity)
-        present = sum(key_of(name, passage) in self.predictions.rows for passage in self.all_passages)
-        current = sum(self._is_current([name], passage) for passage in self.all_passages)
+        present = sum(key_of(name, ayah) in self.predictions.rows for ayah in self.all_ayat)
+        current = sum(self._is_current([name], ayah) for ayah in self.all_ayat)
         if current:
             self.log(f"{name}: {current} predictions are there already")
         if stale := present - current:
             self.log(f"{name}: {stale} predictions are of other audio or another text: they are made again")
 
-    def _is_current(self, names: Iterable[str], passage: Passage) -> bool:
-        rows, about = [self.predictions.rows.get(key_of(name, passage)) for name in names], self._about(passage)
+    def _is_current(self, names: Iterable[str], ayah: Ayah) -> bool:
+        rows, about = [self.predictions.rows.get(key_of(name, ayah)) for name in names], self._about(ayah)
         return all(row and all(getattr(row, name) == value for name, value in about.items()) for row in rows)
 
-    def _about(self, passage: Passage) -> dict[str, Any]:
-        """Return what a prediction of ``passage`` holds that does not depend on the model."""
-        digests = [self.cache.digest(ayah.audio) for ayah in passage.parts]
+    def _about(self, ayah: Ayah) -> dict[str, Any]:
+        """Return what a prediction of ``ayah`` holds that does not depend on the model."""
         return {
-            "duration": round(passage.seconds, 3),
-            "reference": self.normalize(passage.text),
-            "diacritics": count_diacritics(passage.text),
-            "audio": digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()[:16],
+            "duration": round(self.seconds(ayah), 3),
+            "reference": self.normalize(ayah.text),
+            "diacritics": count_diacritics(ayah.text),
+            "audio": self.cache.digest(ayah.audio),
         }
 
     def _predict(self, names: Sequence[str], transcribe: partial, reciter: str) -> None:
-        """Predict the passages of ``reciter`` that have no current prediction."""
-        waiting = [passage for passage in self.passages[reciter] if not self._is_current(names, passage)]
+        """Predict the ayat of ``reciter`` that have no current prediction."""
+        waiting = [ayah for ayah in self.ayat[reciter] if not self._is_current(names, ayah)]
         if not waiting:
             return
         decoded = transcribe(_Clips(waiting, self.cache))
         start, audio, errors = time.perf_counter(), 0.0, ErrorCounts()
-        total, unit = len(self.passages[reciter]), "passage" if self.config.join else "ayah"
-        with progress_bar(total, unit, reciter, initial=total - len(waiting), disable=self.config.quiet) as bar:
+        total = len(self.ayat[reciter])
+        with progress_bar(total, "ayah", reciter, initial=total - len(waiting), disable=self.config.quiet) as bar:
             try:
                 for transcript in decoded:
-                    passage = waiting[transcript.clip]
+                    ayah = waiting[transcript.clip]
                     for name in names:
-                        self.predictions.append(self._prediction(name, passage, transcript))
-                    row = self.predictions.rows[key_of(names[0], passage)]
+                        self.predictions.append(self._prediction(name, ayah, transcript))
+                    row = self.predictions.rows[key_of(names[0], ayah)]
                     audio += row.duration
                     errors += row.alignment.errors
                     bar.update()
@@ -225,19 +227,19 @@ class Evaluation:
                 for name in names:
                     self.predictions.add_time(name, reciter, time.perf_counter() - start, audio)
 
-    def _prediction(self, name: str, passage: Passage, transcript: Transcript) -> Prediction:
+    def _prediction(self, name: str, ayah: Ayah, transcript: Transcript) -> Prediction:
         """Make a row of a transcript, or, under a constrained name, of the words of the Qur'an found in it."""
         place, located = "", 0
         if self.recognizer and name.endswith(CONSTRAINED):
             found, quran = transcript.found, self.recognizer.quran
             transcript = replace(transcript, text=self.recognizer.join_words(found), temperature=0.0)
             place = "; ".join(quran.describe(span) for span in joined(each.span for each in found))
-            located = int(_is_located(passage, found, quran))
-        about, marks = self._about(passage), ErrorCounts()
+            located = int(_is_located(ayah, found, quran))
+        about, marks = self._about(ayah), ErrorCounts()
         if about["diacritics"]:
-            marks = count_diacritic_errors(passage.text, transcript.text)
+            marks = count_diacritic_errors(ayah.text, transcript.text)
         return Prediction(
-            *key_of(name, passage),
+            *key_of(name, ayah),
             hypothesis=self.normalize(transcript.text),
             fallback=transcript.temperature,
             letters=marks.letters,
@@ -249,17 +251,16 @@ class Evaluation:
 
     def _row(self, name: str, reciter: str) -> Row:
         """Make a row of the table: sums over the ayat, and rates of those sums."""
-        passages = self.passages[reciter]
-        rows = [self.predictions.rows[key_of(name, passage)] for passage in passages]
+        ayat = self.ayat[reciter]
+        rows = [self.predictions.rows[key_of(name, ayah)] for ayah in ayat]
         errors = sum((row.errors for row in rows), ErrorCounts())
         wall, audio = self.predictions.made["models"][name]["seconds"].get(reciter, (0.0, 0.0))
-        is_locatable = name.endswith(CONSTRAINED) and passages[0].parts[0].surah is not None
+        is_locatable = name.endswith(CONSTRAINED) and ayat[0].surah is not None
         counts = ("words", "hits", "substitutions", "deletions", "insertions", "letters", "diacritic_errors")
         return {
             "model": name,
             "reciter": reciter,
-            "ayat": sum(len(passage.parts) for passage in passages),
-            "passages": len(passages),
+            "ayat": len(ayat),
             "skipped": self.undecodable[reciter],
             **{count: getattr(errors, count) for count in counts},
             **rates_of(rows),
@@ -274,7 +275,7 @@ class Evaluation:
         """Write the table and the report, and return the rows of the table."""
         self.predictions.write()
         rows, out = self.results["rows"], self.config.out
-        requested = {key_of(row["model"], each) for row in rows for each in self.passages[row["reciter"]]}
+        requested = {key_of(row["model"], each) for row in rows for each in self.ayat[row["reciter"]]}
         reported = [row for key, row in self.predictions.rows.items() if key in requested]
         found = differences(reported)
         novelty = self._novelty(*self.heard) if self.heard else []
@@ -298,9 +299,9 @@ class Evaluation:
         groups = defaultdict(list)
         for row in self.results["rows"]:
             voice = "known" if row["reciter"] in voices else "new"
-            for passage in self.passages[row["reciter"]]:
-                text = "known" if all(letters(ayah.text) in texts for ayah in passage.parts) else "new"
-                prediction = self.predictions.rows[key_of(row["model"], passage)]
+            for ayah in self.ayat[row["reciter"]]:
+                text = "known" if letters(ayah.text) in texts else "new"
+                prediction = self.predictions.rows[key_of(row["model"], ayah)]
                 groups[row["model"], voice, text].append(prediction)
         kinds = list(product(("known", "new"), repeat=2))
         table = [["WER (recordings)", *(f"{voice} voice, {text} text" for voice, text in kinds)]]
@@ -312,20 +313,20 @@ class Evaluation:
                 table[-1].append(f"{plus_minus(rates['wer'], rates['wer_interval'])} ({len(found)})")
         return table
 
-    def _recordings(self) -> dict[Key, tuple[list[str], bool]]:
+    def _recordings(self) -> dict[Key, tuple[str, bool]]:
         """Link the recordings for the report, or embed them; by their key without the model."""
         config, damaged, found = self.config, set(self.cache.damaged), {}
         if config.embed_audio:
-            size = format_size(embedded_size(sum(passage.seconds for passage in self.all_passages)))
+            size = format_size(embedded_size(sum(map(self.seconds, self.all_ayat))))
             self.log(f"putting the audio into {config.out / 'report.html'}: {size}")
-        for passage in self.all_passages:
+        for ayah in self.all_ayat:
             if config.embed_audio:
-                addresses = [data_address(passage.audio(self.cache))]
-            elif any(as_part(ayah.audio).column for ayah in passage.parts):
+                address = data_address(self.cache.read(ayah.audio))
+            elif as_part(ayah.audio).column:
                 continue  # a page cannot play what is inside a table
             else:
-                addresses = [relative_address(ayah.audio, config.out) for ayah in passage.parts]
-            found[key_of("", passage)] = addresses, any(ayah.audio in damaged for ayah in passage.parts)
+                address = relative_address(ayah.audio, config.out)
+            found[key_of("", ayah)] = address, ayah.audio in damaged
         return found
 
     def _write_results(self) -> None:
@@ -373,12 +374,12 @@ def results_table(rows: Sequence[Row]) -> str:
         cells = [f"{wer} ({', '.join(others)})" for wer, *others in texts]
         lines.append([_cell(model), f"{its_rows[0]['parameters'] / 1e6:.0f} M", *cells, speed])
         if its_rows[0]["located"] is not None:
-            passages = _total(its_rows, "passages")
-            which = f"{share(_total(its_rows, 'located'), passages)} of {passages} recordings"
+            ayat = _total(its_rows, "ayat")
+            which = f"{share(_total(its_rows, 'located'), ayat)} of {ayat} recordings"
             notes += f"\nlocated: {model} names the ayat that were recited in {which}\n"
     table = markdown_table(["model", "parameters", *columns, "real-time factor"], lines)
     if fallbacks := _total(rows, "fallback"):
-        recordings = _total([row for row in rows if not row["model"].endswith(CONSTRAINED)], "passages")
+        recordings = _total([row for row in rows if not row["model"].endswith(CONSTRAINED)], "ayat")
         table += f"\nfallback: {fallbacks} of {recordings} recordings were decoded again at higher temperatures\n"
     return table + notes
 
@@ -391,9 +392,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _is_located(passage: Passage, found: Sequence[Candidate], quran: Quran) -> bool:
-    """Return whether the spans ``found`` are of the ayat of ``passage``; a single one, anywhere its words occur."""
-    recited = {(ayah.surah, ayah.number) for ayah in passage.parts}
+def _is_located(ayah: Ayah, found: Sequence[Candidate], quran: Quran) -> bool:
+    """Return whether the spans ``found`` are of this ``ayah``; a single one, anywhere its words occur."""
+    recited = {(ayah.surah, ayah.number)}
     if len(found) == 1:
         return any(set(quran.ayat(span)) == recited for span in quran.locate(quran.words(found[0].span)))
     return {ayah for each in found for ayah in quran.ayat(each.span)} == recited

@@ -79,18 +79,14 @@ function closePlayer() {
 $("close").onclick = closePlayer;
 document.addEventListener("keydown", event => { if (event.key === "Escape") closePlayer(); });
 
-/** Play a recording from a second on. It may be several files, one after the other. */
-function play(name, addresses, from = 0) {
-  const audio = $("audio"), left = [...addresses], tell = text => { $("playing").textContent = text; };
+/** Play a recording from a second on. */
+function play(name, address, from = 0) {
+  const audio = $("audio"), tell = text => { $("playing").textContent = text; };
   const failed = error => error.name === "AbortError" || // another is played in its place
     tell(`${name} cannot be played: the file has moved, or is of a kind that this browser does not play`);
-  const next = from => {
-    audio.src = left.shift();
-    audio.currentTime = from;
-    audio.play().catch(failed);
-  };
-  audio.onended = () => left.length && next(0);
+  audio.src = address;
+  audio.currentTime = from;
   tell(name);
   showPlayer(true);
-  next(from);
+  audio.play().catch(failed);
 }

@@ -105,14 +105,14 @@ def write_report(
     path: str | os.PathLike[str],
     predictions: Iterable[Prediction],
     results: Mapping[str, Any],
-    recordings: Mapping[Key, tuple[list[str], bool]] | None = None,
+    recordings: Mapping[Key, tuple[str, bool]] | None = None,
 ) -> None:
     """Write the report of one evaluation to ``path``: names and ayat once each, and by their indices its rows.
 
     Args:
         results: what results.json holds: ``rows`` and ``environment``, and possibly the rest.
-        recordings: those that the page can play, by the key of their predictions with a blank model: the addresses
-            that are played one after the other, and whether the audio is damaged.
+        recordings: those that the page can play, by the key of their predictions with a blank model: the address
+            that is played, and whether the audio is damaged.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -194,7 +194,7 @@ def _facts(rows: Sequence[Mapping[str, Any]], right: int) -> list[list[str]]:
     def total(name: str) -> float:
         return sum(row[name] for row in rows)
 
-    words, recordings = total("words"), sum(row.get("passages", row["ayat"]) for row in rows)
+    words, recordings = total("words"), sum(row["ayat"] for row in rows)
     kinds = [total(name) / words if words else None for name in ("substitutions", "deletions", "insertions")]
     parameters = rows[0].get("parameters")
     rtf = total("wall_s") / total("audio_s") if total("audio_s") else 0

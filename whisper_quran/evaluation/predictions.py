@@ -8,17 +8,13 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config import EvaluationConfig
-from ..data.audio import SAMPLE_RATE
-from ..data.audio_cache import AudioCache
 from ..data.ayat import Ayah
 from ..runtime.console import Log, no_log, printable
 from ..runtime.errors import UserError
@@ -34,41 +30,8 @@ Key = tuple[str, str, str, str]  # model, reciter, and the two columns that name
 
 
 @dataclass(frozen=True)
-class Passage:
-    """Consecutive ayat (often only one) of a reciter as one recording."""
-
-    parts: tuple[Ayah, ...]
-    seconds: float
-
-    @property
-    def reciter(self) -> str:
-        return self.parts[0].reciter
-
-    @property
-    def text(self) -> str:
-        return " ".join(ayah.text for ayah in self.parts)
-
-    def audio(self, cache: AudioCache) -> np.ndarray:
-        """Read the samples from ``cache``: int16 (n,) at 16 kHz."""
-        clips = [cache.read(ayah.audio) for ayah in self.parts]
-        return clips[0] if len(clips) == 1 else np.concatenate(clips)
-
-
-def join(ayat: Iterable[Ayah], cache: AudioCache, count: int) -> list[Passage]:
-    """Make passages of up to ``count`` consecutive ayat of one reciter; every ayah is in one of them."""
-    runs: list[list[Ayah]] = []
-    for ayah in sorted(ayat, key=lambda ayah: ayah.place):
-        surah, number = ayah.place
-        if runs and len(runs[-1]) < count and runs[-1][-1].place == (surah, number - 1):
-            runs[-1].append(ayah)
-        else:
-            runs.append([ayah])
-    return [Passage(tuple(run), sum(cache.length(ayah.audio) for ayah in run) / SAMPLE_RATE) for run in runs]
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """One ayah, or passage, as one model heard it: a row of the file. Both texts are normalised, as they are compared.
+    """One ayah as one model heard it: a row of the file. Both texts are normalised, as they are compared.
 
     If the surah of a recording is unknown, the path of its audio is its ``ayah``. A second take of 7 is ``7 (2)``.
     """
@@ -86,7 +49,7 @@ class Prediction:
     diacritic_errors: int = 0
     place: str = ""  # of the runs of the Qur'an that were said, in order, separated by "; "
     located: int = 0  # 1 if these are the ayat that were recited
-    audio: str = ""  # digest of the bytes of its files
+    audio: str = ""  # digest of the bytes of its file
 
     @property
     def key(self) -> Key:
@@ -107,15 +70,12 @@ class Prediction:
         return [_to_cell(value) if isinstance(value, str) else value for value in values]
 
 
-def key_of(model: str, passage: Passage) -> Key:
-    """Return the key of the prediction of ``passage`` by ``model`` (a :func:`printable` name)."""
-    first, last = passage.parts[0], passage.parts[-1]
-    if first.surah is None:
-        return model, passage.reciter, "", printable(str(first.audio))
-    numbers = str(first.number) if first == last else f"{first.number}-{last.number}"
-    if first.take > 1:
-        numbers += f" ({first.take})"
-    return model, passage.reciter, str(first.surah), numbers
+def key_of(model: str, ayah: Ayah) -> Key:
+    """Return the key of the prediction of ``ayah`` by ``model`` (a :func:`printable` name)."""
+    if ayah.surah is None:
+        return model, ayah.reciter, "", printable(str(ayah.audio))
+    number = f"{ayah.number} ({ayah.take})" if ayah.take > 1 else str(ayah.number)
+    return model, ayah.reciter, str(ayah.surah), number
 
 
 def read_predictions(path: Path, log: Log = no_log) -> Iterator[Prediction]:
@@ -243,7 +203,7 @@ class Predictions:
 
         def place(key: Key) -> tuple[Any, ...]:
             model, reciter, sorah, ayah = key
-            return models.index(model), reciter, sorah.zfill(3), re.split("[- ]", ayah)[0].zfill(3), ayah
+            return models.index(model), reciter, sorah.zfill(3), ayah.split(" ")[0].zfill(3), ayah
 
         self.rows = {key: self.rows[key] for key in sorted(self.rows, key=place)}
         with atomic_write(self.path) as file:

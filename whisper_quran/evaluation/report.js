@@ -27,8 +27,8 @@ const noun = quran ? "recitation" : "recording";
 const rtl = ayat.some(ayah => isArabic(ayah.words.join(" ")));
 const place = ayah => ayah.surah ? `${ayah.surah}:${ayah.name}` : ayah.name;
 const surahName = surah => data.surahs[surah] ?? "";
-const byKey = new Map(data.recordings.map(([reciter, index, seconds, addresses, damaged]) => [`${reciter} ${index}`,
-  {reciter, ayah: ayat[index], words: ayat[index].words.length, runs: [], seconds, addresses, damaged}]));
+const byKey = new Map(data.recordings.map(([reciter, index, seconds, address, damaged]) => [`${reciter} ${index}`,
+  {reciter, ayah: ayat[index], words: ayat[index].words.length, runs: [], seconds, address, damaged}]));
 const recordings = [...byKey.values()];
 for (const [model, reciter, index, [substitutions, deletions, insertions], parts] of data.rows) {
   const errors = substitutions + deletions + insertions;
@@ -288,8 +288,8 @@ function article(recording, models) {
     h("div", {class: "where"},
       h("b", {}, h("bdi", {}, place(ayah)), ayah.surah ? [" ", ar(surahName(ayah.surah))] : null),
       h("div", {}, reciter), h("div", {}, `${plural(words, "word")} · ${seconds.toFixed(1)} s`),
-      recording.addresses && h("button", {class: "play", type: "button", "aria-label": `Play ${place(ayah)}, ${reciter}`,
-        onclick: () => play(`${place(ayah)}, ${reciter}`, recording.addresses)}, "▶ Play"),
+      recording.address && h("button", {class: "play", type: "button", "aria-label": `Play ${place(ayah)}, ${reciter}`,
+        onclick: () => play(`${place(ayah)}, ${reciter}`, recording.address)}, "▶ Play"),
       recording.damaged && h("div", {class: "damaged"}, "audio damaged or cut short")),
     h("div", {}, models.filter(model => runs[model]).map(model => {
       const run = runs[model];

@@ -172,14 +172,14 @@ def write_page(config: RecognitionConfig, found: Sequence[Recognition], log: Log
         log(f"putting the audio into {config.html}: {size}")
         decoded = decode_files([each.file for each in found], config.workers)
         # One that is silent, or no longer there, has none.
-        addresses = [[] if isinstance(each, AudioError) else [data_address(each.samples)] for each in decoded]
+        addresses = ["" if isinstance(each, AudioError) else data_address(each.samples) for each in decoded]
     else:
-        addresses = [[relative_address(Path(each.file), folder)] for each in found]
+        addresses = [relative_address(Path(each.file), folder) for each in found]
     pages.write_page(config.html, Path(__file__).with_name("page.html"), _data(config, found, addresses))
     log(f"to look into, and to listen to: {config.html}")
 
 
-def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Sequence[list[str]]) -> dict[str, Any]:
+def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Sequence[str]) -> dict[str, Any]:
     """Arrange the recordings for the page: a recitation has lines of [surah:ayah, words, parts (:func:`.short_parts`)],
     the first without a number if it is the preface."""
     names = [printable(each.file) for each in found]
@@ -192,7 +192,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
                 **asdict(replace(each, file=name, recitations=())),
                 "name": short,
                 "duration": format_duration(each.seconds),
-                "addresses": urls,
+                "address": address,
                 "recitations": [
                     {
                         "surah": recitation.surah,
@@ -204,7 +204,7 @@ def _data(config: RecognitionConfig, found: Sequence[Recognition], addresses: Se
                     for recitation, again in zip(each.recitations, said_again(each.recitations), strict=True)
                 ],
             }
-            for name, short, each, urls in zip(names, short_names(names), found, addresses, strict=True)
+            for name, short, each, address in zip(names, short_names(names), found, addresses, strict=True)
         ],
         "kinds": list(KINDS.items()),
         "facts": {

@@ -9,13 +9,13 @@ const spoken = data.recordings.map(() => []); // of each recording {start, end, 
 let playing; // the number of the recording in the player
 
 function playFrom(number, second) {
-  const {name, addresses} = data.recordings[number], audio = $("audio");
+  const {name, address} = data.recordings[number], audio = $("audio");
   if (playing === number && !$("player").hidden && !audio.error) {
     audio.currentTime = second;
     audio.play();
   } else {
     playing = number;
-    play(name, addresses, second);
+    play(name, address, second);
   }
 }
 
