@@ -28,8 +28,8 @@ from .word_times import LetterTime
 
 _PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
 # Speech that was not heard: between pauses of 150 ms, at least 0.8 s of it, with few letters a second beside the rest
-# of its piece. It is heard again if that gives many more letters.
-_SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 1.25
+# of its piece. It is heard again, and that counts if more than so many letters more are found.
+_SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 3
 _GAP, _NEAR = 150, 60  # loud frames between two letters; and within how many it is cut there
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
@@ -229,7 +229,7 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
         heard = {each[0]: each for each in decoder.decode([part for _, parts in unsettled for part in parts])}
         for whole, parts in unsettled:
             again = [heard[part] for part in parts]
-            if sum(map(_letters_found, again)) > _MORE * _letters_found(whole):
+            if sum(map(_letters_found, again)) > _letters_found(whole) + _MORE:
                 waiting[whole[0].clip] += len(parts) - 1
                 for each in again:
                     yield from settle(each)
@@ -238,8 +238,9 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
 
 
 def _letters_found(each: _Decoded) -> float:
-    """Return the letters of its nearest candidate less what differs; what a model invents has few."""
-    return max((sum(map(len, found.letters)) - found.cost for found in each[2]), default=0.0)
+    """Return the letters of its nearest candidate less what differs; 0 if that is half of them, or the text unlikely."""
+    lengths = ((sum(map(len, found.letters)), found.cost) for found in each[2] if not needs_fallback(each[1]))
+    return max((length - cost for length, cost in lengths if cost < length / 2), default=0.0)
 
 
 def _transcript(parts: list[_Decoded], recognizer: Recognizer | None) -> Transcript:
