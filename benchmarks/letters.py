@@ -1,6 +1,7 @@
 """What letters are heard for others: estimate ``whisper_quran/decoding/letter_costs.csv`` from recitations.
 
   python benchmarks/letters.py --data DIR --model base.pt --reciters A B C [--limit 200] --out letter_costs.csv
+  python benchmarks/letters.py --plot docs/letters.png          a picture of the costs in the package
 
 The texts of whole ayat of up to 30 s are aligned with what the model heard, the most likely way by the costs so far,
 and the costs are then those of what was counted; four times. Ayat of which most letters are wrong are left out.
@@ -19,6 +20,7 @@ from whisper_quran.data.audio import SAMPLE_RATE
 from whisper_quran.data.audio_cache import prepare_audio
 from whisper_quran.data.corpus import open_corpus
 from whisper_quran.data.text import letters
+from whisper_quran.decoding import letter_costs
 from whisper_quran.decoding.letter_costs import LETTER
 from whisper_quran.decoding.long_audio import decode_clips
 from whisper_quran.runtime.device import choose_device, choose_precision
@@ -72,15 +74,38 @@ def estimate(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return costs
 
 
+def plot(path: Path) -> None:
+    """Draw the table of the package: the darker, the easier a letter of a row is heard as that of a column."""
+    import matplotlib.pyplot as plt
+
+    table = Path(letter_costs.__file__).with_suffix(".csv").read_text(encoding="utf-8")
+    (_, *heard), *rows = (line.split(",") for line in table.splitlines())
+    costs = np.array([row[1:] for row in rows], dtype=float) / LETTER
+    np.fill_diagonal(costs, np.nan)
+    figure, axes = plt.subplots(figsize=(9, 8.4))
+    image = axes.imshow(costs, cmap="magma", vmin=0, vmax=costs[~np.isnan(costs)].max())
+    axes.set_xticks(range(len(heard)), heard)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.xaxis.tick_top()
+    axes.set(xlabel="heard (–: nothing)", ylabel="said (–: nothing)")
+    figure.colorbar(image, label="cost, in letters", shrink=0.7)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--reciters", nargs="+", required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--reciters", nargs="+")
     parser.add_argument("--limit", type=int, default=200, help="ayat of each reciter")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
+    if args.plot:
+        return plot(args.plot)
+    if not (args.data and args.model and args.reciters and args.out):
+        parser.error("give --data, --model, --reciters and --out, or --plot")
     device, _ = choose_device("auto")
     model = load_checkpoint(args.model, device)
     dtype = choose_precision(args.precision, device, model).dtype

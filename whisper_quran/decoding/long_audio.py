@@ -238,7 +238,7 @@ def _transcribe(decoder: _PieceDecoder) -> Iterator[Transcript]:
 
 
 def _letters_found(each: _Decoded) -> float:
-    """Return the letters of its nearest candidate less what differs; 0 if that is half of them, or the text unlikely."""
+    """Return the letters of its nearest candidate less what differs; 0 if that is half, or the text unlikely."""
     lengths = ((sum(map(len, found.letters)), found.cost) for found in each[2] if not needs_fallback(each[1]))
     return max((length - cost for length, cost in lengths if cost < length / 2), default=0.0)
 
