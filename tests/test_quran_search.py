@@ -21,10 +21,9 @@ from whisper_quran.data.features import AudioFeatures
 from whisper_quran.data.text import letters, target_tokens
 from whisper_quran.decoding import batch_decoder
 from whisper_quran.decoding.batch_decoder import BatchDecoder
-from whisper_quran.decoding.letter_costs import LETTER, LetterCosts
+from whisper_quran.decoding.letter_costs import AGAIN, LETTER, LetterCosts, find_passes
 from whisper_quran.decoding.long_audio import transcribe_clips
 from whisper_quran.decoding.quran_search import BREAK, Candidate, Quran, Recognizer, Span, _doubts, joined
-from whisper_quran.decoding.repeats import AGAIN, find_passes
 from whisper_quran.decoding.word_times import alignment_heads
 
 CPU = torch.device("cpu")

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ..data.text import letters, normalize
 from .batch_decoder import DecodedClip
-from .letter_costs import FAR, LETTER, MOST_LEFT_OUT, LetterCosts, Places
-from .repeats import AGAIN, find_passes
+from .letter_costs import AGAIN, FAR, LETTER, MOST_LEFT_OUT, LetterCosts, Places, find_passes
 from .word_times import LetterTime, letter_times
 
 _ISTIADHA = "أعوذ بالله من الشيطان الرجيم"
