@@ -14,7 +14,7 @@ from ..data.audio import SAMPLE_RATE, AudioError, decode_files
 from ..data.features import FRAME
 from ..decoding.long_audio import RecognizedPiece, Transcript, smoothed_energy, transcribe_clips
 from ..decoding.quran_search import Candidate, Recognizer
-from ..runtime.console import Log
+from ..runtime.console import Log, printable
 from ..runtime.errors import UserError
 from .recitations import DOUBTFUL, Recognition, is_likely, load, recognition_of
 
@@ -110,7 +110,7 @@ def _pieces(chunks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
 def _decode(file: Path) -> Iterator[np.ndarray]:
     (audio,) = decode_files([file], 1)
     if isinstance(audio, AudioError):
-        raise UserError(f"{file}: {audio}")
+        raise UserError(f"{printable(str(file))}: {audio}")
     yield from np.split(audio.samples, range(_STEP, len(audio.samples), _STEP))
 
 
@@ -119,9 +119,11 @@ def _read(stream: BinaryIO) -> Iterator[np.ndarray]:
     chunks: SimpleQueue[bytes] = SimpleQueue()
 
     def read() -> None:
-        while data := stream.read(2 * _STEP):
-            chunks.put(data)
-        chunks.put(b"")
+        try:
+            while data := stream.read(2 * _STEP):
+                chunks.put(data)
+        finally:
+            chunks.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
     while data := chunks.get():
