@@ -475,7 +475,7 @@ def test_the_report_plays_the_recordings_from_where_they_are_or_from_inside_itse
     run(workshop / "model0.pt", "--out", out)
     audio = json.loads(re.search(r'id="data">(.*?)</script>', (out / "report.html").read_text())[1])["recordings"]
     assert len(audio) == 7
-    for number, (*_, (address,), damaged) in enumerate(audio, start=1):
+    for number, (*_, address, damaged) in enumerate(audio, start=1):
         file = quran / "audio" / "AbdulWadood_Haneef" / f"001{number:03}.mp3"
         assert (out / unquote(address)).resolve() == file.resolve() and not damaged
     assert "0.2 MB" in run(workshop / "model0.pt", "--out", out, "--embed-audio")[0]
