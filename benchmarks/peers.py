@@ -134,7 +134,7 @@ class Clock:
 
 def ours(job: Job, full_context: bool = False) -> list[Epoch]:
     if full_context:
-        training_batches.context_of = lambda samples, full: FULL_CONTEXT
+        training_batches.context_of = lambda samples, full=False: FULL_CONTEXT
     setup = job.setup
     model = load_checkpoint(job.folder / "model.pt", setup.device)
     options = {"lr": LR, "weight_decay": 0.0, "clip_grad": 0.0, "warmup_steps": 0, "epochs": job.epochs}

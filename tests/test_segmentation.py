@@ -75,9 +75,14 @@ def test_cuts_are_in_the_pauses_around_what_was_not_heard():
     first, second, third = letters(9, 0, 3), letters(9, 3.4, 6.4), letters(9, 6.8, 9.8)
     near = lambda *seconds: pytest.approx([each * RATE for each in seconds], abs=0.1 * RATE)  # noqa: E731
     assert cuts_around_unheard(samples, [*first, *second, *third]) == []
-    assert cuts_around_unheard(samples, first) == near(3.2, 6.6)
+    assert cuts_around_unheard(samples, first) == near(3.2)  # what follows is heard, and cut again
     assert cuts_around_unheard(samples, [*first, *second]) == near(6.6)
     assert cuts_around_unheard(samples, [*first, *letters(3, 3.4, 6.4), *third]) == near(3.2, 6.6)
     assert cuts_around_unheard(samples, [*first, *letters(5, 3.4, 6.4), *third]) == []
-    assert cuts_around_unheard(said, letters(1, 0, 3)) == []
+    assert cuts_around_unheard(said, letters(2, 0, 3)) == []
+    without_pauses = np.concatenate([said, said // 2, said])
+    without_pauses[[3 * RATE, 6 * RATE]] = 0
+    assert cuts_around_unheard(without_pauses, first) == pytest.approx([3.3 * RATE], abs=0.35 * RATE)
+    around = [*first, *letters(9, 6, 9)]
+    assert cuts_around_unheard(without_pauses, around) == pytest.approx([3.3 * RATE, 5.7 * RATE], abs=0.35 * RATE)
     assert cuts_around_unheard(samples[:10], []) == cuts_around_unheard(pause, first) == []
