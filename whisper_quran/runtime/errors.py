@@ -112,6 +112,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = streams
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed and distributed.is_initialized():
+        os._exit(code)  # otherwise gloo may abort at exit, as the other processes leave
     sys.exit(code)
 
 

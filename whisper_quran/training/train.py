@@ -57,9 +57,8 @@ def train(config: TrainingConfig, log: Log = print) -> History:
             finished = trainer.train()
     except torch.OutOfMemoryError as error:  # outside the steps and validations that can take fewer clips at a time
         raise UserError(f"{device} has too little memory ({error}): choose a smaller --model") from None
-    finally:
-        if connected:
-            torch.distributed.destroy_process_group()
+    if connected:  # not after an error: gloo may abort if another process has left, see run_command
+        torch.distributed.destroy_process_group()
     if finished:
         log_results(trainer, time.monotonic() - started, log)
     else:
