@@ -26,10 +26,11 @@ from .batch_decoder import BatchDecoder, is_looping
 from .quran_search import Candidate, Recognizer
 from .word_times import LetterTime
 
-_PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
+PAUSE = 30  # frames: 300 ms of quiet are a pause, the closure of a stop consonant is shorter
+QUIET = 0.02  # of the mean energy
 # Speech that was not heard: between pauses of 150 ms, at least 0.8 s of it, with few letters a second beside the rest
 # of its piece. It is heard again, and that counts if more than so many letters more are found.
-_SHORT_PAUSE, _QUIET, _SPOKEN, _UNHEARD, _MORE = 15, 0.02, 80, 0.4, 3
+_SHORT_PAUSE, _SPOKEN, _UNHEARD, _MORE = 15, 80, 0.4, 3
 _GAP, _NEAR = 150, 60  # loud frames between two letters; and within how many it is cut there
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # whisper.transcribe's
 _SHORTEST = 10 * SAMPLE_RATE  # a piece is at least a phrase
@@ -276,7 +277,7 @@ def cut_at_pauses(samples: np.ndarray) -> list[tuple[int, int]]:
     spans = []
     start = 0
     if len(samples) > N_SAMPLES:
-        energy = smoothed_energy(samples, _PAUSE)
+        energy = smoothed_energy(samples, PAUSE)
     while len(samples) - start > N_SAMPLES:
         earliest = -(-(start + _SHORTEST) // FRAME)
         latest = min(start + N_SAMPLES, len(samples) - _SHORTEST) // FRAME
@@ -294,7 +295,7 @@ def cuts_around_unheard(samples: np.ndarray, times: Sequence[LetterTime]) -> lis
     if len(samples) < 2 * _SPOKEN * FRAME:
         return []
     energy = smoothed_energy(samples, _SHORT_PAUSE)
-    loud = energy >= _QUIET * energy.mean()
+    loud = energy >= QUIET * energy.mean()
     edges = np.flatnonzero(np.diff(loud, prepend=True, append=True)).tolist()
     pauses = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= _SHORT_PAUSE]
     middles = np.array([(start + end) / 2 for _, start, end in times]) * SAMPLE_RATE / FRAME

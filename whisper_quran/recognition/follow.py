@@ -12,7 +12,7 @@ import numpy as np
 from ..config import RecognitionConfig
 from ..data.audio import SAMPLE_RATE, AudioError, decode_files
 from ..data.features import FRAME
-from ..decoding.long_audio import RecognizedPiece, Transcript, smoothed_energy, transcribe_clips
+from ..decoding.long_audio import PAUSE, QUIET, RecognizedPiece, Transcript, smoothed_energy, transcribe_clips
 from ..decoding.quran_search import Candidate, Recognizer
 from ..runtime.console import Log, printable
 from ..runtime.errors import UserError
@@ -20,7 +20,6 @@ from .recitations import DOUBTFUL, Recognition, is_likely, load, recognition_of
 
 _STEP = 4000  # samples read at a time
 _SHORTEST, _LONGEST = 3 * SAMPLE_RATE, 12 * SAMPLE_RATE  # of a piece that is heard
-_PAUSE, _QUIET = 30, 0.02  # frames, and of the mean energy
 _LETTERS = 12  # as written; fewer are certain only where they follow what was told
 _MOST_WAITING = 4  # pieces whose place is not certain
 
@@ -49,9 +48,8 @@ def follow(config: RecognitionConfig, stream: BinaryIO | None = None, log: Log =
         UserError: the recording, the text or the model cannot be used.
     """
     model, recognizer, options = load(config, log, _Recorder)
-    last: list[Candidate] = []  # what was told last
+    last: list[Candidate] = []  # what was told last, if anything was
     waiting: list[tuple[RecognizedPiece, Sequence[Candidate]]] = []
-    seconds = 0.0
     for start, samples in _pieces(_read(stream) if stream else _decode(Path(config.files[0]))):
         begin, seconds = start / SAMPLE_RATE, (start + len(samples)) / SAMPLE_RATE
         (transcript,) = transcribe_clips(model, [samples], batch_size=1, log=log, recognizer=recognizer, **options)
@@ -60,13 +58,13 @@ def follow(config: RecognitionConfig, stream: BinaryIO | None = None, log: Log =
                 waiting.append((replace(piece, start=begin + piece.start, end=begin + piece.end), candidates))
         if not waiting:
             continue
-        chosen = recognizer.choose([*([each] for each in last), *(each for _, each in waiting)])[len(last) :]
-        words = recognizer.words(chosen[-1]) if chosen[-1] else []
-        if not _is_certain(chosen[-1], words, waiting[-1][1], last):
+        path = recognizer.choose([*([each] for each in last), *(each for _, each in waiting)])
+        chosen = [each for each in path[len(last) :] if each]  # all, as none of those waiting lacks candidates
+        if not _is_certain(chosen[-1], recognizer.words(chosen[-1]), waiting[-1][1], last):
             del waiting[:-_MOST_WAITING]
             continue
         told = tuple(replace(piece, candidate=each) for (piece, _), each in zip(waiting, chosen, strict=True))
-        last, waiting = [each for each in chosen[-1:] if each], []
+        last, waiting = chosen[-1:], []
         text = " ".join(piece.text for piece in told)
         found = recognition_of(
             Path(config.files[0]), seconds, Transcript(0, text, 0.0, told), recognizer, DOUBTFUL[config.strictness]
@@ -76,10 +74,10 @@ def follow(config: RecognitionConfig, stream: BinaryIO | None = None, log: Log =
 
 
 def _is_certain(
-    chosen: Candidate | None, words: Sequence[str], candidates: Sequence[Candidate], last: Sequence[Candidate]
+    chosen: Candidate, words: Sequence[str], candidates: Sequence[Candidate], last: Sequence[Candidate]
 ) -> bool:
     """Return whether what was chosen is likely, and goes on from the ``last``, or is the only place for its words."""
-    if chosen is None or not is_likely(chosen):
+    if not is_likely(chosen):
         return False
     span = chosen.runs[0].span
     if last and span.follows(last[0].span):
@@ -97,10 +95,10 @@ def _pieces(chunks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         samples = np.concatenate([samples, chunk])
         if len(samples) < _SHORTEST:
             continue
-        energy = smoothed_energy(samples, _PAUSE)
-        first = _SHORTEST // FRAME - _PAUSE
-        at = first + int(energy[first:-_PAUSE].argmin())
-        if energy[at] < _QUIET * energy.mean() or len(samples) >= _LONGEST:
+        energy = smoothed_energy(samples, PAUSE)
+        first = _SHORTEST // FRAME - PAUSE
+        at = first + int(energy[first:-PAUSE].argmin())
+        if energy[at] < QUIET * energy.mean() or len(samples) >= _LONGEST:
             yield start, samples[: at * FRAME]
             start, samples = start + at * FRAME, samples[at * FRAME :]
     if len(samples):

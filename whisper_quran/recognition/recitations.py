@@ -139,8 +139,7 @@ def recognize(config: RecognitionConfig, log: Log = print) -> Iterator[Recogniti
                 for transcript in transcripts:
                     file, audio = speech[transcript.clip]
                     seconds, doubtful = len(audio.samples) / SAMPLE_RATE, DOUBTFUL[config.strictness]
-                    recognition = recognition_of(file, seconds, transcript, recognizer, doubtful)
-                    heard[file] = replace(recognition, damaged=audio.damaged)
+                    heard[file] = recognition_of(file, seconds, transcript, recognizer, doubtful, audio.damaged)
             finally:  # an error is raised after what was done
                 for file, audio in group:
                     if file in heard:
@@ -192,7 +191,12 @@ def is_likely(candidate: Candidate) -> bool:
 
 
 def recognition_of(
-    file: Path, seconds: float, transcript: Transcript, recognizer: Recognizer, doubtful: float = 0.0
+    file: Path,
+    seconds: float,
+    transcript: Transcript,
+    recognizer: Recognizer,
+    doubtful: float = 0.0,
+    damaged: bool = False,
 ) -> Recognition:
     """Join pieces that follow each other in the text into recitations; pieces that match no span are the others."""
     groups: list[list[tuple[RecognizedPiece, Candidate]]] = []
@@ -207,7 +211,7 @@ def recognition_of(
                 groups.append([])
             groups[-1].append((piece, run))
     found = tuple(_recitation(pieces, recognizer, doubtful) for pieces in groups)
-    return Recognition(str(file), seconds, False, transcript.text, found, tuple(others))
+    return Recognition(str(file), seconds, damaged, transcript.text, found, tuple(others))
 
 
 def _recitation(

@@ -113,7 +113,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         sys.stderr.flush()
         sys.stdout, sys.stderr = streams
     distributed = sys.modules.get("torch.distributed")
-    if code and distributed and distributed.is_initialized():
+    if code and distributed and distributed.is_available() and distributed.is_initialized():
         os._exit(code)  # otherwise gloo may abort at exit, as the other processes leave
     sys.exit(code)
 
