@@ -5,8 +5,9 @@
 Parts: ``ayat``, whole ayat up to 30 s, against the whole ayah that is nearest to what was heard by edit distance (which
 knows that it is one ayah, as the recognizer does not); ``cut``, ayat cut in two at their quietest place; ``long``, five
 minutes of consecutive ayat as one recording; ``follow``, the same as it comes; ``words``, ayat in which a word is
-replaced by another of the same reciter's, left out or said twice, found by the model's doubt of it; ``repeats``, ayat
-of which some are said again.
+replaced by another of the same reciter's, left out or said twice, found by the model's doubt of it; ``lookalikes``,
+ayat that go on as another after three words or more that both have; ``repeats``, ayat of which some are said again;
+``others``, what the text does not have: ayat without whose surahs it is searched, and the same backwards.
 
 The nearest ayah is that to the greedy text: what is decoded again at a high temperature has fewer of its letters.
 
@@ -18,6 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +313,83 @@ def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[st
     ]
 
 
+def lookalikes(bench: Bench) -> None:
+    """Print whether it is noticed that an ayah, after words that another has too, goes on as the other."""
+    recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 20 * SAMPLE_RATE]
+        pairs = confusable([normalize(ayah.text, "none").split() for ayah in ayat], bench.args.limit or len(ayat))
+        used = sorted({number for one, _, other, _ in pairs for number in (one, other)})
+        clips = {number: np.array(cache.read(ayat[number].audio)) for number in used}
+        heard = dict(zip(used, bench.hear([clips[number] for number in used], recognizer), strict=True))
+        right: list[float] = []
+        timed = {}
+        for number, each in heard.items():
+            if recognizer.join_words(each.found) == normalize(ayat[number].text, "none"):
+                right += [doubt for run in each.found for doubt in run.doubts]
+                timed[number] = timed_words(each, recognizer)
+        pairs = [pair for pair in pairs if pair[0] in timed and pair[2] in timed]
+        starts = [[int(timed[n][word][1] * SAMPLE_RATE) for n, word in (pair[:2], pair[2:])] for pair in pairs]
+        spliced = [
+            np.concatenate([clips[one][:end], clips[other][start:]])
+            for (one, _, other, _), (end, start) in zip(pairs, starts, strict=True)
+        ]
+        doubts, written, named = [], 0, 0
+        for (one, word, other, other_word), each in zip(pairs, bench.hear(spliced, recognizer), strict=True):
+            runs = [r for p in each.pieces if p.candidate and is_likely(p.candidate) for r in p.candidate.runs]
+            # Of the first word of what was not said, if it is in what was found; other texts are no claim that it was.
+            key, doubt = (ayat[one].surah, ayat[one].number), float("inf")
+            for run in runs:
+                first = len(run.letters) - (run.span.last - run.span.first + 1)  # of the span, after the preface
+                places = bench.text.places[run.span.surah][run.span.first : run.span.last + 1]
+                at = (
+                    places.index((key[1], word + 1))
+                    if run.span.surah == key[0] and (key[1], word + 1) in places
+                    else -1
+                )
+                doubt = min(doubt, run.doubts[first + at]) if at >= 0 else doubt
+            doubts.append(doubt)
+            texts = [normalize(ayat[number].text, "none").split() for number in (one, other)]
+            as_written, as_said = ("".join(texts[0]), "".join([*texts[0][:word], *texts[1][other_word:]]))
+            text = letters(each.text)
+            written += Levenshtein.distance(letters(as_written), text) < Levenshtein.distance(letters(as_said), text)
+            named += any((ayat[other].surah, ayat[other].number) in bench.text.ayat(run.span) for run in runs)
+        limits = {f"at {percent(rate)}": float(np.quantile(right, 1 - rate)) for rate in FALSE_ALARMS}
+        for name, limit in {**limits, **DOUBTFUL}.items():
+            alarms = f"{percent(np.mean(np.array(right) > limit))} of {len(right)}"
+            noticed = percent(np.mean(np.array(doubts) > limit))
+            lines.append([reciter, name, f"{limit:.1f}", alarms, f"{noticed} of {len(pairs)}", written, named])
+    header = ["goes on as another", "", "nats", "false alarms a word", "noticed", "written as it stands", "other named"]
+    print(f"\n{markdown_table(header, lines)}", flush=True)
+
+
+def confusable(texts: Sequence[Sequence[str]], limit: int) -> list[tuple[int, int, int, int]]:
+    """Choose pairs of texts with three words or more in common, between others that differ, none of them twice.
+
+    Each is a text and its first word after the common ones, and the other's.
+    """
+    places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for number, words in enumerate(texts):
+        for at in range(1, len(words) - 3):
+            places.setdefault(tuple(words[at : at + 3]), []).append((number, at))
+    drawn = [pair for its in places.values() for pair in combinations(its, 2)]
+    random.Random(0).shuffle(drawn)
+    chosen: list[tuple[int, int, int, int]] = []
+    used = set[int]()
+    for (one, at), (other, other_at) in drawn:
+        words, others = texts[one], texts[other]
+        both = zip(words[at:], others[other_at:], strict=False)
+        common = sum(1 for _ in takewhile(lambda each: each[0] == each[1], both))
+        differ = words[at - 1] != others[other_at - 1]
+        ends = at + common == len(words) or other_at + common == len(others)
+        if differ and not ends and one != other and not {one, other} & used and len(chosen) < limit:
+            used |= {one, other}
+            chosen.append((one, at + common, other, other_at + common))
+    return chosen
+
+
 def repeated(bench: Bench) -> None:
     """Print of how many recordings, in which a reciter goes back, all passes are found and no other ayah."""
     recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
@@ -354,13 +433,49 @@ def repeated(bench: Bench) -> None:
     print(f"\n{markdown_table(['said again', *REPEATS, 'all'], lines)}", flush=True)
 
 
+def others(bench: Bench) -> None:
+    """Print how much is taken for the Qur'an that is not in the text."""
+    lines = []
+    for reciter in bench.args.reciters:
+        ayat, cache = bench.ayat(reciter)
+        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 30 * SAMPLE_RATE and len(ayah.text.split()) > 2]
+        clips = [np.array(cache.read(ayah.audio)) for ayah in ayat[: bench.args.limit]]
+        surahs = {ayah.surah for ayah in ayat}
+        text = Quran({key: words for key, words in bench.texts.items() if key[0] not in surahs})
+        recognizer = Recognizer(text, bench.device, alignment_heads(bench.model))
+        taken = [taken_words(each, recognizer) for each in bench.hear(clips, recognizer)]
+        near = [recognizer.nearest(ayah.text) for ayah in ayat[: len(clips)]]
+        # Verses that say much of the same elsewhere.
+        alike = [bool(n) and n[0].cost < len(letters(a.text)) / 2 for n, a in zip(near, ayat, strict=False)]
+        backwards = [
+            taken_words(each, recognizer) for each in bench.hear([clip[::-1].copy() for clip in clips], recognizer)
+        ]
+        groups = [
+            [count for count, its in zip(taken, alike, strict=True) if not its],
+            [count for count, its in zip(taken, alike, strict=True) if its],
+            [taken_words(each, recognizer) for each in backwards],
+        ]
+        cells = [f"{sum(n > 2 for n in its)} of {len(its)} ({sum(n > 0 for n in its)})" for its in groups]
+        lines.append([reciter, f"{min(surahs)} to {max(surahs)}", *cells])
+    header = ["taken for the Qur'an", "text without surahs", "ayat", "with a look-alike", "backwards"]
+    print(f"\n{markdown_table(header, lines)}\n\nwith three words and more (at all)", flush=True)
+
+
+def taken_words(transcript: Transcript, recognizer: Recognizer) -> int:
+    """Return how many words were found, in pieces that are likely."""
+    likely = (each.candidate for each in transcript.pieces if each.candidate and is_likely(each.candidate))
+    return sum(len(recognizer.words(candidate)) for candidate in likely)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "ayat": whole_ayat,
     "cut": cut_ayat,
     "long": long_recordings,
     "follow": followed,
     "words": mistakes,
+    "lookalikes": lookalikes,
     "repeats": repeated,
+    "others": others,
 }
 
 

@@ -91,13 +91,16 @@ def make_model(size: str, device: torch.device | str = "cpu", layers: int | None
 
 
 def open_clips(data: Path, cache: Path, limit: int | None = None, reciters: Sequence[str] = ()) -> Clips:
-    """Decode the ayat under ``data``, of every reciter (or of ``reciters``) at most ``limit``, and pair them with their
-    tokens."""
+    """Decode the ayat under ``data``, of every reciter (or of ``reciters``) at most ``limit`` from all over the text,
+    and pair them with their tokens."""
     corpus = open_corpus(data)
     names = reciters or corpus.reciters
     ayat, _ = corpus.select(names)
-    ayat = [ayah for name in names for ayah in [ayah for ayah in ayat if ayah.reciter == name][:limit]]
-    sources = {name: [ayah.audio for ayah in ayat if ayah.reciter == name] for name in names}
+    by_reciter = {name: [ayah for ayah in ayat if ayah.reciter == name] for name in names}
+    if limit:
+        by_reciter = {name: its[:: max(1, len(its) // limit)][:limit] for name, its in by_reciter.items()}
+    ayat = [ayah for its in by_reciter.values() for ayah in its]
+    sources = {name: [ayah.audio for ayah in its] for name, its in by_reciter.items()}
     recordings = prepare_audio(sources, cache, workers=4)
     tokenizer = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
     return Clips(build_examples(ayat, recordings, tokenizer, 30, 448)[0], recordings)

@@ -378,6 +378,17 @@ def test_all_texts_may_be_put_into_plain_spelling(quran, ayat, tmp_path):
             assert any("put into plain spelling" in line for line in told) == (spelling == "plain")
 
 
+def test_rows_among_times_are_listed(quran, tmp_path):
+    soundfile.write(tmp_path / "001001.wav", np.random.default_rng(0).normal(size=16_000) / 10, SAMPLE_RATE)
+    times = {"surah": 1, "ayah": 1, "segments": [[0, 4, 0, 900]]}
+    row = {"audio": "001001.wav", "surah": 1, "ayah": 2}
+    (tmp_path / "times.json").write_text(json.dumps([row, times, "text"]))
+    corpus = open_corpus(quran, manifest=tmp_path / "times.json")
+    assert [(a.surah, a.number) for a in corpus.select([tmp_path.name])[0]] == [(1, 1)]
+    reasons = {item.file.split(", ")[-1]: item.reason.split(",")[0] for item in corpus.skipped}
+    assert reasons == {"item 1": "it has no times", "item 3": "it has no times"}
+
+
 def test_times_that_do_not_fit_are_listed(quran, tmp_path):
     """2:21 begins with يا أيها, one word in Uthmani spelling."""
     soundfile.write(tmp_path / "055.wav", np.random.default_rng(0).normal(size=160_000) / 10, SAMPLE_RATE)

@@ -9,11 +9,14 @@ import os
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .checkpoints import huggingface
-from .checkpoints.checkpoint import Checkpoint, read_checkpoint, read_json, write_checkpoint
+from .checkpoints.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, read_json, write_checkpoint
 from .checkpoints.dims import ENGLISH_VOCAB, size_name, tokenizer_for
 from .checkpoints.names import WHISPER_NAMES
 from .runtime import __version__
@@ -39,20 +42,27 @@ def convert(
     dtype: str = "fp16",
     language: str = "ar",
     force: bool = False,
+    toward: str | Path | None = None,
+    share: float = 0.3,
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
     ``dest`` is written in a hidden folder beside it, then renamed. ``to`` is "openai", "hf" or "ct2"; ``dtype`` is
-    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
+    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper. For ``toward``
+    and ``share`` see :func:`interpolated`.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, ``dest`` cannot be written, or is
-            there already and not ``force``, or CTranslate2 is not installed.
+            there already and not ``force``, or CTranslate2 is not installed; or as of :func:`interpolated`.
     """
     dest = Path(os.path.abspath(dest))
+    if toward and to != "openai":
+        raise UserError(f"--toward writes a Whisper .pt: leave out --to {to}, and convert that file then")
     if to == "ct2":
         _import_converter()
     checkpoint = read_checkpoint(source)
+    if toward:
+        checkpoint = interpolated(checkpoint, toward, share)
     work = dest.with_name(f".{dest.name}.tmp")
     _restore(work, dest)
     _check_dest(checkpoint.source, dest, to, force)
@@ -69,6 +79,27 @@ def convert(
             _restore(work, dest)
             shutil.rmtree(work, ignore_errors=True)
     return _report(checkpoint, dest, f"{to}, {dtype}")
+
+
+def interpolated(checkpoint: Checkpoint, model: str | Path, share: float) -> Checkpoint:
+    """Move the weights of ``checkpoint`` by a ``share`` (0 to 1) towards those of the ``model`` it was trained from.
+
+    It forgets a part of what it learnt, and hears voices unlike those it was trained on better (Wortsman et al., 2022,
+    "Robust fine-tuning of zero-shot models").
+
+    Raises:
+        UserError: there is no such model, it has another shape, or ``share`` is no share.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"--share {share}: it is from 0, the checkpoint itself, to 1, {model}")
+    other = load_checkpoint(model)
+    if other.dims != checkpoint.dims:
+        raise UserError(
+            f"--toward {model}: it has another shape than {checkpoint.source}, which began as another model"
+        )
+    weights = other.state_dict()
+    tensors = {name: torch.lerp(own.float(), weights[name], share) for name, own in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors)
 
 
 def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:

@@ -52,9 +52,12 @@ def rows_of_segments(document: Any, path: Path) -> list[tuple[str, dict[str, Any
 def _entries(document: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield surah:ayah, what is known of the ayah, and the address of its recording, if there is one."""
     if isinstance(document, list):
-        for each in document:
-            if isinstance(each, dict) and {"surah", "ayah", "segments"} <= each.keys():
+        is_timed = [isinstance(each, dict) and {"surah", "ayah", "segments"} <= each.keys() for each in document]
+        for number, (each, timed) in enumerate(zip(document, is_timed, strict=True), start=1):
+            if timed:
                 yield f"{each['surah']}:{each['ayah']}", each, ""
+            elif any(is_timed):
+                yield f"item {number}", {}, ""  # is listed among those without times
     elif isinstance(document, dict):
         recordings = document.get("audio_files", [document.get("audio_file", document)])
         for recording in recordings if isinstance(recordings, list) else ():

@@ -183,7 +183,7 @@ class _PieceDecoder:
             piece, found = pieces[clip.index], list[Candidate]()
             if self.recognizer and not (self.fallback and is_silent(clip.result)):
                 found = self.recognizer.candidates(clip, (piece.end - piece.start) / SAMPLE_RATE, piece.count == 1)
-            yield piece, clip.result, found
+            yield piece, replace(clip.result, audio_features=torch.empty(0)), found  # an hour's would be 400 MB
 
     def _encoded(self, pieces: Sequence[Piece], batch_size: int, temperature: float) -> Iterator[AudioFeatures]:
         """Yield batches of encoded pieces; their seeds are of samples and temperature, so texts can be reproduced."""
