@@ -9,7 +9,7 @@ from conftest import RUN, results_of
 
 from whisper_quran.data.batches import Clip
 from whisper_quran.data.features import log_mel
-from whisper_quran.training.augment import NOTHING, Augmentation
+from whisper_quran.training.augment import NOTHING, Augmentation, with_other_voice
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_speed_moves_length_and_pitch_and_nothing_is_nothing():
 
 def test_no_clip_becomes_too_long():
     augmentation = Augmentation(0, CPU)
-    for samples, speeds in ((27 * 16_000, {9, 10, 11}), (27 * 16_000 + 1, {10, 11})):
+    for samples, speeds in ((24 * 16_000, {8, 9, 10, 11, 12}), (24 * 16_000 + 1, {9, 10, 11, 12})):
         drawn = augmentation.changes(0, [Clip(number, samples) for number in range(200)])
         assert {change.speed for change in drawn} == speeds
         assert sum(change != NOTHING for change in drawn) > 50
@@ -68,6 +68,24 @@ def test_an_echo_lasts_after_the_sound_and_dies_away():
     after = [level(heard[8000 + at : 8000 + at + 1600]) for at in (800, 4000, 7200)]
     assert level(changed(clip)[8800:10400]) < -150 < after[0]
     assert after[0] > after[1] + 10 > after[2] + 20
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+@pytest.mark.parametrize("hertz, factor", [(400, 1.4), (2000, 1.25), (3000, 0.85), (900, 1.2)])
+def test_another_voice_is_the_same_at_other_frequencies(hertz, factor, n_mels):
+    """As of a tone at that frequency, and not of one at the old one."""
+    mel, expected = (log_mel(tone(each)[None], n_mels)[0, :, 100] for each in (hertz, hertz * factor))
+    warped = with_other_voice(mel[:, None], factor)[:, 0]
+    assert abs(int(warped.argmax()) - int(expected.argmax())) <= 1
+    assert int(mel.argmax()) != int(expected.argmax())
+    assert warped.amin() == mel.amin()
+
+
+def test_a_lower_voice_leaves_silence_above_it():
+    mel = torch.linspace(1, 2, 80)[:, None].expand(80, 10)
+    lower = with_other_voice(mel, 0.85)
+    assert (lower[-1] == mel.amin()).all() and (lower[:70] > 1).all()
+    torch.testing.assert_close(with_other_voice(mel, 1.0), mel)
 
 
 def test_masks_silence_bands_and_gaps_and_nothing_else():
@@ -96,11 +114,12 @@ def test_what_is_done_follows_from_seed_epoch_and_clip_and_not_from_the_batch():
     assert augmentation.changes(1, sounds) != augmentation.changes(2, sounds)
     assert augmentation.changes(1, sounds) != Augmentation(4, CPU).changes(1, sounds)
     drawn = Augmentation(0, CPU).changes(0, [Clip(number, 40_000) for number in range(1000)])
-    assert {change.speed for change in drawn} == {9, 10, 11}
+    assert {change.speed for change in drawn} == {8, 9, 10, 11, 12}
     counts = {
-        0.5: sum(c == NOTHING for c in drawn),
-        0.25: sum(c.snr is not None for c in drawn),
-        0.15: sum(c.decay is not None for c in drawn),
+        0.3: sum(c == NOTHING for c in drawn),
+        0.35: sum(c.snr is not None for c in drawn),
+        0.21: sum(c.decay is not None for c in drawn),
+        0.49: sum(c.voice is not None for c in drawn),
     }
     for share, count in counts.items():
         assert count == pytest.approx(1000 * share, abs=60)

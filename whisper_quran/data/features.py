@@ -158,6 +158,14 @@ def encode(
     return encoder.ln_post(x)
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast the matrices of a Whisper, or of a part of it, in place; whisper computes LayerNorm in fp32."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            module.to(dtype)
+    return model
+
+
 @dataclass(frozen=True)
 class AudioFeatures:
     """Encoded clips.
@@ -220,9 +228,6 @@ class FrozenEncoder:
         if self._encoder is None:
             encoder = self.model.encoder
             if self.dtype != encoder.conv1.weight.dtype or device != encoder.conv1.weight.device:
-                encoder = deepcopy(encoder).to(device)
-                for module in encoder.modules():
-                    if isinstance(module, (nn.Linear, nn.Conv1d)):  # whisper computes LayerNorm in fp32
-                        module.to(self.dtype)
+                encoder = cast(deepcopy(encoder).to(device), self.dtype)
             self._encoder = encoder
         return self._encoder

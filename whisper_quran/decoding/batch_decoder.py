@@ -32,7 +32,7 @@ from .sampling import Hypotheses
 _STRIDE = 8  # steps between two checks for clips that have ended, on a GPU: a check waits for it
 _FEWEST_SLOTS = 8  # on a GPU: with fewer, a step is no faster
 _LOOP_REPEATS, _LOOP_TOKENS = 6, 24
-_SCORED_TOKENS = 512  # whose logits over the vocabulary are computed at a time: 100 MB
+_SCORED_TOKENS = 128  # whose logits over the vocabulary are computed at a time: 25 MB
 # Attended texts and, on a GPU, audio are multiples of these: few shapes, and short ones do not attend to all positions.
 _TEXT_UNIT, _AUDIO_UNIT = 64, 500
 

@@ -21,6 +21,7 @@ from ..checkpoints.dims import tokenizer_for
 from ..config import RecognitionConfig
 from ..data.audio import NO_SPEECH, SAMPLE_RATE, AudioError, Decoded, decode_files, header_seconds
 from ..data.ayat import read_text
+from ..data.features import cast
 from ..data.tables import summary
 from ..data.text import letters, normalize, quran_text
 from ..decoding.long_audio import RecognizedPiece, Transcript, transcribe_clips
@@ -164,6 +165,7 @@ def load(config: RecognitionConfig, log: Log, kind: type[R]) -> tuple[Whisper, R
     model = load_checkpoint(config.model, device)
     tokenizer_for(model.dims, config.language)  # says that the model does not know the language
     dtype = choose_precision(config.precision, device, model).dtype
+    cast(model, dtype)  # or encoder and decoder would hold copies
     recognizer = kind(quran, device, alignment_heads(model))
     return model, recognizer, {"dtype": dtype, "language": config.language, "stop_loops": True}
 
