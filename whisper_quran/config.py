@@ -47,7 +47,7 @@ class TrainingConfig:
     max_duration: float = _data(30.0, "leave out longer ayat (seconds, 30 at most)", above=0, max=30, fixed=True)
     valid_limit: int | None = _data(None, "ayat per validation reciter", min=1, fixed=True)
 
-    augment: bool = _data(False, "change voice, speed, room, band, noise, loudness and spectrogram of each clip", fixed=True)
+    augment: bool = _data(False, "change voice, speed, room, band, noise and loudness of most clips", fixed=True)
 
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)
