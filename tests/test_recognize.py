@@ -27,7 +27,7 @@ from whisper_quran.data.text import letters
 from whisper_quran.decoding.batch_decoder import BatchDecoder, DecodedClip
 from whisper_quran.decoding.long_audio import RecognizedPiece, Transcript
 from whisper_quran.decoding.quran_search import Candidate, Quran, Recognizer, Span
-from whisper_quran.decoding.word_times import alignment_heads, letter_times, token_starts, word_times
+from whisper_quran.decoding.word_times import alignment_heads, letter_times, median_filter, token_starts, word_times
 from whisper_quran.recognition import check_results, recitations
 from whisper_quran.recognition.output import subtitles
 from whisper_quran.recognition.recitations import Recitation, RecitedAyah, RecitedWord, Recognition
@@ -363,6 +363,12 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
     differences = [abs(ours[start] - word.start) for start, word in zip(starts, words, strict=True)]
     assert sorted(differences)[len(differences) // 2] <= 0.1, differences
     assert all(a <= b for a, b in pairwise(ours))
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 7, 100_000])
+def test_the_median_of_seven_frames_is_the_one_that_sorting_finds(length):
+    x = torch.randint(0, 7, (2, 3, length), generator=torch.Generator().manual_seed(0)).float()  # all orders, and ties
+    assert torch.equal(median_filter(x), timing.median_filter(x, 7))
 
 
 @pytest.mark.parametrize("text", ["قل ﴿", "قل ﻻ"])
