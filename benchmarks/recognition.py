@@ -319,50 +319,54 @@ def lookalikes(bench: Bench) -> None:
     lines = []
     for reciter in bench.args.reciters:
         ayat, cache = bench.ayat(reciter)
-        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 20 * SAMPLE_RATE]
-        pairs = confusable([normalize(ayah.text, "none").split() for ayah in ayat], bench.args.limit or len(ayat))
+        ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 15 * SAMPLE_RATE]
+        texts = [normalize(ayah.text, "none").split() for ayah in ayat]
+        pairs = confusable(texts, bench.args.limit or len(ayat))
         used = sorted({number for one, _, other, _ in pairs for number in (one, other)})
         clips = {number: np.array(cache.read(ayat[number].audio)) for number in used}
-        heard = dict(zip(used, bench.hear([clips[number] for number in used], recognizer), strict=True))
-        right: list[float] = []
-        timed = {}
-        for number, each in heard.items():
-            if recognizer.join_words(each.found) == normalize(ayat[number].text, "none"):
-                right += [doubt for run in each.found for doubt in run.doubts]
-                timed[number] = timed_words(each, recognizer)
-        pairs = [pair for pair in pairs if pair[0] in timed and pair[2] in timed]
-        starts = [[int(timed[n][word][1] * SAMPLE_RATE) for n, word in (pair[:2], pair[2:])] for pair in pairs]
-        spliced = [
-            np.concatenate([clips[one][:end], clips[other][start:]])
-            for (one, _, other, _), (end, start) in zip(pairs, starts, strict=True)
-        ]
-        doubts, written, named = [], 0, 0
-        for (one, word, other, other_word), each in zip(pairs, bench.hear(spliced, recognizer), strict=True):
-            runs = [r for p in each.pieces if p.candidate and is_likely(p.candidate) for r in p.candidate.runs]
-            # Of the first word of what was not said, if it is in what was found; other texts are no claim that it was.
-            key, doubt = (ayat[one].surah, ayat[one].number), float("inf")
-            for run in runs:
-                first = len(run.letters) - (run.span.last - run.span.first + 1)  # of the span, after the preface
-                places = bench.text.places[run.span.surah][run.span.first : run.span.last + 1]
-                at = (
-                    places.index((key[1], word + 1))
-                    if run.span.surah == key[0] and (key[1], word + 1) in places
-                    else -1
+        # As in mistakes(): the times of the words must be known, and false alarms are counted in the same ayat.
+        heard = zip(used, bench.hear([clips[number] for number in used], recognizer), strict=True)
+        whole = {number: each for number, each in heard if recognizer.join_words(each.found).split() == texts[number]}
+        starts = {number: [start for _, start, _ in timed_words(each, recognizer)] for number, each in whole.items()}
+        right = np.array([doubt for each in whole.values() for run in each.found for doubt in run.doubts])
+        pairs = [pair for pair in pairs if pair[0] in whole and pair[2] in whole]
+        if not pairs:
+            print(f"{reciter}: no two ayat with three words in common are found", flush=True)
+            continue
+        spliced = []
+        for one, word, other, its_word in pairs:
+            end, start = (int(starts[n][at] * SAMPLE_RATE) for n, at in ((one, word), (other, its_word)))
+            spliced.append(np.concatenate([clips[one][:end], clips[other][start:]]))
+        doubts: list[float] = []
+        nothing = named = written = 0
+        for (one, word, other, its_word), each in zip(pairs, bench.hear(spliced, recognizer), strict=True):
+            likely = (piece.candidate for piece in each.pieces if piece.candidate and is_likely(piece.candidate))
+            runs = [run for candidate in likely for run in candidate.runs]
+            said = {
+                (run.span.surah, *place): doubt
+                for run in runs
+                for place, doubt in zip(
+                    bench.text.places[run.span.surah][run.span.first : run.span.last + 1],
+                    run.doubts[len(run.preface.split()) :],
+                    strict=True,
                 )
-                doubt = min(doubt, run.doubts[first + at]) if at >= 0 else doubt
-            doubts.append(doubt)
-            texts = [normalize(ayat[number].text, "none").split() for number in (one, other)]
-            as_written, as_said = ("".join(texts[0]), "".join([*texts[0][:word], *texts[1][other_word:]]))
-            text = letters(each.text)
-            written += Levenshtein.distance(letters(as_written), text) < Levenshtein.distance(letters(as_said), text)
+            }
+            nothing += not runs
             named += any((ayat[other].surah, ayat[other].number) in bench.text.ayat(run.span) for run in runs)
+            if runs:  # the first word that was not said: doubted, or not among what is found at all
+                doubts.append(said.get((ayat[one].surah, ayat[one].number, word + 1), float("inf")))
+            as_written, as_said = texts[one], [*texts[one][:word], *texts[other][its_word:]]
+            distances = [
+                Levenshtein.distance(letters("".join(its)), letters(each.text)) for its in (as_written, as_said)
+            ]
+            written += distances[0] < distances[1]
         limits = {f"at {percent(rate)}": float(np.quantile(right, 1 - rate)) for rate in FALSE_ALARMS}
         for name, limit in {**limits, **DOUBTFUL}.items():
-            alarms = f"{percent(np.mean(np.array(right) > limit))} of {len(right)}"
-            noticed = percent(np.mean(np.array(doubts) > limit))
-            lines.append([reciter, name, f"{limit:.1f}", alarms, f"{noticed} of {len(pairs)}", written, named])
-    header = ["goes on as another", "", "nats", "false alarms a word", "noticed", "written as it stands", "other named"]
-    print(f"\n{markdown_table(header, lines)}", flush=True)
+            cells = [f"{limit:.1f}", f"{percent(np.mean(right > limit))} of {len(right)}"]
+            cells += [f"{percent(np.mean(np.array(doubts) > limit))} of {len(doubts)}", f"{named}", f"{written}"]
+            lines.append([f"{reciter}, {name}", *cells, f"{nothing}"])
+    header = ["goes on as another", "nats", "false alarms a word", "noticed", "other named", "written as it stands"]
+    print(f"\n{markdown_table([*header, 'nothing found'], lines)}", flush=True)
 
 
 def confusable(texts: Sequence[Sequence[str]], limit: int) -> list[tuple[int, int, int, int]]:
@@ -435,21 +439,24 @@ def repeated(bench: Bench) -> None:
 
 def others(bench: Bench) -> None:
     """Print how much is taken for the Qur'an that is not in the text."""
+    recognizer = Recognizer(bench.text, bench.device, alignment_heads(bench.model))
     lines = []
     for reciter in bench.args.reciters:
         ayat, cache = bench.ayat(reciter)
         ayat = [ayah for ayah in ayat if cache.length(ayah.audio) <= 30 * SAMPLE_RATE and len(ayah.text.split()) > 2]
-        clips = [np.array(cache.read(ayah.audio)) for ayah in ayat[: bench.args.limit]]
+        ayat = ayat[: bench.args.limit]
+        clips = [np.array(cache.read(ayah.audio)) for ayah in ayat]
         surahs = {ayah.surah for ayah in ayat}
-        text = Quran({key: words for key, words in bench.texts.items() if key[0] not in surahs})
-        recognizer = Recognizer(text, bench.device, alignment_heads(bench.model))
-        taken = [taken_words(each, recognizer) for each in bench.hear(clips, recognizer)]
-        near = [recognizer.nearest(ayah.text) for ayah in ayat[: len(clips)]]
+        rest = {key: words for key, words in bench.texts.items() if key[0] not in surahs}
+        if not rest or not ayat:
+            print(f"{reciter}: no text is left without the surahs of these ayat: give --surahs A:B", flush=True)
+            continue
+        without = Recognizer(Quran(rest), bench.device, recognizer.heads)
+        near = [without.nearest(ayah.text) for ayah in ayat]
         # Verses that say much of the same elsewhere.
-        alike = [bool(n) and n[0].cost < len(letters(a.text)) / 2 for n, a in zip(near, ayat, strict=False)]
-        backwards = [
-            taken_words(each, recognizer) for each in bench.hear([clip[::-1].copy() for clip in clips], recognizer)
-        ]
+        alike = [bool(n) and n[0].cost < len(letters(ayah.text)) / 2 for n, ayah in zip(near, ayat, strict=True)]
+        taken = [taken_words(each, without) for each in bench.hear(clips, without)]
+        backwards = bench.hear([clip[::-1].copy() for clip in clips], recognizer)
         groups = [
             [count for count, its in zip(taken, alike, strict=True) if not its],
             [count for count, its in zip(taken, alike, strict=True) if its],

@@ -98,7 +98,11 @@ def open_clips(data: Path, cache: Path, limit: int | None = None, reciters: Sequ
     ayat, _ = corpus.select(names)
     by_reciter = {name: [ayah for ayah in ayat if ayah.reciter == name] for name in names}
     if limit:
-        by_reciter = {name: its[:: max(1, len(its) // limit)][:limit] for name, its in by_reciter.items()}
+        evenly = [i / limit for i in range(limit)]
+        by_reciter = {
+            name: its if len(its) <= limit else [its[int(at * len(its))] for at in evenly]
+            for name, its in by_reciter.items()
+        }
     ayat = [ayah for its in by_reciter.values() for ayah in its]
     sources = {name: [ayah.audio for ayah in its] for name, its in by_reciter.items()}
     recordings = prepare_audio(sources, cache, workers=4)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import RUN, results_of
 
-from whisper_quran.data.batches import Clip
-from whisper_quran.data.features import log_mel
+from whisper_quran.data.batches import Batch, Clip
+from whisper_quran.data.features import context_of, log_mel
 from whisper_quran.training.augment import NOTHING, Augmentation, with_other_voice
 
 CPU = torch.device("cpu")
@@ -79,6 +79,16 @@ def test_another_voice_is_the_same_at_other_frequencies(hertz, factor, n_mels):
     assert abs(int(warped.argmax()) - int(expected.argmax())) <= 1
     assert int(mel.argmax()) != int(expected.argmax())
     assert warped.amin() == mel.amin()
+
+
+def test_the_voice_of_a_batch_is_what_was_drawn(monkeypatch):
+    augmentation, clip = Augmentation(0, CPU), Clip(1, 32_000)
+    batch = Batch(tone(1000)[None], torch.empty(1, 0), torch.empty(0), torch.empty(0), [clip])
+    for factor in (None, 1.3):
+        monkeypatch.setattr(augmentation, "_change", lambda draw, factor=factor: replace(NOTHING, voice=factor))
+        (mel,), _ = augmentation.log_mel(batch, 0, 80)
+        plain = log_mel(batch.audio, 80, [context_of(32_000)])[0]
+        assert torch.equal(mel, plain if factor is None else with_other_voice(plain, factor))
 
 
 def test_a_lower_voice_leaves_silence_above_it():

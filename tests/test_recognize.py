@@ -365,9 +365,10 @@ def test_tokens_have_the_times_that_whisper_gives_them(quran, base_weights):
     assert all(a <= b for a, b in pairwise(ours))
 
 
-@pytest.mark.parametrize("length", [1, 3, 4, 7, 100_000])
+@pytest.mark.parametrize("length", [1, 3, 4, 7, 2_000])
 def test_the_median_of_seven_frames_is_the_one_that_sorting_finds(length):
-    x = torch.randint(0, 7, (2, 3, length), generator=torch.Generator().manual_seed(0)).float()  # all orders, and ties
+    """Of zeros and ones in all patterns: what a network of minima and maxima does with these, it does with all."""
+    x = torch.randint(0, 2, (2, 3, length), generator=torch.Generator().manual_seed(0)).float()
     assert torch.equal(median_filter(x), timing.median_filter(x, 7))
 
 

@@ -18,7 +18,7 @@ import torch
 from .checkpoints import huggingface
 from .checkpoints.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, read_json, write_checkpoint
 from .checkpoints.dims import ENGLISH_VOCAB, size_name, tokenizer_for
-from .checkpoints.names import WHISPER_NAMES
+from .checkpoints.names import WHISPER_NAMES, find_checkpoint
 from .runtime import __version__
 from .runtime.console import format_size, markdown_table, printable
 from .runtime.device import DTYPES
@@ -61,11 +61,14 @@ def convert(
     if to == "ct2":
         _import_converter()
     checkpoint = read_checkpoint(source)
-    if toward:
-        checkpoint = interpolated(checkpoint, toward, share)
+    sources = [checkpoint.source]
+    if toward and toward not in WHISPER_NAMES:
+        sources.append(find_checkpoint(toward))
     work = dest.with_name(f".{dest.name}.tmp")
     _restore(work, dest)
-    _check_dest(checkpoint.source, dest, to, force)
+    _check_dest(sources, dest, to, force)
+    if toward:
+        checkpoint = interpolated(checkpoint, toward, share)
     with lock_folder(work, "conversion", "DEST"), writing(dest):
         try:
             for name in ("old", *FILES):  # of a conversion that was killed
@@ -78,7 +81,8 @@ def convert(
         finally:
             _restore(work, dest)
             shutil.rmtree(work, ignore_errors=True)
-    return _report(checkpoint, dest, f"{to}, {dtype}")
+    moved = f", with a share of {share} of {toward}" if toward else ""
+    return _report(checkpoint, dest, f"{to}, {dtype}{moved}")
 
 
 def interpolated(checkpoint: Checkpoint, model: str | Path, share: float) -> Checkpoint:
@@ -95,16 +99,16 @@ def interpolated(checkpoint: Checkpoint, model: str | Path, share: float) -> Che
     other = load_checkpoint(model)
     if other.dims != checkpoint.dims:
         raise UserError(
-            f"--toward {model}: it has another shape than {checkpoint.source}, which began as another model"
+            f"--toward {model}: it has another shape than {checkpoint.source}: give the model that was fine-tuned"
         )
     weights = other.state_dict()
     tensors = {name: torch.lerp(own.float(), weights[name], share) for name, own in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)
 
 
-def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
+def _check_dest(sources: list[Path], dest: Path, to: str, force: bool) -> None:
     """Raise a :class:`UserError` if content of ``dest`` would be lost."""
-    check_outputs([dest], [source], mark=b"")
+    check_outputs([dest], sources, mark=b"")
     if dest.is_dir() and to == "openai":
         raise UserError(f"{dest} is a folder: give DEST the name of a file, such as {dest / 'model.pt'}")
     if os.path.lexists(dest) and not force:

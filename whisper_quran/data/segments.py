@@ -53,10 +53,10 @@ def _entries(document: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield surah:ayah, what is known of the ayah, and the address of its recording, if there is one."""
     if isinstance(document, list):
         is_timed = [isinstance(each, dict) and {"surah", "ayah", "segments"} <= each.keys() for each in document]
-        for number, (each, timed) in enumerate(zip(document, is_timed, strict=True), start=1):
+        for number, (each, timed) in enumerate(zip(document, is_timed, strict=True), start=1) if any(is_timed) else ():
             if timed:
                 yield f"{each['surah']}:{each['ayah']}", each, ""
-            elif any(is_timed):
+            else:
                 yield f"item {number}", {}, ""  # is listed among those without times
     elif isinstance(document, dict):
         recordings = document.get("audio_files", [document.get("audio_file", document)])

@@ -174,9 +174,10 @@ def with_other_voice(mel: Tensor, factor: float) -> Tensor:
     Perturbation (VTLP) improves speech recognition".
     """
     count = len(mel)
-    highest = _to_mel(torch.tensor(SAMPLE_RATE / 2))
-    centres = _to_hertz(torch.arange(1, count + 1) * highest / (count + 1))
-    source = (_to_mel(centres / factor) * (count + 1) / highest - 1).to(mel.device)
+    spacing = 15 + 27 * math.log(SAMPLE_RATE / 2000, 6.4)  # mels from 0 to the highest frequency, as in _to_mel
+    spacing /= count + 1
+    centres = _to_hertz(torch.arange(1, count + 1, device=mel.device) * spacing)
+    source = _to_mel(centres / factor) / spacing - 1
     below = source.floor().long().clamp(0, count - 1)
     warped = torch.lerp(mel[below], mel[(below + 1).clamp(max=count - 1)], (source - below).clamp(0, 1)[:, None])
     return warped.masked_fill_((source > count - 0.5)[:, None], mel.amin())
