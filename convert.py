@@ -4,7 +4,6 @@
   python convert.py whisper-small-quran/ model.pt           a Hugging Face folder
   python convert.py runs/experiment-2a/best.pt hf --to hf   transformers opens the folder hf
   python convert.py runs/mine/best.pt ct2 --to ct2          faster-whisper opens the folder ct2
-  python convert.py runs/mine/best.pt other.pt --toward base          a part of the way back: docs/training.md
 
 A Hugging Face folder has a model card, README.md: of a checkpoint in its run's folder it says the data and the rates.
 --to ct2 needs CTranslate2 and transformers (pip install ctranslate2 transformers).
@@ -13,7 +12,7 @@ SOURCE is recognised by what is in it: a PyTorch Lightning .ckpt, a Whisper .pt,
 model.safetensors or pytorch_model.bin. Nothing in it is executed, and no class of yours is needed to open it.
 """
 
-from whisper_quran.checkpoints.names import check_model_source, find_checkpoint
+from whisper_quran.checkpoints.names import find_checkpoint
 from whisper_quran.runtime.command_line import Parser
 from whisper_quran.runtime.errors import UserError, run_command
 
@@ -29,21 +28,12 @@ def main() -> None:
     parser.add_argument(
         "--language", help="what a Hugging Face Whisper transcribes unless told otherwise (default: ar)"
     )
-    parser.add_argument(
-        "--toward", metavar="MODEL", help="move the weights towards those of the model that SOURCE was fine-tuned from"
-    )
-    parser.add_argument("--share", type=float, help="MODEL's part of the result, 0 to 1 (default: 0.3)")
     parser.add_argument("--force", action="store_true", help="replace DEST if it is there already")
     options = parser.parse_args()
     if options.language and options.to == "openai":
         raise UserError("--language: a Whisper .pt has none; leave it out, or choose --to hf")
     options.language = options.language or "ar"
     find_checkpoint(options.source)
-    if options.toward:
-        check_model_source(options.toward)
-    elif options.share is not None:
-        raise UserError("--share: it is the part of another model, which --toward names")
-    options.share = 0.3 if options.share is None else options.share
     # Imported here so that --help, a wrong option and a wrong path answer at once: torch takes seconds.
     from whisper_quran.convert import convert
 

@@ -191,30 +191,6 @@ def test_the_command_converts_and_says_what_it_left_out(tmp_path: Path, capsys: 
         assert torch.equal(opened.state_dict()[name], tensor.half().float())
 
 
-def test_weights_move_toward_those_of_another_model(saved: Path, tmp_path: Path, capsys) -> None:
-    save_checkpoint(tmp_path / "other.pt", small_whisper(seed=1), torch.float32)
-    source, other = weights(saved), weights(tmp_path / "other.pt")
-    assert (
-        run(saved, tmp_path / "mixed.pt", "--toward", tmp_path / "other.pt", "--share", 0.25, "--dtype", "fp32") is None
-    )
-    assert "a share of 0.25 of " in capsys.readouterr().out
-    for name, mixed in weights(tmp_path / "mixed.pt").items():
-        torch.testing.assert_close(mixed, 0.75 * source[name] + 0.25 * other[name])
-    whisper.load_model(str(tmp_path / "mixed.pt"), device="cpu")
-
-    save_checkpoint(tmp_path / "larger.pt", small_whisper(n_text_layer=3), torch.float32)
-    dest = tmp_path / "refused.pt"
-    assert "another shape" in run(saved, dest, "--toward", tmp_path / "larger.pt")
-    assert "from 0" in run(saved, dest, "--toward", tmp_path / "other.pt", "--share", 30)
-    assert "no file or folder" in run(saved, dest, "--toward", tmp_path / "none.pt")
-    assert "--toward" in run(saved, dest, "--share", 0.5)
-    before = (tmp_path / "other.pt").read_bytes()
-    assert run(saved, tmp_path / "other.pt", "--toward", tmp_path / "other.pt", "--force")
-    assert (tmp_path / "other.pt").read_bytes() == before
-    assert "--to hf" in run(saved, dest, "--toward", tmp_path / "other.pt", "--to", "hf")
-    assert not dest.exists()
-
-
 def test_dest_is_replaced_only_with_force(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "there.pt").write_text("as it was")
     assert "is there already: give another DEST, or --force" in run(saved, tmp_path / "there.pt")

@@ -9,16 +9,13 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .checkpoints import huggingface
-from .checkpoints.checkpoint import Checkpoint, load_checkpoint, read_checkpoint, read_json, write_checkpoint
+from .checkpoints.checkpoint import Checkpoint, read_checkpoint, read_json, write_checkpoint
 from .checkpoints.dims import ENGLISH_VOCAB, size_name, tokenizer_for
-from .checkpoints.names import WHISPER_NAMES, find_checkpoint
+from .checkpoints.names import WHISPER_NAMES
 from .runtime import __version__
 from .runtime.console import format_size, markdown_table, printable
 from .runtime.device import DTYPES
@@ -42,33 +39,23 @@ def convert(
     dtype: str = "fp16",
     language: str = "ar",
     force: bool = False,
-    toward: str | Path | None = None,
-    share: float = 0.3,
 ) -> str:
     """Convert the Whisper in ``source`` and return a report of what was read, left out and written.
 
     ``dest`` is written in a hidden folder beside it, then renamed. ``to`` is "openai", "hf" or "ct2"; ``dtype`` is
-    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper. For ``toward``
-    and ``share`` see :func:`interpolated`.
+    "fp16", "bf16" or "fp32"; ``language`` is the default language of a Hugging Face Whisper.
 
     Raises:
         UserError: ``source`` is no checkpoint that :func:`read_checkpoint` opens, ``dest`` cannot be written, or is
-            there already and not ``force``, or CTranslate2 is not installed; or as of :func:`interpolated`.
+            there already and not ``force``, or CTranslate2 is not installed.
     """
     dest = Path(os.path.abspath(dest))
-    if toward and to != "openai":
-        raise UserError(f"--toward writes a Whisper .pt: leave out --to {to}, and convert that file then")
     if to == "ct2":
         _import_converter()
     checkpoint = read_checkpoint(source)
-    sources = [checkpoint.source]
-    if toward and toward not in WHISPER_NAMES:
-        sources.append(find_checkpoint(toward))
     work = dest.with_name(f".{dest.name}.tmp")
     _restore(work, dest)
-    _check_dest(sources, dest, to, force)
-    if toward:
-        checkpoint = interpolated(checkpoint, toward, share)
+    _check_dest(checkpoint.source, dest, to, force)
     with lock_folder(work, "conversion", "DEST"), writing(dest):
         try:
             for name in ("old", *FILES):  # of a conversion that was killed
@@ -81,34 +68,12 @@ def convert(
         finally:
             _restore(work, dest)
             shutil.rmtree(work, ignore_errors=True)
-    moved = f", with a share of {share} of {toward}" if toward else ""
-    return _report(checkpoint, dest, f"{to}, {dtype}{moved}")
+    return _report(checkpoint, dest, f"{to}, {dtype}")
 
 
-def interpolated(checkpoint: Checkpoint, model: str | Path, share: float) -> Checkpoint:
-    """Move the weights of ``checkpoint`` by a ``share`` (0 to 1) towards those of the ``model`` it was trained from.
-
-    It forgets a part of what it learnt, and hears voices unlike those it was trained on better (Wortsman et al., 2022,
-    "Robust fine-tuning of zero-shot models").
-
-    Raises:
-        UserError: there is no such model, it has another shape, or ``share`` is no share.
-    """
-    if not 0 <= share <= 1:
-        raise UserError(f"--share {share}: it is from 0, the checkpoint itself, to 1, {model}")
-    other = load_checkpoint(model)
-    if other.dims != checkpoint.dims:
-        raise UserError(
-            f"--toward {model}: it has another shape than {checkpoint.source}: give the model that was fine-tuned"
-        )
-    weights = other.state_dict()
-    tensors = {name: torch.lerp(own.float(), weights[name], share) for name, own in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors=tensors)
-
-
-def _check_dest(sources: list[Path], dest: Path, to: str, force: bool) -> None:
+def _check_dest(source: Path, dest: Path, to: str, force: bool) -> None:
     """Raise a :class:`UserError` if content of ``dest`` would be lost."""
-    check_outputs([dest], sources, mark=b"")
+    check_outputs([dest], [source], mark=b"")
     if dest.is_dir() and to == "openai":
         raise UserError(f"{dest} is a folder: give DEST the name of a file, such as {dest / 'model.pt'}")
     if os.path.lexists(dest) and not force:
