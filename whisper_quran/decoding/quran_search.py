@@ -45,7 +45,8 @@ _MARGIN = 2  # a span that costs this much more than the nearest, at most, is a 
 _SCORED = 12  # texts at most that the model scores
 _CLEAR = 0.3  # of the letters: what costs no more needs no score, if nothing else is near
 _PASS_BREAK = 2  # the cost of an end inside an ayah where a reciter goes back: after a breath, often
-_REPEATED = 1 / 6  # of the letters: with fewer wrong, nothing is looked for that was said again
+_REPEATED = 1 / 12  # of the letters: with fewer wrong, nothing is looked for that was said again
+_UNSURE = 0.4  # of the letters: if more differ, what was said again may be in another place
 
 # The path from piece to piece; costs are in nats.
 _LETTER = 3.0
@@ -358,13 +359,13 @@ class Recognizer:
         # A preface, even if its end was not heard.
         cuts = ((each, end) for each in self.prefaces for end in range(len(each) + 1))
         preface, begin = min(cuts, key=lambda cut: Levenshtein.distance(cut[0], query[: cut[1]]) - len(cut[0]) / 3)
-        if nearest:
-            lasts = {self.numbers.index((nearest[0].span.surah, nearest[0].span.last))}
-        else:  # the halves of a text that is said several times are nearer to it than the whole
+        lasts = {self.numbers.index((each.span.surah, each.span.last)) for each in nearest[:1]}
+        if not nearest or nearest[0].cost > _UNSURE * len(query):
+            # The halves of a text that is said several times are nearer to it than the whole.
             half = (begin + len(query)) // 2
             parts = filter(None, (query[begin:half], query[half:]))
             costs = (self._end_costs(self.costs.encode(part).tolist()) for part in parts)
-            lasts = {int(each[: -len(self.quran.apart)].argmin()) for each in costs}
+            lasts |= {int(each[: -len(self.quran.apart)].argmin()) for each in costs}
         found = [self._passes_near(last, heard, query, preface, begin) for last in lasts]
         best = min((each for each in found if each), key=lambda each: each.cost, default=None)
         return best if best and best.cost < (nearest[0].cost if nearest else len(query) / 2) else None
