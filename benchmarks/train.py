@@ -91,20 +91,16 @@ def make_model(size: str, device: torch.device | str = "cpu", layers: int | None
 
 
 def open_clips(data: Path, cache: Path, limit: int | None = None, reciters: Sequence[str] = ()) -> Clips:
-    """Decode the ayat under ``data``, of every reciter (or of ``reciters``) at most ``limit`` from all over the text,
-    and pair them with their tokens."""
+    """Decode the ayat under ``data``, of every reciter (or of ``reciters``), and pair them with their tokens; at most
+    ``limit`` for each reciter that there is, evenly from all ayat, so that they are as long as all are."""
     corpus = open_corpus(data)
     names = reciters or corpus.reciters
     ayat, _ = corpus.select(names)
-    by_reciter = {name: [ayah for ayah in ayat if ayah.reciter == name] for name in names}
-    if limit:
-        evenly = [i / limit for i in range(limit)]
-        by_reciter = {
-            name: its if len(its) <= limit else [its[int(at * len(its))] for at in evenly]
-            for name, its in by_reciter.items()
-        }
-    ayat = [ayah for its in by_reciter.values() for ayah in its]
-    sources = {name: [ayah.audio for ayah in its] for name, its in by_reciter.items()}
+    if limit and (count := limit * len(names)) < len(ayat):
+        ayat = [ayat[i * len(ayat) // count] for i in range(count)]
+    sources: dict[str, list[Path]] = {}
+    for ayah in ayat:
+        sources.setdefault(ayah.reciter, []).append(ayah.audio)
     recordings = prepare_audio(sources, cache, workers=4)
     tokenizer = get_tokenizer(True, num_languages=99, language="ar", task="transcribe")
     return Clips(build_examples(ayat, recordings, tokenizer, 30, 448)[0], recordings)

@@ -334,6 +334,27 @@ def test_passes_cost_no_more_than_any_single_run(words, heard, data):
 
 
 @pytest.mark.parametrize(
+    ("heard", "passes"),
+    [
+        ("قل هو الله أحد الله الصمد", []),
+        # Near to 81:4 to 81:8, which differs in 11 of 72 letters.
+        (
+            "وإذا البحار سجرت وإذا النفوس زوجت وإذا البحار سجرت وإذا النفوس زوجت وإذا الموءودة سئلت",
+            ["81:6:1-81:7:3", "81:6:1-81:8:3"],
+        ),
+        # The whole is nearest to 23:8.
+        (
+            "الذين هم عن صلاتهم ساهوهم عن صلاتهم ساهون الذين هم عن صلاتهم ساهون",
+            ["107:5:1-107:5:5", "107:5:2-107:5:5", "107:5:1-107:5:5"],
+        ),
+    ],
+)
+def test_what_is_said_again_is_found_as_passes(recognizer, text, heard, passes):
+    again = recognizer.repeated(heard, recognizer.nearest(heard, 2))
+    assert [text.describe(run.span) for run in (again.passes if again else ())] == passes
+
+
+@pytest.mark.parametrize(
     ("heard", "of_heard", "of_written", "doubts"),
     [
         ("3. قل هو الله أحد", [-1] * 5, [-1] * 5, (0, 0, 0, 0)),
