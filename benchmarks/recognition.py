@@ -304,6 +304,11 @@ def mistakes(bench: Bench) -> None:
     print(f"\n{markdown_table(['', 'false alarms a word', 'nats', *MISTAKES], lines)}", flush=True)
 
 
+def likely(transcript: Transcript) -> list[Candidate]:
+    """Return what is found in the pieces of a clip and is not said to be other speech."""
+    return [each.candidate for each in transcript.pieces if each.candidate and is_likely(each.candidate)]
+
+
 def timed_words(transcript: Transcript, recognizer: Recognizer) -> list[tuple[str, float, float]]:
     """Return the words that were found in a clip of one piece, and when each is said."""
     return [
@@ -340,8 +345,7 @@ def lookalikes(bench: Bench) -> None:
         doubts: list[float] = []
         nothing = named = written = 0
         for (one, word, other, its_word), each in zip(pairs, bench.hear(spliced, recognizer), strict=True):
-            likely = (piece.candidate for piece in each.pieces if piece.candidate and is_likely(piece.candidate))
-            runs = [run for candidate in likely for run in candidate.runs]
+            runs = [run for candidate in likely(each) for run in candidate.runs]
             said = {
                 (run.span.surah, *place): doubt
                 for run in runs
@@ -424,8 +428,8 @@ def repeated(bench: Bench) -> None:
             expected.append([[(ayat[k].surah, ayat[k].number) for k in its] for its in said])
         right = np.zeros((len(REPEATS), 2), dtype=int)
         for count, (heard, its) in enumerate(zip(bench.hear(spliced, recognizer), expected, strict=True)):
-            likely = [each.candidate for each in heard.pieces if each.candidate and is_likely(each.candidate)]
-            passes = [bench.text.ayat(span) for span in joined(run.span for each in likely for run in each.runs)]
+            spans = joined(run.span for each in likely(heard) for run in each.runs)
+            passes = [bench.text.ayat(span) for span in spans]
             # By their words: the same may stand in several places.
             same = [[bench.texts[key] for key in each] for each in passes] == [[bench.texts[k] for k in e] for e in its]
             right[count // 2 % len(REPEATS)] += [same, 1]
@@ -455,23 +459,17 @@ def others(bench: Bench) -> None:
         near = [without.nearest(ayah.text) for ayah in ayat]
         # Verses that say much of the same elsewhere.
         alike = [bool(n) and n[0].cost < len(letters(ayah.text)) / 2 for n, ayah in zip(near, ayat, strict=True)]
-        taken = [taken_words(each, without) for each in bench.hear(clips, without)]
+        taken = [len(without.join_words(likely(each)).split()) for each in bench.hear(clips, without)]
         backwards = bench.hear([clip[::-1].copy() for clip in clips], recognizer)
         groups = [
             [count for count, its in zip(taken, alike, strict=True) if not its],
             [count for count, its in zip(taken, alike, strict=True) if its],
-            [taken_words(each, recognizer) for each in backwards],
+            [len(recognizer.join_words(likely(each)).split()) for each in backwards],
         ]
         cells = [f"{sum(n > 2 for n in its)} of {len(its)} ({sum(n > 0 for n in its)})" for its in groups]
         lines.append([reciter, f"{min(surahs)} to {max(surahs)}", *cells])
     header = ["taken for the Qur'an", "text without surahs", "ayat", "with a look-alike", "backwards"]
     print(f"\n{markdown_table(header, lines)}\n\nwith three words and more (at all)", flush=True)
-
-
-def taken_words(transcript: Transcript, recognizer: Recognizer) -> int:
-    """Return how many words were found, in pieces that are likely."""
-    likely = (each.candidate for each in transcript.pieces if each.candidate and is_likely(each.candidate))
-    return sum(len(recognizer.words(candidate)) for candidate in likely)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

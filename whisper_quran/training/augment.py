@@ -174,7 +174,7 @@ def with_other_voice(mel: Tensor, factor: float) -> Tensor:
     Perturbation (VTLP) improves speech recognition".
     """
     count = len(mel)
-    spacing = (15 + 27 * math.log(SAMPLE_RATE / 2000, 6.4)) / (count + 1)  # mels from one centre to the next
+    spacing = float(_to_mel(torch.tensor(SAMPLE_RATE / 2))) / (count + 1)  # mels from one centre to the next
     centres = _to_hertz(torch.arange(1, count + 1, device=mel.device) * spacing)
     source = _to_mel(centres / factor) / spacing - 1
     below = source.floor().long().clamp(0, count - 1)
