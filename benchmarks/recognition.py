@@ -291,17 +291,22 @@ def mistakes(bench: Bench) -> None:
         for (kind, at, _), each in zip(wrong, bench.hear([clip for *_, clip in wrong], recognizer), strict=True):
             doubts = [doubt for run in each.found for doubt in run.doubts]
             found[kind].append(doubts[at] if len(each.found) == 1 and at < len(doubts) else float("inf"))
-        for rate in FALSE_ALARMS:
-            limit = float(np.quantile(right, 1 - rate))
-            shares = [f"{percent(np.mean(np.array(each) > limit))} of {len(each)}" for each in found if each]
-            lines.append([reciter, percent(rate), f"{limit:.1f}", *shares])
-        for name, limit in DOUBTFUL.items():
-            shares = [
-                f"{percent(np.mean(np.array(each) >= max(limit, 0.01)))} of {len(each)}" for each in found if each
-            ]
-            alarms = f"{percent(np.mean(right >= max(limit, 0.01)))} of {len(right)}"
+        for name, limit in limits(right).items():
+            shares = [f"{percent(marked(each, limit))} of {len(each)}" for each in found if each]
+            alarms = f"{percent(marked(right, limit))} of {len(right)}"
             lines.append([f"{reciter}, {name}", alarms, f"{limit:.1f}", *shares])
     print(f"\n{markdown_table(['', 'false alarms a word', 'nats', *MISTAKES], lines)}", flush=True)
+
+
+def limits(right: np.ndarray) -> dict[str, float]:
+    """Return the limits of doubt, in nats: those of so many false alarms in words that are ``right``, and those that
+    have a name."""
+    return {f"at {percent(rate)}": float(np.quantile(right, 1 - rate)) for rate in FALSE_ALARMS} | DOUBTFUL
+
+
+def marked(doubts: Sequence[float] | np.ndarray, limit: float) -> float:
+    """Return the share of words that are doubted by more than ``limit``."""
+    return float(np.mean(np.asarray(doubts) > limit))
 
 
 def likely(transcript: Transcript) -> list[Candidate]:
@@ -364,10 +369,9 @@ def lookalikes(bench: Bench) -> None:
                 Levenshtein.distance(letters("".join(its)), letters(each.text)) for its in (as_written, as_said)
             ]
             written += distances[0] < distances[1]
-        limits = {f"at {percent(rate)}": float(np.quantile(right, 1 - rate)) for rate in FALSE_ALARMS}
-        for name, limit in {**limits, **DOUBTFUL}.items():
-            cells = [f"{limit:.1f}", f"{percent(np.mean(right > limit))} of {len(right)}"]
-            cells += [f"{percent(np.mean(np.array(doubts) > limit))} of {len(doubts)}", f"{named}", f"{written}"]
+        for name, limit in limits(right).items():
+            cells = [f"{limit:.1f}", f"{percent(marked(right, limit))} of {len(right)}"]
+            cells += [f"{percent(marked(doubts, limit))} of {len(doubts)}", f"{named}", f"{written}"]
             lines.append([f"{reciter}, {name}", *cells, f"{nothing}"])
     header = ["goes on as another", "nats", "false alarms a word", "noticed", "other named", "written as it stands"]
     print(f"\n{markdown_table([*header, 'nothing found'], lines)}", flush=True)

@@ -563,7 +563,15 @@ def test_two_columns_that_both_fit_are_said(tmp_path):
     corpus = open_corpus(Path("unused"), manifest=tmp_path / "list.csv", log=told.append)
     assert [a.text for a in corpus.select(["A"])[0]] == ["words"]
     assert told[0].endswith("audio, text, reciter from speaker are read, not path, sentence")
-    with pytest.raises(UserError, match=r"no reciter B in .*there are A"):
+    with pytest.raises(UserError, match=r"no reciter B in .*there are A: name"):
+        corpus.select(["B"])
+
+
+def test_why_a_reciter_is_not_there_is_said(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "list.csv").write_text("audio,text,speaker,start,end\na.wav,words,A,0,1\na.wav,words,B,,\n")
+    corpus = open_corpus(Path("unused"), manifest=tmp_path / "list.csv")
+    with pytest.raises(UserError, match=r"there are A \(left out: 1 the start is not a time in seconds\): name"):
         corpus.select(["B"])
 
 
