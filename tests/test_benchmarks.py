@@ -1,5 +1,5 @@
 """benchmarks/gpu.py, whole, on the CPU: every part ends, and one that breaks leaves the others as they were; and
-a smaller one: benchmarks/memory.py counts what a real step takes."""
+some smaller ones: benchmarks/memory.py counts what a real step takes."""
 
 import json
 import os
@@ -9,6 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rapidfuzz.distance import Levenshtein
+
+from whisper_quran import load_checkpoint
+from whisper_quran.data.audio import as_part
+from whisper_quran.data.audio_cache import prepare_audio
+from whisper_quran.data.corpus import open_corpus
+from whisper_quran.data.text import letters
+from whisper_quran.decoding.long_audio import transcribe_clips
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = "training decoding throughput context augmentation evaluation scaler memory attention peers nccl".split()
@@ -116,6 +124,31 @@ def test_recognition_is_measured_in_all_parts(ayat, base_weights):
     assert max(nearest, constrained) < free / 3 and min(found_nearest, found) >= 80
     assert long[1] == "1:1 to 1:5" and long[3] == "5 of 5"
     assert int(cut[1]) <= 5 and len(words) == 5
+
+
+@pytest.mark.slow
+def test_pieces_are_the_words_that_their_texts_say(ayat, base_weights, tmp_path):
+    """Of surah 1, three of whose first five ayat have four words: what is heard is nearer to them than to the ayah."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "pieces.py"), "--data", str(ayat), "--model"]
+    command += [str(base_weights / "base.pt"), "--reciters", "Yasser_Salama_hadr", "--cache", str(tmp_path), "--share"]
+    for share, said in (("1", "3 pieces and 0 whole ayat"), ("0", "0 pieces and 5 whole ayat")):
+        done = subprocess.run(
+            [*command, share, "--out", str(tmp_path / f"{share}.csv")], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    whole, pieces = (open_corpus(ayat, manifest=tmp_path / f"{share}.csv") for share in "01")
+    assert not whole.skipped and not pieces.skipped
+    texts = {str(as_part(ayah.audio).path): ayah.text for ayah in whole.select(whole.reciters)[0]}
+    found = pieces.select(pieces.reciters)[0]
+    cache = prepare_audio({"A": [ayah.audio for ayah in found]}, tmp_path, 1)
+    assert not cache.skipped
+    clips = [cache.read(ayah.audio) for ayah in found]
+    for each in transcribe_clips(load_checkpoint(base_weights / "base.pt"), clips, batch_size=4, language="ar"):
+        ayah = found[each.clip]
+        all_words = texts[str(as_part(ayah.audio).path)]
+        assert f" {ayah.text} " in f" {all_words} " and ayah.text != all_words
+        distances = [Levenshtein.distance(letters(text), letters(each.text)) for text in (ayah.text, all_words)]
+        assert distances[0] < distances[1], (ayah.text, each.text)
 
 
 @pytest.mark.soak
