@@ -57,10 +57,16 @@ class Objective(nn.Module):
         self, audio: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """Compute :meth:`loss` of mel spectrograms (batch, n_mels, 2 n), or of a frozen encoder's audio features."""
-        features = audio
-        if self.train_encoder:
-            features = encode(self.whisper.encoder, audio, mask, partial(self._run, encode_block))
-        return self.loss(features, tokens, positions, targets, mask)
+        return self.loss(self._encode(audio, mask) if self.train_encoder else audio, tokens, positions, targets, mask)
+
+    def _encode(self, mel: Tensor, mask: Tensor | None) -> Tensor:
+        run = partial(encode, self.whisper.encoder, run_block=partial(self._run, encode_block))
+        if mask is None or mel.device.type != "cpu":
+            return run(mel, mask)
+        # A CPU is faster clip by clip, without padding and mask.
+        contexts = mask.sum(dim=-1).flatten().tolist()
+        clips = [run(each[None, :, : 2 * context])[0] for each, context in zip(mel, contexts, strict=True)]
+        return nn.utils.rnn.pad_sequence(clips, batch_first=True)
 
     def _run(self, run_block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return checkpoint(run_block, *inputs, use_reentrant=False) if self.grad_checkpoint else run_block(*inputs)
