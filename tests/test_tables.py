@@ -571,7 +571,7 @@ def test_why_a_reciter_is_not_there_is_said(tmp_path):
     (tmp_path / "a.wav").touch()
     (tmp_path / "list.csv").write_text("audio,text,speaker,start,end\na.wav,words,A,0,1\na.wav,words,B,,\n")
     corpus = open_corpus(Path("unused"), manifest=tmp_path / "list.csv")
-    with pytest.raises(UserError, match=r"there are A \(left out: 1 the start is not a time in seconds\): name"):
+    with pytest.raises(UserError, match=r"there are A \(rows left out: 1 the start is not a time in seconds\): name"):
         corpus.select(["B"])
 
 

@@ -233,8 +233,8 @@ def test_the_rate_and_warmup_suit_the_hours_and_are_experiment_2as_at_its_100():
     assert chosen(1, steps=45) == (1e-4, 4)  # at most a tenth of the run
     assert chosen(1, pretrained=False) == (5e-4, 2) and "no known size" in said[-1]
     assert chosen(1, lora=16) == (5e-4, 10) and "adapters" in said[-1]
-    assert chosen(100, train_encoder=True) == (1e-4, 2) and "an encoder that is trained" in said[-1]
-    assert chosen(1, train_encoder=True) == (1e-4, 10) and chosen(100, train_encoder=True, lr=3e-4) == (3e-4, 2)
+    assert chosen(100, train_encoder=True) == (1e-4, 10) and "for 100.0 h of audio, with the encoder" in said[-1]
+    assert chosen(5, train_encoder=True) == (1e-4, 25) and chosen(100, train_encoder=True, lr=3e-4) == (3e-4, 10)
     assert chosen(1, train_encoder=True, pretrained=False) == (5e-4, 2)
     assert chosen(1, train_encoder=True, lora=16) == (5e-4, 10)
     assert chosen(1, lr=1e-3) == (1e-3, 10) and chosen(1, warmup_steps=0) == (1e-4, 0)

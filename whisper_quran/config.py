@@ -51,7 +51,7 @@ class TrainingConfig:
 
     model: str = _model("small", "Whisper name or checkpoint to start from", fixed=True)
     language: str = _model("ar", "language token", fixed=True)
-    train_encoder: bool = _model(False, "train the encoder too: better, and slower (2A froze it)", fixed=True)
+    train_encoder: bool = _model(False, "train the encoder too, which is slower (2A froze it)", fixed=True)
     lora: int | None = _model(None, "train adapters of this rank: less memory", min=1, fixed=True, metavar="RANK")
 
     epochs: int = _training(10, "passes over the training ayat", min=1, max=10_000, fixed=True)

@@ -52,7 +52,7 @@ class Corpus:
             if reciter not in self.reciters:
                 there = list(self.reciters)
                 more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-                more += f" (left out: {summary(self.skipped)})" if self.skipped else ""
+                more += f" (rows left out: {summary(self.skipped)})" if self.skipped and not self.texts else ""
                 raise UserError(
                     f"no reciter {reciter} in {self.source}: {did_you_mean(reciter, there)}there are "
                     f"{', '.join(there[:20])}{more}: name some with {option}, separated by spaces"

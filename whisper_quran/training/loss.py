@@ -60,11 +60,12 @@ class Objective(nn.Module):
         return self.loss(self._encode(audio, mask) if self.train_encoder else audio, tokens, positions, targets, mask)
 
     def _encode(self, mel: Tensor, mask: Tensor | None) -> Tensor:
+        """Encode mel spectrograms (batch, n_mels, 2 n) into (batch, n, n_audio_state); padding is not zero on a GPU."""
         run = partial(encode, self.whisper.encoder, run_block=partial(self._run, encode_block))
-        if mask is None or mel.device.type != "cpu":
+        if mel.device.type != "cpu":
             return run(mel, mask)
         # A CPU is faster clip by clip, without padding and mask.
-        contexts = mask.sum(dim=-1).flatten().tolist()
+        contexts = [mel.shape[2] // 2] * len(mel) if mask is None else mask.sum(dim=-1).flatten().tolist()
         clips = [run(each[None, :, : 2 * context])[0] for each, context in zip(mel, contexts, strict=True)]
         return nn.utils.rnn.pad_sequence(clips, batch_first=True)
 
