@@ -203,7 +203,7 @@ def _find_recording(folder: Path, row: dict[str, Any]) -> tuple[Path | Part | No
         if audio is None:
             return None, reason
     times = {}
-    for name in {"start", "end", "duration"} & row.keys():
+    for name in [name for name in ("start", "end", "duration") if name in row]:
         if not _SECONDS.fullmatch(seconds := row[name].replace(",", ".")):
             return None, f"the {name} is not a time in seconds: {seconds or 'it is empty'}"
         times[name] = float(seconds)
