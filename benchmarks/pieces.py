@@ -72,11 +72,10 @@ def draw_words(ayah: Ayah) -> tuple[int, int]:
     return first, first + length
 
 
-def time_of(word: int, starts: Sequence[float], samples: np.ndarray) -> float:
+def time_of(word: int, starts: Sequence[float], energy: np.ndarray, seconds: float) -> float:
     """Return where to cut before ``word``, or after the last: in seconds, at the quietest place near its start."""
     if word in (0, len(starts)):
-        return len(samples) / SAMPLE_RATE if word else 0.0
-    energy = smoothed_energy(samples, QUIET_FRAMES)
+        return seconds if word else 0.0
     low, high = (round((starts[word] + near) * SAMPLE_RATE / FRAME) for near in (-CUT_WITHIN, CUT_WITHIN))
     low = max(0, low)
     return (low + int(energy[low : high + 1].argmin())) * FRAME / SAMPLE_RATE
@@ -109,8 +108,9 @@ def main() -> None:
     cut.sort(key=lambda ayah: cache.length(ayah.audio))  # little padding
     pieces: dict[Ayah, list[str]] = {}
     for ayah, starts in word_starts(args.model, cut, cache):
-        samples, (first, after) = cache.read(ayah.audio), draw_words(ayah)
-        start, end = (time_of(word, starts, samples) for word in (first, after))
+        energy = smoothed_energy(cache.read(ayah.audio), QUIET_FRAMES)
+        seconds, (first, after) = cache.length(ayah.audio) / SAMPLE_RATE, draw_words(ayah)
+        start, end = (time_of(word, starts, energy, seconds) for word in (first, after))
         if end - start >= SHORTEST_WORD * (after - first):
             pieces[ayah] = row_of(ayah, " ".join(ayah.text.split()[first:after]), start, end)
     rows = []

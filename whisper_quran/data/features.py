@@ -10,6 +10,7 @@ depend on the other clips. Here the maximum is taken per clip.
 from collections.abc import Callable, Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -158,6 +159,18 @@ def encode(
     return encoder.ln_post(x)
 
 
+def encode_some_at_once(
+    encode: Callable[[Tensor, Tensor | None], Tensor], mel: Tensor, contexts: Sequence[int], at_once: int
+) -> Tensor:
+    """Encode log-mel spectrograms (batch, n_mels, 2 * longest context), so many together, into audio features (batch,
+    longest context, n_audio_state)."""
+    rows: list[Tensor] = []
+    for first in range(0, len(contexts), at_once):
+        some = contexts[first : first + at_once]
+        rows += encode(mel[first : first + at_once, :, : 2 * max(some)], audio_mask(some, mel.device))
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast the matrices of a Whisper, or of a part of it, in place; whisper computes LayerNorm in fp32."""
     for module in model.modules():
@@ -217,12 +230,7 @@ class FrozenEncoder:
         encoder, mel = self._on(mel.device), mel.to(self.dtype)
         # A CPU is faster clip by clip. On a GPU a few neighbours, which are of similar length, need little padding.
         at_once = 1 if mel.device.type == "cpu" else 8
-        rows: list[Tensor] = []
-        for first in range(0, len(contexts), at_once):
-            some = contexts[first : first + at_once]
-            clips = mel[first : first + at_once, :, : 2 * max(some)]
-            rows += self._encode(encoder, clips, audio_mask(some, mel.device))
-        return AudioFeatures(nn.utils.rnn.pad_sequence(rows, batch_first=True), contexts)
+        return AudioFeatures(encode_some_at_once(partial(self._encode, encoder), mel, contexts, at_once), contexts)
 
     def _on(self, device: torch.device) -> AudioEncoder:
         if self._encoder is None:

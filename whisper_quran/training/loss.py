@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from whisper.model import MultiHeadAttention, ResidualAttentionBlock, Whisper
 
-from ..data.features import attend, encode, encode_block
+from ..data.features import attend, encode, encode_block, encode_some_at_once
 from ..runtime.errors import UserError
 
 
@@ -66,8 +66,7 @@ class Objective(nn.Module):
             return run(mel, mask)
         # A CPU is faster clip by clip, without padding and mask.
         contexts = [mel.shape[2] // 2] * len(mel) if mask is None else mask.sum(dim=-1).flatten().tolist()
-        clips = [run(each[None, :, : 2 * context])[0] for each, context in zip(mel, contexts, strict=True)]
-        return nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        return encode_some_at_once(run, mel, contexts, 1)
 
     def _run(self, run_block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return checkpoint(run_block, *inputs, use_reentrant=False) if self.grad_checkpoint else run_block(*inputs)
